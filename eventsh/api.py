@@ -1,0 +1,283 @@
+"""The events API: `Events` for any program, `AsyncEvents` for a program with a loop, and the process's default bus.
+
+Both are faces of a bus, which holds what the program has registered and posted; the work is done in runtime/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Coroutine
+from typing import Any, Self, TypeVar
+
+from eventsh.errors import EventError
+from eventsh.event import EventList
+from eventsh.options import Options
+from eventsh.runtime.bus import Bus, default_bus
+from eventsh.runtime.hosted import LoopThread
+
+__all__ = ["AsyncEvents", "Events", "default_events", "event_list"]
+
+T = TypeVar("T")
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+class _Face:
+    """What `Events` and `AsyncEvents` have in common: all that does not wait."""
+
+    def __init__(self, bus: Bus, address: str | None, options: dict[str, Any]) -> None:
+        self._bus = bus
+        self._address = address
+        self._values = options
+        if options:
+            Options.from_values(**options)
+
+    @classmethod
+    def _over(cls, bus: Bus) -> Self:
+        """Another face of `bus`."""
+        face = cls.__new__(cls)
+        _Face.__init__(face, bus, None, {})
+        return face
+
+    def configured(self) -> bool:
+        """Whether `configure` was called, and `close` not since."""
+        return self._bus.client is not None
+
+    @property
+    def worker_id(self) -> int | None:
+        """The slot of this process; None for an observer, or while it has none."""
+        return self._bus.session.worker_id if self._bus.client is not None else None
+
+    @property
+    def address(self) -> str | None:
+        """Where this bus is configured to attach."""
+        return None if self._bus.address is None else str(self._bus.address)
+
+    def post(self, source: str, event: str, data: Any = None, unique: str | None = None) -> bool:
+        """Hand an event over for delivery to every worker, this one included, or to one alone if `unique` is a key.
+
+        True, or an error is raised and nothing was posted: QueueOverflow (call `drain` and post again), PayloadTooLarge,
+        NotSerializable, UsageError. `data` is encoded before this returns, so changing it afterwards changes nothing.
+        Events of one process arrive in the order of its posts. Never blocks on the network; before `configure` posts
+        wait for it. Not to be called from a signal handler or a `__del__`.
+        """
+        bus = self._bus
+        with bus.lock:
+            if unique is None:
+                bus.outbox.post(source, event, data)
+            else:
+                bus.outbox.post_unique(source, event, data, unique)
+        return True
+
+    def post_local(self, source: str, event: str, data: Any = None) -> bool:
+        """Hand an event to this process's own handlers only, behind what has arrived. `pid` is None for them.
+
+        `data` is not encoded and not copied. True, or QueueOverflow or UsageError is raised.
+        """
+        bus = self._bus
+        with bus.lock:
+            bus.session.post_local(source, event, data)
+        if bus.client is not None:
+            bus.client.wake_local()
+        return True
+
+    def register(self, callback: Callable[..., Any], source: str | None = None, *events: str) -> bool:
+        """Have `callback(data, event, source, pid)` called for all events, for a source, or for events of a source.
+
+        Sync or `async def`. Gives True; TypeError if it can't be called. Registered twice at one place it is called
+        once. What arrives before anything is registered waits for that, for at most `timeout` seconds.
+        """
+        bus = self._bus
+        with bus.lock:
+            bus.registry.register(callback, source, *events, stacklevel=3)
+        bus.registered()
+        return True
+
+    def register_weak(self, callback: Callable[..., Any], source: str | None = None, *events: str) -> bool:
+        """As `register`, but hold only a weak reference; a bound method lives as long as its object. Warns when nothing
+        else can hold the callback, as with a lambda."""
+        bus = self._bus
+        with bus.lock:
+            bus.registry.register(callback, source, *events, weak=True, stacklevel=3)
+        bus.registered()
+        return True
+
+    def unregister(self, callback: Callable[..., Any], source: str | None = None, *events: str) -> bool:
+        """Remove `callback` from the level, or the events, named. False if it was not there; TypeError if it can't be
+        called."""
+        with self._bus.lock:
+            return self._bus.registry.unregister(callback, source, *events)
+
+    def on(self, source: str | None = None, *events: str) -> Callable[[Handler], Handler]:
+        """`register` as a decorator."""
+
+        def decorate(callback: Handler) -> Handler:
+            self.register(callback, source, *events)
+            return callback
+
+        return decorate
+
+    def event_list(self, source: str, *names: str) -> EventList:
+        """The names of a source's events, so that a typing error raises where it is made. See `EventList`."""
+        return event_list(source, *names)
+
+
+class Events(_Face):
+    """A bus for any program. Its loop runs in a background thread, from `configure` to `close`; handlers run there.
+
+    Every method may be called in any thread. Those that wait can't be called from a handler.
+    """
+
+    def __init__(self, address: str | None = None, **options: Any) -> None:
+        super().__init__(Bus(threaded=True), address, options)
+
+    def configure(self, address: str | None = None, **options: Any) -> Self:
+        """Begin to attach to `address`, and return at once; posts wait meanwhile, and `wait_ready` waits for it.
+
+        Options are those of `eventsh.options.Options`. Called again it changes options; neither the address nor what
+        this process is (worker_id, role, take_unique, broker) can change. Raises ConfigureError.
+        """
+        bus = self._bus
+        start = bus.plan(address if address is not None else self._address, {**self._values, **options})
+        if start is None:
+            return self
+        _survive_forks()
+        bus.thread = LoopThread("eventsh")
+
+        async def begin() -> None:
+            start()
+
+        bus.thread.run(begin())
+        _open_buses.add(bus)
+        return self
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Wait until attached. Raises NotConnected after `timeout` seconds."""
+        self._wait(self._bus.working_client().wait_ready(timeout))
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until every live worker has what was posted. Raises NotConnected after `timeout` seconds."""
+        self._wait(self._bus.working_client().wait_confirmed(timeout))
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Wait until the queue of posts is at most half full, as after a QueueOverflow. Raises NotConnected after
+        `timeout` seconds."""
+        self._wait(self._bus.working_client().wait_room(timeout))
+
+    def close(self, *, leave: bool = True, timeout: float | None = None) -> None:
+        """Handle what was given, confirm what was posted, and detach; within `timeout` seconds, by default the option
+        of that name. `leave` False keeps this worker's slot for its successor. Handlers stay registered."""
+        bus = self._bus
+        if bus.client is None:
+            return
+        thread = bus.thread
+        self._wait(bus.close(leave=leave, timeout=timeout))
+        _open_buses.discard(bus)
+        bus.thread = None
+        if thread is not None:
+            thread.stop()
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        loop = self._bus.loop
+        assert loop is not None
+        if asyncio._get_running_loop() is loop:
+            work.close()
+            raise EventError("a handler can't wait for its own bus: the wait would hold up what it waits for")
+        if self._bus.thread is not None:
+            return self._bus.thread.run(work)
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
+
+    def __enter__(self) -> Self:
+        return self.configure()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncEvents(_Face):
+    """A bus in the program's own loop, where its handlers run too. Not for other threads than the loop's.
+
+    `async with AsyncEvents(address) as events:` configures it and closes it in the end.
+    """
+
+    def __init__(self, address: str | None = None, **options: Any) -> None:
+        super().__init__(Bus(threaded=False), address, options)
+
+    def configure(self, address: str | None = None, **options: Any) -> Self:
+        """As `Events.configure`, in the running loop."""
+        self._bus.attach(address if address is not None else self._address, {**self._values, **options})
+        return self
+
+    async def wait_ready(self, timeout: float | None = None) -> None:
+        """Wait until attached. Raises NotConnected after `timeout` seconds."""
+        await self._bus.working_client().wait_ready(timeout)
+
+    async def flush(self, timeout: float | None = None) -> None:
+        """Wait until every live worker has what was posted. Raises NotConnected after `timeout` seconds."""
+        await self._bus.working_client().wait_confirmed(timeout)
+
+    async def drain(self, timeout: float | None = None) -> None:
+        """Wait until the queue of posts is at most half full, as after a QueueOverflow. Raises NotConnected after
+        `timeout` seconds."""
+        await self._bus.working_client().wait_room(timeout)
+
+    async def close(self, *, leave: bool = True, timeout: float | None = None) -> None:
+        """As `Events.close`."""
+        await self._bus.close(leave=leave, timeout=timeout)
+
+    async def __aenter__(self) -> Self:
+        return self.configure()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def event_list(source: str, *names: str) -> EventList:
+    """The names of a source's events, so that a typing error raises where it is made. See `EventList`."""
+    return EventList(source, *names)
+
+
+_open_buses: weakref.WeakSet[Bus] = weakref.WeakSet()
+_forks_survived = False
+
+
+def default_events() -> Events:
+    """This process's default bus, as an object."""
+    return Events._over(default_bus())
+
+
+def _survive_forks() -> None:
+    """Prepare, once a process: forks attach anew, and the end of the process waits for what was posted."""
+    global _forks_survived
+    if not _forks_survived:
+        _forks_survived = True
+        os.register_at_fork(after_in_child=_attach_anew)
+        atexit.register(_close_all)
+
+
+# The loops of a parent process, in its forked child. They share the parent's kernel objects, so they must never be
+# closed there, not even by the garbage collector.
+_parents_loops: list[Any] = []
+
+
+def _attach_anew() -> None:
+    """In a forked child: become a client of our own, with the handlers that were registered."""
+    for bus in list(_open_buses):
+        client, thread, address, options = bus.client, bus.thread, bus.address, bus.options
+        if client is None or thread is None:
+            continue
+        _parents_loops.append((client, thread))
+        client.abandon()
+        bus.forget_client()
+        # The parent has its slot; the child takes a free one.
+        face = Events._over(bus)
+        face.configure(str(address), **{name: getattr(options, name) for name in options.__slots__ if name != "worker_id"})
+
+
+def _close_all() -> None:
+    """At the end of the process: nothing that was posted is dropped silently."""
+    for bus in list(_open_buses):
+        with contextlib.suppress(EventError):
+            Events._over(bus).close()

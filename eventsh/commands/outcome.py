@@ -1,0 +1,37 @@
+"""How a command ended: its exit status, one for each kind of trouble, so that a script can tell them apart."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from eventsh.errors import EventError, NotConnected, QueueOverflow, TransportError, UsageError
+
+__all__ = ["Exit", "NobodyAttached", "exit_status"]
+
+
+class Exit(IntEnum):
+    """The exit statuses of `eventsh`; the README's table says the same."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NO_BROKER = 3
+    TIMEOUT = 4
+    NOBODY = 5
+
+
+class NobodyAttached(EventError):
+    """No worker is attached that could get an event."""
+
+
+def exit_status(error: EventError) -> Exit:
+    """The exit status for an error that ended a command."""
+    if isinstance(error, UsageError):
+        return Exit.USAGE
+    if isinstance(error, NobodyAttached):
+        return Exit.NOBODY
+    if isinstance(error, TransportError) and isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
+        return Exit.NO_BROKER
+    if isinstance(error, NotConnected | QueueOverflow):
+        return Exit.TIMEOUT
+    return Exit.FAILED

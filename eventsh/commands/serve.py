@@ -1,0 +1,145 @@
+"""`eventsh serve`: a broker and a pool of workers under one supervisor.
+
+Decides what the pool's programs are and what is said at the start. Never prints: the caller gives `say`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from eventsh.address import Address, parse_address
+from eventsh.errors import ConfigureError, EventError, TransportError
+from eventsh.options import Options, broker_arguments
+from eventsh.plugins import find_transport
+from eventsh.runtime.election import lock_address, python_command, python_environment, unlock_address
+from eventsh.runtime.loader import is_file_name
+from eventsh.runtime.log import LogFormat, configure_logging
+from eventsh.runtime.pool import Pool
+from eventsh.runtime.process import Program
+from eventsh.runtime.worker import worker_arguments
+
+if TYPE_CHECKING:
+    from eventsh.transport import Connection, Transport
+
+__all__ = ["DEFAULT_STOP_TIMEOUT_S", "DEFAULT_WORKERS", "ServeArguments", "serve"]
+
+DEFAULT_WORKERS = 4
+# Twice the default of `timeout`, so that a worker whose last events wait for a slow one can still drain.
+DEFAULT_STOP_TIMEOUT_S = 10.0
+
+_log = logging.getLogger("eventsh.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeArguments:
+    """What to serve. `handlers` are files and modules, for every worker; without any, workers print what they get."""
+
+    address: Address
+    workers: int = DEFAULT_WORKERS
+    handlers: tuple[str, ...] = ()
+    options: Options = field(default_factory=Options)
+    log_format: LogFormat = "text"
+    stop_timeout_s: float = DEFAULT_STOP_TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.workers <= self.options.max_slots:
+            raise ConfigureError(
+                f"workers must be from 0 to {self.options.max_slots} (max_slots), not {self.workers}", option="workers"
+            )
+        for name in self.handlers:
+            if is_file_name(name) and not os.path.isfile(name):
+                raise ConfigureError(f"handlers: there is no file {name!r}", option="handlers")
+
+
+def serve(arguments: ServeArguments, say: Callable[[str], None]) -> int:
+    """Run a broker and its workers until a signal stops them; gives the exit status of the command.
+
+    0 after SIGTERM, SIGINT or the end of the terminal, also if a worker had to be killed because it did not stop in
+    time (which is logged); 1 when a process could not be kept running; 128 + the number of a second signal, which
+    kills at once. `say` gets each line for the person who started it. Logs to stderr. Call it in the main thread.
+    Raises EventError when the pool can't be started, TransportError when another broker has the address.
+    """
+    transport = find_transport(arguments.address.scheme)
+    transport.check_address(arguments.address)
+    lock = lock_address(transport, arguments.address)
+    if lock is None:
+        raise TransportError(
+            f"a broker is already running at {arguments.address}: stop it, or choose another address with --listen"
+        )
+    try:
+        configure_logging(arguments.log_format)
+        return asyncio.run(_run(arguments, _Plan(arguments, transport, lock, say)))
+    finally:
+        # Held here also while a broker is restarted, so that the address is never anybody else's in between.
+        unlock_address(transport, arguments.address, lock)
+
+
+async def _run(arguments: ServeArguments, plan: _Plan) -> int:
+    return await Pool(plan, arguments.workers, stop_timeout_s=arguments.stop_timeout_s).run()
+
+
+class _Plan:
+    """The programs of `serve`, for the pool."""
+
+    def __init__(self, arguments: ServeArguments, transport: Transport, lock: int, say: Callable[[str], None]) -> None:
+        self._arguments = arguments
+        self._transport = transport
+        self._lock = lock
+        self._say = say
+        self._address = arguments.address
+        self._listening = False
+        self._env = python_environment()
+        # The slots exist from the start: nothing that is posted before the last worker is there passes it by.
+        # A supervised broker is ended by its supervisor, never by itself.
+        self._broker_options = arguments.options.replace(slots=arguments.workers, linger=None)
+
+    def broker_program(self) -> Program:
+        flags = ["--address", str(self._address), "--log-format", self._arguments.log_format]
+        flags += ["--lock-fd", str(self._lock), "--keep-lock-file", *broker_arguments(self._broker_options)]
+        return Program((*python_command("eventsh.runtime.broker"), *flags), (self._lock,), self._env)
+
+    def worker_program(self, worker_id: int) -> Program:
+        arguments = self._arguments
+        flags = ["--address", str(self._address), "--worker-id", str(worker_id), "--log-format", arguments.log_format]
+        flags += [f"--stop-timeout-s={arguments.stop_timeout_s}", *worker_arguments(arguments.options)]
+        # One argument each, so that a name that begins with a dash is not taken for a flag.
+        flags += [f"--handlers={name}" for name in arguments.handlers]
+        return Program((*python_command("eventsh.runtime.worker"), *flags), env=self._env)
+
+    def broker_ready(self, facts: Mapping[str, Any]) -> None:
+        if self._listening:
+            return
+        self._listening = True
+        # With port 0 the system chose one; workers need it, and so does the next broker.
+        self._address = parse_address(facts.get("address") or str(self._address))
+        self._say(f"listening at {self._address} (pid {os.getpid()})")
+
+    def pool_ready(self) -> None:
+        workers = self._arguments.workers
+        if workers:
+            self._say(f"{workers} worker{'s are' if workers > 1 else ' is'} ready; in another terminal, type:")
+        else:
+            self._say("no workers here: attach your own to this address; in another terminal, type:")
+        where = shlex.quote(str(self._address))
+        self._say(f"""    eventsh post --address {where} greeting hello '{{"text": "hi"}}'""")
+        self._say(f"Ctrl-C stops it, kill -HUP {os.getpid()} reloads the handlers")
+
+    async def clean_up(self, broker_status: int | None) -> None:
+        if broker_status in (None, 0):
+            return
+        # A broker that was killed leaves its endpoint behind. Only the transport knows what that is: it removes what is
+        # stale when it listens, and the rest when it stops listening. The lock is ours, so nobody else listens there.
+        with suppress(EventError):
+            listener = await self._transport.listen(self._address, _refuse)
+            await listener.close()
+
+
+def _refuse(connection: Connection) -> NoReturn:
+    raise TransportError("stopping")

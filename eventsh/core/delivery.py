@@ -1,0 +1,30 @@
+"""What a client is given to dispatch at once: the events of one batch, or one local event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Delivery"]
+
+
+@dataclass(slots=True)
+class Delivery:
+    """Some events in order, as runs of neighbours with the same source and event.
+
+    `last_seq` is the number of the last event, 0 for local ones; `count` is how many events of posters it stands for.
+    `pid` is the poster's, None for local events and for those that eventsh itself makes.
+    """
+
+    last_seq: int
+    count: int
+    pid: int | None
+    # Each is [source, event, [data, ...]]: a list as it was decoded, or a tuple.
+    runs: list[Any]
+    epoch: int = 0
+    # For observers: the number of the first event, and when the broker stamped it; 0 for local ones.
+    first_seq: int = 0
+    time_ns: int = 0
+    # The two marks that its owners make: every handler has returned, and how many async calls are still owed.
+    done: bool = False
+    pending: int = 0

@@ -1,0 +1,30 @@
+"""One connection as the broker's rules see it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eventsh.core.poster import Poster
+    from eventsh.core.slot import Slot
+
+__all__ = ["Link"]
+
+
+class Link:
+    """A connection: what is to be sent on it, and what it is attached as. The owner empties `output` and, when
+    `is_closing` is set, closes the connection after that."""
+
+    __slots__ = ("hello_by", "is_closing", "is_greeted", "key", "output", "pid", "poster", "slot")
+
+    def __init__(self, key: Any, pid: int | None, hello_by: float) -> None:
+        # Whatever the owner finds the connection by.
+        self.key = key
+        # As the transport vouches for it; a hello can't change that.
+        self.pid = pid
+        self.hello_by = hello_by
+        self.is_greeted = False
+        self.is_closing = False
+        self.output: list[bytearray] = []
+        self.slot: Slot | None = None
+        self.poster: Poster | None = None

@@ -1,0 +1,207 @@
+"""What this process has posted: batches on their way out, kept until the broker confirms them.
+
+Knows no connection: `take` gives the frames that may leave now, `confirm` drops what every live worker has, and `rewind`
+makes everything unconfirmed leave again after a reconnect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from eventsh.core.queue import Entry, Queue
+from eventsh.errors import PayloadTooLarge, QueueOverflow, UsageError
+from eventsh.event import check_name
+from eventsh.protocol.codec import encode_data, encode_name
+from eventsh.protocol.frame import BATCH_BYTES, BATCH_EVENTS, HEADER, HEADER_BYTES, Flag, Kind
+
+__all__ = ["Outbox"]
+
+_BLANK_HEADER = bytes(HEADER_BYTES)
+_FLAGS_OFFSET = 5
+# Pairs of source and event whose encoded form is remembered. Programs have dozens; the limit is against those that put
+# an id into the name.
+_PREFIXES = 4096
+# A unique key travels behind a u16 with its length.
+_MAX_KEY_BYTES = 65535
+
+
+class Outbox:
+    """Batches of posts.
+
+    The open batch is one bytearray, to which each post appends its encoded data: a list of small bytes objects that is
+    joined at the end took twice as long, for the heap grew and shrank with every batch. The body is a JSON array of
+    runs, [source, event, [data, data, ...]]; neighbours with the same source and event share a run.
+
+    `on_batch` is called when a batch is begun and when one is closed early because it is long, so that the owner can
+    have `take` called at the end of the loop's turn. Not thread-safe: an owner with several threads holds a lock
+    around every call.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_event",
+        "_first",
+        "_kept",
+        "_on_batch",
+        "_prefixes",
+        "_run_overhead",
+        "_source",
+        "_unsent",
+        "confirmed",
+        "max_payload_len",
+        "max_queue_len",
+        "number",
+        "origin",
+        "pid",
+        "window",
+    )
+
+    def __init__(
+        self, *, origin: int, pid: int, max_queue_len: int, max_payload_len: int, on_batch: Callable[[], None]
+    ) -> None:
+        self.origin = origin
+        self.pid = pid
+        self.max_queue_len = max_queue_len
+        self.max_payload_len = max_payload_len
+        # How many unconfirmed events the broker lets this process have under way.
+        self.window = max_queue_len
+        # The number of the last post; the first one is 1.
+        self.number = 0
+        # Every post up to this number has reached all live workers.
+        self.confirmed = 0
+        self._on_batch = on_batch
+        self._unsent = Queue(max_queue_len)
+        self._kept = Queue(max_queue_len)
+        self._prefixes: dict[tuple[str, str], tuple[bytes, int]] = {}
+        self._buffer = bytearray()
+        self._first = 1
+        self._source: str | None = None
+        self._event: str | None = None
+        self._run_overhead = 0
+
+    @property
+    def queued(self) -> int:
+        """How many posts are not confirmed."""
+        return self.number - self.confirmed
+
+    @property
+    def has_room(self) -> bool:
+        return self.number - self.confirmed < self.max_queue_len
+
+    def post(self, source: str, event: str, data: Any) -> None:
+        """Append one event to the open batch. Raises QueueOverflow, NotSerializable, PayloadTooLarge, UsageError; then
+        nothing has changed."""
+        number = self.number
+        if number - self.confirmed >= self.max_queue_len:
+            raise QueueOverflow(number - self.confirmed, self.max_queue_len)
+        encoded = encode_data(data)
+        buffer = self._buffer
+        # Most posts repeat the source and event of the one before, most often as the very same objects.
+        if (source is self._source and event is self._event) or (source == self._source and event == self._event):
+            if len(encoded) + self._run_overhead > self.max_payload_len:
+                raise PayloadTooLarge(source, event, len(encoded) + self._run_overhead, self.max_payload_len)
+            buffer += b","
+            buffer += encoded
+        else:
+            prefix = self._prefix(source, event, len(encoded))
+            is_new = not buffer
+            buffer += b"]]," if buffer else _BLANK_HEADER + b"["
+            buffer += prefix
+            buffer += encoded
+            self._source, self._event = source, event
+            if is_new:
+                self._on_batch()
+        self.number = number + 1
+        if len(buffer) >= BATCH_BYTES or number + 2 - self._first > BATCH_EVENTS:
+            self._close_batch()
+            self._on_batch()
+
+    def post_unique(self, source: str, event: str, data: Any, key: str, *, receipt: bool = False) -> None:
+        """Append one unique event, in a frame of its own, behind everything posted before. Raises as `post` does."""
+        if not isinstance(key, str) or not key:
+            raise UsageError(f"unique must be a string that is not empty, not {key!r}")
+        encoded_key = key.encode("utf-8", "surrogatepass")
+        if len(encoded_key) > _MAX_KEY_BYTES:
+            raise UsageError(f"the unique key is {len(encoded_key)} bytes long, over the limit of {_MAX_KEY_BYTES}")
+        head = len(encoded_key).to_bytes(2, "little") + encoded_key
+        self._post_alone(source, event, data, head, Flag.UNIQUE | (Flag.RECEIPT if receipt else 0))
+
+    def post_receipt(self, source: str, event: str, data: Any) -> None:
+        """Append one event in a frame of its own, for which the broker sends a Receipt. Raises as `post` does."""
+        self._post_alone(source, event, data, b"", Flag.RECEIPT)
+
+    def _post_alone(self, source: str, event: str, data: Any, head: bytes, flags: int) -> None:
+        if not self.has_room:
+            raise QueueOverflow(self.queued, self.max_queue_len)
+        encoded = encode_data(data)
+        prefix = self._prefix(source, event, len(encoded) + len(head))
+        self._close_batch()
+        self._first = self.number + 1
+        self._buffer += _BLANK_HEADER + head + b"[" + prefix + encoded
+        self.number += 1
+        self._close_batch(flags)
+        self._on_batch()
+
+    def _prefix(self, source: str, event: str, data_bytes: int) -> bytes:
+        """The start of a run. Checks the names and that an event with `data_bytes` of data is within the limit."""
+        known = self._prefixes.get((source, event)) if type(source) is str and type(event) is str else None
+        if known is None:
+            check_name(source, "source")
+            check_name(event, "event")
+            names = encode_name(source) + b"," + encode_name(event)
+            if len(self._prefixes) >= _PREFIXES:
+                self._prefixes.clear()
+            # An event counts as it would travel alone: [source,event,data].
+            known = self._prefixes[source, event] = (b"[" + names + b",[", len(names) + 3)
+        prefix, overhead = known
+        if data_bytes + overhead > self.max_payload_len:
+            raise PayloadTooLarge(source, event, data_bytes + overhead, self.max_payload_len)
+        self._run_overhead = overhead
+        return prefix
+
+    def _close_batch(self, flags: int = 0) -> None:
+        buffer = self._buffer
+        if not buffer:
+            return
+        buffer += b"]]]"
+        first, last = self._first, self.number
+        length = len(buffer) - HEADER_BYTES
+        HEADER.pack_into(buffer, 0, length, Kind.EVENTS, flags, last - first + 1, self.pid, self.origin, first, 0, 0)
+        self._unsent.append(Entry(last, last - first + 1, buffer))
+        self._buffer = bytearray()
+        self._first = last + 1
+        self._source = self._event = None
+
+    def take(self) -> list[bytearray]:
+        """The frames that may leave now, in order, as far as the broker's window allows. They count as sent."""
+        self._close_batch()
+        frames: list[bytearray] = []
+        unsent, kept = self._unsent, self._kept
+        # A batch that is larger than the whole window may travel alone, or it never could.
+        while unsent and (not kept or kept.events + unsent.peek().events <= self.window):
+            entry = unsent.popleft()
+            kept.append(entry)
+            frames.append(entry.frame)
+        return frames
+
+    def confirm(self, number: int) -> None:
+        """Every live worker has everything up to `number`."""
+        if number > self.confirmed:
+            self._kept.release(number)
+            # A batch that an earlier broker confirmed just before it died may still wait to be sent again.
+            self._unsent.release(number)
+            self.confirmed = number
+
+    def rewind(self) -> None:
+        """After a reconnect: send everything unconfirmed again, marked so that whoever has it drops it."""
+        entries = []
+        while self._kept:
+            entry = self._kept.popleft()
+            entry.frame[_FLAGS_OFFSET] |= Flag.RESENT
+            entries.append(entry)
+        self._unsent.put_back(entries)
+
+    def rename(self, origin: int) -> None:
+        """Take another origin, because a poster with this one is known to the broker. Only before anything was sent."""
+        self.origin = origin

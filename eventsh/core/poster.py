@@ -1,0 +1,138 @@
+"""Who posts: the origins that the broker knows, and which of their posts are not confirmed."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from eventsh.errors import ProtocolError
+from eventsh.protocol.frame import HEADER, HEADER_BYTES, Flag
+
+if TYPE_CHECKING:
+    from eventsh.core.link import Link
+    from eventsh.core.slot import Slot
+
+__all__ = ["Post", "Poster", "Posters"]
+
+# Posters that have left and have nothing pending are remembered so that they may reconnect; this many, 200 bytes each.
+_REMEMBERED = 4096
+
+
+class Post:
+    """One frame of a poster, from its arrival until it is confirmed."""
+
+    __slots__ = ("count", "first", "flags", "frame", "is_done", "key", "last_seq", "poster", "targets", "unique")
+
+    def __init__(self, poster: Poster, first: int, count: int, flags: int, frame: bytearray) -> None:
+        self.poster = poster
+        self.first = first
+        self.count = count
+        self.flags = flags
+        # Held until it is routed, and a unique one until its handlers returned: another worker may have to get it.
+        self.frame: bytearray | None = frame
+        self.key = b""
+        # What all live workers must have received; None until it is routed, or while a unique one seeks a new worker.
+        self.last_seq: int | None = None
+        self.is_done = False
+        # For a receipt: who was to get it, and what became of its key.
+        self.targets: list[Slot] = []
+        self.unique: str | None = None
+
+
+class Poster:
+    """One origin of events, over all its connections to this broker."""
+
+    __slots__ = ("confirmed", "identity", "link", "number", "origin", "pending", "pending_events", "returned")
+
+    def __init__(self, origin: int, identity: str) -> None:
+        self.origin = origin
+        self.identity = identity
+        self.link: Link | None = None
+        # The last number that was accepted, and the last up to which everything is confirmed.
+        self.number = 0
+        self.confirmed = 0
+        self.pending: deque[Post] = deque()
+        self.pending_events = 0
+        # First numbers of posts that were accepted, could be given to nobody, and are the poster's to send again.
+        self.returned: set[int] = set()
+
+    def accept(self, frame: bytearray, window: int) -> Post | None:
+        """Take a frame of this poster; None when it is known already. Raises ProtocolError."""
+        _, _, flags, count, _, _, first, _, _ = HEADER.unpack_from(frame)
+        if not count or not first:
+            raise ProtocolError("a batch without events, or without a number")
+        if first <= self.number:
+            if first not in self.returned:
+                return None
+        elif self.number and first != self.number + 1:
+            raise ProtocolError(f"post {first} came after post {self.number}")
+        if flags & (Flag.UNIQUE | Flag.RECEIPT) and count != 1:
+            raise ProtocolError(f"a unique event or one with a receipt travels alone, not in a batch of {count}")
+        if self.pending_events and self.pending_events + count > window:
+            raise ProtocolError(f"more than {window} events are under way unconfirmed (max_queue_len of the broker)")
+        post = Post(self, first, count, flags, frame)
+        if flags & Flag.UNIQUE:
+            post.key = _read_key(frame)
+        self.returned.discard(first)
+        self.number = max(self.number, first + count - 1)
+        self.pending.append(post)
+        self.pending_events += count
+        return post
+
+    def confirm(self, post: Post) -> bool:
+        """Everything that was to be done with `post` is done. True when that confirms something to the poster."""
+        post.is_done = True
+        self.pending_events -= post.count
+        pending = self.pending
+        before = self.confirmed
+        while pending and pending[0].is_done:
+            first = pending.popleft()
+            self.confirmed = max(self.confirmed, first.first + first.count - 1)
+        return self.confirmed > before
+
+    def take_back(self, post: Post) -> None:
+        """Forget a post that nobody could take; the poster still has it and sends it again if it comes back."""
+        self.pending.remove(post)
+        self.pending_events -= post.count
+        self.returned.add(post.first)
+
+
+def _read_key(frame: bytearray) -> bytes:
+    length = int.from_bytes(frame[HEADER_BYTES : HEADER_BYTES + 2], "little")
+    key = bytes(frame[HEADER_BYTES + 2 : HEADER_BYTES + 2 + length])
+    if not length or len(key) != length:
+        raise ProtocolError("a unique event without its key")
+    return key
+
+
+class Posters:
+    """Every poster that is attached, and the latest of those that were."""
+
+    def __init__(self) -> None:
+        self._by_origin: dict[int, Poster] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_origin)
+
+    def attach(self, origin: int, identity: str, link: Link) -> Poster | None:
+        """The poster for a connection; None when another one that is attached has this origin."""
+        known = self._by_origin.pop(origin, None)
+        if known is not None and known.identity != identity:
+            if known.link is not None or known.pending:
+                self._by_origin[origin] = known
+                return None
+            # By chance a new poster drew the origin of one that has left: it starts afresh.
+            known = None
+        poster = known or Poster(origin, identity)
+        poster.link = link
+        self._by_origin[origin] = poster
+        self._forget()
+        return poster
+
+    def _forget(self) -> None:
+        if len(self._by_origin) <= _REMEMBERED:
+            return
+        for origin, poster in self._by_origin.items():
+            if poster.link is None and not poster.pending:
+                del self._by_origin[origin]
+                return

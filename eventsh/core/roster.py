@@ -1,0 +1,98 @@
+"""Which place a client gets: worker slots by number, observers by identity, and when an empty place is given up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from eventsh.core.slot import Slot
+from eventsh.protocol.messages import Hello
+
+__all__ = ["Roster", "RosterFull", "SlotTaken"]
+
+
+class SlotTaken(Exception):
+    """Another process holds the slot that was asked for."""
+
+
+class RosterFull(Exception):
+    """There are as many places as allowed."""
+
+
+class Roster:
+    """Every place, taken or kept. A worker's place outlives its process: see `expire`."""
+
+    def __init__(self, *, slots: int, max_slots: int, max_queue_len: int, now: float) -> None:
+        self.max_slots = max_slots
+        self.max_queue_len = max_queue_len
+        self.workers: dict[int, Slot] = {number: Slot(number, max_queue_len, now) for number in range(slots)}
+        self.observers: list[Slot] = []
+
+    def __iter__(self) -> Iterator[Slot]:
+        yield from self.workers.values()
+        yield from self.observers
+
+    def place(self, hello: Hello, epoch: int, now: float) -> tuple[Slot, bool]:
+        """The place for a client, and whether its stream goes on where the place's queue begins.
+
+        Raises SlotTaken or RosterFull. The caller then calls `Slot.attach`.
+        """
+        if hello.epoch == epoch:
+            for slot in self:
+                if slot.identity == hello.identity:
+                    return slot, True
+        if hello.role == "observer":
+            slot = self._new(None, now)
+            self.observers.append(slot)
+            return slot, False
+        number = self._free_number() if hello.worker_id is None else hello.worker_id
+        known = self.workers.get(number)
+        if known is not None and known.link is not None:
+            raise SlotTaken
+        if known is None or (hello.worker_id is None and known.lossy):
+            # Whoever asks for any place did not lose what passed by an empty one.
+            self.workers.pop(number, None)
+            known = self.workers[number] = self._new(number, now)
+            return known, False
+        return known, True
+
+    def _free_number(self) -> int:
+        """The lowest number that nobody holds and nobody will come back for."""
+        number = 0
+        while number in self.workers:
+            slot = self.workers[number]
+            if slot.link is None and (slot.is_gone or slot.lossy):
+                return number
+            number += 1
+        return number
+
+    def _new(self, number: int | None, now: float) -> Slot:
+        if len(self.workers) + len(self.observers) >= self.max_slots:
+            empty = [slot for slot in self if slot.link is None and slot.lossy]
+            if not empty:
+                raise RosterFull
+            self.remove(min(empty, key=lambda slot: slot.absent_since))
+        return Slot(number, self.max_queue_len, now)
+
+    def remove(self, slot: Slot) -> None:
+        """Give a place up for good."""
+        if slot.worker_id is None:
+            self.observers.remove(slot)
+        else:
+            del self.workers[slot.worker_id]
+
+    def expire(self, now: float, timeout: float) -> list[Slot]:
+        """Places that became empty more than `timeout` ago: their queues are let go.
+
+        A worker's place stays as a count of what it misses, so that whoever takes it by its number is told; an
+        observer's is removed.
+        """
+        expired = []
+        for slot in list(self):
+            if slot.link is None and not slot.lossy and now - slot.absent_since > timeout:
+                expired.append(slot)
+                if slot.is_observer:
+                    self.remove(slot)
+                else:
+                    slot.drop_queue()
+                    slot.start_losing(f"nobody held slot {slot.worker_id} for {timeout:g} s")
+        return expired

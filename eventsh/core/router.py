@@ -1,0 +1,520 @@
+"""The broker's rules: who gets an event, in which order, and when its poster may forget it.
+
+Knows no sockets and no clock. The owner reports connections, frames and the time, and then takes from each link in
+`take_changed()` what is to be sent. Bodies are never looked at: a frame is stamped in place and forwarded whole.
+
+An event is *accepted* (in its poster's order), *routed* (it gets its `seq` and enters the queues), *received* (a worker
+said that it has it) and *handled* (its handlers returned; that worker's queue lets go of it). The poster is told that
+it is confirmed when every live worker has received it. While a worker's queue is full nothing is routed; after
+`timeout` without progress that worker alone loses what follows, and is told how much that was.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from eventsh.core.link import Link
+from eventsh.core.poster import Post, Poster, Posters
+from eventsh.core.queue import Entry
+from eventsh.core.roster import Roster, RosterFull, SlotTaken
+from eventsh.core.slot import Slot
+from eventsh.core.uniques import Uniques
+from eventsh.errors import ProtocolError
+from eventsh.event import LIFECYCLE_SOURCE
+from eventsh.options import Options
+from eventsh.protocol.codec import encode_data
+from eventsh.protocol.frame import (
+    HEADER,
+    KIND_OFFSET,
+    ORIGIN,
+    ORIGIN_OFFSET,
+    PROTOCOL_VERSION,
+    STAMP,
+    STAMP_OFFSET,
+    Flag,
+    Kind,
+    encode_frame,
+)
+from eventsh.protocol.messages import Error, Goodbye, Hello, Receipt, Reply, Report, Request, Welcome
+
+__all__ = ["Router"]
+
+_ROLES = ("worker", "observer", "poster")
+_EVENTS, _ACK = int(Kind.EVENTS), int(Kind.ACK)
+
+
+class Router:
+    """The state of one broker's life. `now` is always seconds on one monotonic clock."""
+
+    def __init__(self, options: Options, *, epoch: int, pid: int, wall_clock_ns: Callable[[], int], now: float) -> None:
+        self.options = options
+        self.epoch = epoch
+        self.pid = pid
+        self.seq = 0
+        self.started_at = now
+        self.links: set[Link] = set()
+        self.roster = Roster(
+            slots=options.slots, max_slots=options.max_slots, max_queue_len=options.max_queue_len, now=now
+        )
+        # The last event that all live workers have received.
+        self.floor = 0
+        self.ignored_repeats = 0
+        self._wall_clock_ns = wall_clock_ns
+        self._posters = Posters()
+        self._uniques = Uniques(options.unique_timeout or options.timeout, options.max_unique_keys)
+        # Accepted and not routed, because a queue is full; bounded by the posters' windows.
+        self._held: deque[Post] = deque()
+        self._full: set[Slot] = set()
+        # Routed and not confirmed, in the order of seq.
+        self._routed: deque[tuple[int, Post]] = deque()
+        # Unique events that no worker can take at present.
+        self._parked: deque[Post] = deque()
+        self._confirmed: set[Poster] = set()
+        self._changed: dict[Link, None] = {}
+        self._notices: list[str] = []
+        self._on_message: dict[int, Callable[[Link, bytearray, float], None]] = {
+            Kind.HELLO: self._take_hello,
+            Kind.REPORT: self._take_report,
+            Kind.GOODBYE: self._take_goodbye,
+            Kind.REQUEST: self._take_request,
+            Kind.ERROR: self._take_error,
+        }
+
+    # --- what the owner does with the result ---
+
+    def take_changed(self) -> list[Link]:
+        """The links that have output or are to be closed, since the last call."""
+        changed = list(self._changed)
+        self._changed.clear()
+        return changed
+
+    def take_notices(self) -> list[str]:
+        """Warnings for the log since the last call: one for each trouble that began, not one for each event."""
+        notices, self._notices = self._notices, []
+        return notices
+
+    # --- what the owner reports ---
+
+    def connect(self, key: Any, pid: int | None, now: float) -> Link:
+        """A connection was accepted. It has to say hello within `hello_timeout`."""
+        link = Link(key, pid, now + self.options.hello_timeout)
+        self.links.add(link)
+        limit = self.options.max_connections
+        if len(self.links) > limit:
+            self._refuse(link, "too_many", f"{limit} connections are open, the limit of max_connections")
+        return link
+
+    def receive(self, link: Link, frames: list[bytearray], now: float) -> None:
+        """Frames arrived. A peer that breaks the rules gets an Error and its link is closing; nobody else is touched."""
+        try:
+            for frame in frames:
+                if link.is_closing:
+                    break
+                kind = frame[KIND_OFFSET]
+                if kind == _EVENTS:
+                    self._take_events(link, frame, now)
+                elif kind == _ACK:
+                    self._take_ack(link, frame, now)
+                elif kind in self._on_message:
+                    self._on_message[kind](link, frame, now)
+                else:
+                    raise ProtocolError(f"a client does not send frames of kind {kind}")
+        except ProtocolError as error:
+            self.refuse(link, error)
+        self._settle(now)
+
+    def refuse(self, link: Link, error: ProtocolError) -> None:
+        """The peer broke the rules of the wire: tell it so and close."""
+        self._refuse(link, "protocol", str(error))
+
+    def disconnect(self, link: Link, now: float) -> Slot | None:
+        """A connection is gone. Gives the slot whose process the owner should watch and report to `end_process`."""
+        self.links.discard(link)
+        self._changed.pop(link, None)
+        poster, slot = link.poster, link.slot
+        link.poster = link.slot = None
+        if poster is not None and poster.link is link:
+            poster.link = None
+            for post in [post for post in self._parked if post.poster is poster]:
+                self._parked.remove(post)
+                poster.take_back(post)
+        if slot is None:
+            return None
+        slot.detach(now)
+        if not slot.is_observer:
+            self._announce("worker_left", slot, now)
+        if slot.leaving:
+            self._full.discard(slot)
+            self.roster.remove(slot)
+            self._reassign(slot, now)
+        self._settle(now)
+        return None if slot.leaving else slot
+
+    def end_process(self, slot: Slot, now: float) -> None:
+        """The process that held this slot, and lost its connection, has ended: what it alone had goes to others."""
+        if slot.link is None:
+            slot.is_gone = True
+            self._reassign(slot, now)
+            self._settle(now)
+
+    def tick(self, now: float) -> None:
+        """Time has passed. To be called several times in each of the timeouts."""
+        for link in self.links:
+            if not link.is_greeted and not link.is_closing and now > link.hello_by:
+                self._refuse(link, "slow_hello", f"no hello within {self.options.hello_timeout:g} s (hello_timeout)")
+        timeout = self.options.timeout
+        for slot in self.roster.expire(now, timeout):
+            self._full.discard(slot)
+            self._reassign(slot, now)
+            if slot.missed:
+                self._notices.append(f"slot {slot.worker_id} was not taken for {timeout:g} s: its events are dropped")
+        for slot in self.roster:
+            if slot.link is None or now - slot.progress_at <= timeout:
+                continue
+            if slot in self._full:
+                self._full.discard(slot)
+                slot.start_losing(f"{slot.label} made no progress for {timeout:g} s with a full queue")
+                self._notices.append(f"{slot.gap_reason} ({slot.queue.events} events): what follows is dropped for it")
+            elif slot.is_behind and not slot.stalled and not slot.is_observer:
+                slot.stalled = True
+                self._notices.append(f"{slot.label} took nothing for {timeout:g} s: nobody waits for it now")
+        self._uniques.expire(now)
+        self._settle(now)
+
+    # --- hello, goodbye and the rest ---
+
+    def _take_hello(self, link: Link, frame: bytearray, now: float) -> None:
+        if link.is_greeted:
+            raise ProtocolError("a second hello")
+        hello = Hello.decode(frame)
+        if hello.version != PROTOCOL_VERSION:
+            self._refuse(link, "version", f"the broker speaks version {PROTOCOL_VERSION}, not {hello.version}")
+            return
+        if hello.role not in _ROLES or not 0 < hello.origin < 1 << 32 or not 0 <= (hello.worker_id or 0) <= 65535:
+            raise ProtocolError(f"a hello with role {hello.role!r}, origin {hello.origin}, slot {hello.worker_id}")
+        poster = self._posters.attach(hello.origin, hello.identity, link)
+        if poster is None:
+            self._refuse(link, "origin_taken", f"another process posts as origin {hello.origin}: draw another")
+            return
+        link.poster = poster
+        slot, resumed = None, False
+        if hello.role != "poster":
+            try:
+                slot, resumed = self.roster.place(hello, self.epoch, now)
+            except SlotTaken:
+                self._refuse(link, "slot_taken", f"another process is worker {hello.worker_id}")
+                return
+            except RosterFull:
+                limit = self.options.max_slots
+                self._refuse(link, "too_many", f"{limit} workers and observers are known, the limit of max_slots")
+                return
+        link.is_greeted = True
+        self._send(link, self._welcome(slot, resumed).encode())
+        if slot is not None:
+            self._attach(link, slot, hello, resumed, now)
+
+    def _welcome(self, slot: Slot | None, resumed: bool) -> Welcome:
+        options = self.options
+        return Welcome(
+            epoch=self.epoch,
+            pid=self.pid,
+            worker_id=slot.worker_id if slot is not None else None,
+            resumed=resumed,
+            seq=self.seq,
+            timeout=options.timeout,
+            max_queue_len=options.max_queue_len,
+            max_payload_len=options.max_payload_len,
+        )
+
+    def _attach(self, link: Link, slot: Slot, hello: Hello, resumed: bool, now: float) -> None:
+        previous = slot.link
+        if previous is not None:
+            # The client has noticed the end of its old connection before we have.
+            previous.slot = None
+            previous.is_closing = True
+            self._changed[previous] = None
+        elif slot.identity != hello.identity:
+            self._reassign(slot, now)
+        if not resumed:
+            slot.received = slot.last_seq = self.seq
+        slot.takes_unique = hello.take_unique
+        slot.attach(link, hello.identity, link.pid or hello.pid, hello.received, hello.handled, now)
+        again = slot.take_unreceived_uniques()
+        slot.send_backlog()
+        for seq, post in slot.uniques.items():
+            if post.last_seq is None:
+                post.last_seq = seq
+                self._confirm(post)
+        for post in again:
+            self._give(post, slot, now)
+        if slot.lossy:
+            self._recover(slot, now)
+        if not slot.is_observer:
+            self._announce("worker_joined", slot, now)
+        self._unpark(now)
+
+    def _take_goodbye(self, link: Link, frame: bytearray, now: float) -> None:
+        slot = link.slot
+        if slot is None:
+            raise ProtocolError("a goodbye from one who gets no events")
+        slot.leaving = Goodbye.decode(frame).leave
+        slot.draining = True
+        if slot.leaving:
+            # Nothing more is kept for it, so nobody has to wait until it has room.
+            self._full.discard(slot)
+        self._send(link, Goodbye(slot.leaving).encode())
+
+    def _take_report(self, link: Link, frame: bytearray, now: float) -> None:
+        if link.slot is None:
+            raise ProtocolError("a report from one who gets no events")
+        report = Report.decode(frame)
+        link.slot.failed += report.failed
+        data = {**report.last, "worker_id": link.slot.worker_id, "failed": report.failed}
+        self._route_own("handler_error", data, self.roster.observers, now)
+
+    def _take_request(self, link: Link, frame: bytearray, now: float) -> None:
+        if not link.is_greeted:
+            raise ProtocolError("a request before the hello")
+        request = Request.decode(frame)
+        if request.what == "status":
+            reply = Reply(request.id, self.status(now), None)
+        else:
+            reply = Reply(request.id, None, f"this broker can't answer {request.what!r}")
+        self._send(link, reply.encode())
+
+    def _take_error(self, link: Link, frame: bytearray, now: float) -> None:
+        link.is_closing = True
+        self._changed[link] = None
+
+    def _refuse(self, link: Link, code: str, message: str) -> None:
+        if not link.is_closing:
+            self._send(link, Error(code, message).encode())
+            link.is_closing = True
+
+    def _send(self, link: Link, frame: bytearray) -> None:
+        link.output.append(frame)
+        self._changed[link] = None
+
+    # --- events ---
+
+    def _take_events(self, link: Link, frame: bytearray, now: float) -> None:
+        poster = link.poster
+        if poster is None or not link.is_greeted:
+            raise ProtocolError("events before the hello")
+        post = poster.accept(frame, self.options.max_queue_len)
+        if post is None:
+            # Sent again after a reconnect; the confirmation may have been lost with the connection.
+            self._confirmed.add(poster)
+        elif self._held or self._full:
+            self._held.append(post)
+        elif not self._route(post, now):
+            self._held.append(post)
+
+    def _route(self, post: Post, now: float) -> bool:
+        """Give a post its place among all events and put it into the queues. False: not now."""
+        if post.flags & Flag.UNIQUE:
+            return self._route_unique(post, now)
+        frame = post.frame
+        assert frame is not None
+        post.frame = None
+        if post.flags & Flag.RECEIPT:
+            post.targets = [slot for slot in self.roster.workers.values() if not (slot.lossy or slot.leaving)]
+        first = self.seq + 1
+        post.last_seq = self.seq = self.seq + post.count
+        self._stamp(frame, post.poster.origin, first)
+        self._routed.append((self.seq, post))
+        self._fan_out(Entry(self.seq, post.count, frame), first, self.roster, now)
+        return True
+
+    def _stamp(self, frame: bytearray, origin: int, seq: int) -> None:
+        ORIGIN.pack_into(frame, ORIGIN_OFFSET, origin)
+        STAMP.pack_into(frame, STAMP_OFFSET, seq, self._wall_clock_ns())
+
+    def _fan_out(self, entry: Entry, first: int, slots: Any, now: float) -> None:
+        for slot in slots:
+            if slot.leaving:
+                continue
+            if slot.queue.is_full and slot.is_observer and not slot.lossy:
+                slot.start_losing("the observer was too slow")
+            if slot.offer(entry, first, now):
+                self._changed[slot.link] = None
+            if slot.queue.is_full and not slot.is_observer and not slot.lossy:
+                self._full.add(slot)
+
+    def _route_own(self, event: str, data: dict[str, Any], slots: Any, now: float) -> None:
+        """An event of the broker's own. It has no poster, so nobody waits for its confirmation."""
+        self.seq += 1
+        body = b'[["' + LIFECYCLE_SOURCE.encode() + b'","' + event.encode() + b'",[' + encode_data(data) + b"]]]"
+        stamp = self._wall_clock_ns()
+        frame = encode_frame(Kind.EVENTS, body, count=1, pid=self.pid, origin_seq=self.seq, seq=self.seq, time_ns=stamp)
+        self._fan_out(Entry(self.seq, 1, frame), self.seq, slots, now)
+
+    def _announce(self, event: str, slot: Slot, now: float) -> None:
+        self._route_own(event, {"worker_id": slot.worker_id, "pid": slot.pid}, self.roster, now)
+
+    # --- unique events ---
+
+    def _route_unique(self, post: Post, now: float) -> bool:
+        if self._uniques.is_taken(post.key, now):
+            self.ignored_repeats += 1
+            self._finish_unique(post, "repeat")
+            return True
+        if self._uniques.is_full(now):
+            return False
+        slot = self._choose()
+        if slot is not None:
+            # Only now: an event that nobody gets must not keep its key from the next one.
+            self._uniques.take(post.key, now)
+            self._give(post, slot, now)
+        elif post.flags & Flag.RECEIPT:
+            self._finish_unique(post, "nobody")
+        else:
+            self._parked.append(post)
+        return True
+
+    def _choose(self) -> Slot | None:
+        """The live worker with the least to do; of equals, the one that was given the fewest."""
+        able = [slot for slot in self.roster if slot.can_take_unique]
+        return min(able, key=lambda slot: (slot.queue.events, slot.uniques_given), default=None)
+
+    def _give(self, post: Post, slot: Slot, now: float) -> None:
+        frame = post.frame
+        assert frame is not None
+        if post.unique is not None:
+            # Given before: the old frame may still be under way, with its old place among the events.
+            frame = post.frame = bytearray(frame)
+        post.unique = "given"
+        post.targets = [slot]
+        self.seq += 1
+        post.last_seq = self.seq
+        self._stamp(frame, post.poster.origin, self.seq)
+        self._routed.append((self.seq, post))
+        slot.uniques[self.seq] = post
+        slot.uniques_given += 1
+        self._fan_out(Entry(self.seq, 1, frame), self.seq, (slot,), now)
+
+    def _finish_unique(self, post: Post, outcome: str) -> None:
+        """Nobody gets it. It is confirmed in its turn, behind what its poster posted before."""
+        post.unique = outcome
+        post.frame = None
+        post.last_seq = self.seq
+        self._routed.append((self.seq, post))
+
+    def _reassign(self, slot: Slot, now: float) -> None:
+        """Give the unique events that a lost worker did not handle to others. Their keys stay taken."""
+        for post in slot.take_uniques():
+            other = self._choose()
+            if other is None:
+                post.last_seq = None
+                self._parked.append(post)
+            else:
+                self._give(post, other, now)
+        self._relieve(slot)
+
+    def _unpark(self, now: float) -> None:
+        """A worker came: give it what waited for one."""
+        parked, self._parked = self._parked, deque()
+        for post in parked:
+            slot = self._choose()
+            if slot is not None and post.unique is not None:
+                self._give(post, slot, now)
+            elif slot is None:
+                self._parked.append(post)
+            elif not self._route_unique(post, now):
+                self._parked.append(post)
+
+    # --- acks, confirmations and pressure ---
+
+    def _take_ack(self, link: Link, frame: bytearray, now: float) -> None:
+        slot = link.slot
+        if slot is None:
+            raise ProtocolError("an ack from one who gets no events")
+        _, _, _, _, _, _, handled, received, _ = HEADER.unpack_from(frame)
+        if handled > received or received > max(slot.last_seq, slot.received):
+            raise ProtocolError(f"acked {received} and {handled}, but only {slot.last_seq} was sent")
+        slot.take_ack(received, handled, now)
+        self._relieve(slot)
+        if slot.lossy:
+            self._recover(slot, now)
+
+    def _relieve(self, slot: Slot) -> None:
+        if not slot.queue.is_full:
+            self._full.discard(slot)
+
+    def _recover(self, slot: Slot, now: float) -> None:
+        """Let a slot that was losing have events again, once it has worked off half of its queue."""
+        if slot.queue.events <= slot.queue.limit // 2:
+            self._notices.append(f"{slot.label} missed {slot.missed} events: {slot.gap_reason}")
+            if slot.end_losing(now) and slot.link is not None:
+                self._changed[slot.link] = None
+
+    def _settle(self, now: float) -> None:
+        """Route what was held, and confirm what every live worker has."""
+        held = self._held
+        while held and not self._full and self._route(held[0], now):
+            held.popleft()
+        if self._routed:
+            behind = [slot.received for slot in self.roster.workers.values() if slot.is_live and slot.is_behind]
+            self.floor = max(self.floor, min(behind, default=self.seq))
+            while self._routed and self._routed[0][0] <= self.floor:
+                seq, post = self._routed.popleft()
+                if post.last_seq == seq:
+                    self._confirm(post)
+        if self._confirmed:
+            for poster in self._confirmed:
+                if poster.link is not None:
+                    self._send(poster.link, encode_frame(Kind.CONFIRM, origin_seq=poster.confirmed))
+            self._confirmed.clear()
+
+    def _confirm(self, post: Post) -> None:
+        if post.is_done:
+            return
+        poster = post.poster
+        if post.flags & Flag.RECEIPT and poster.link is not None:
+            self._send(poster.link, self._receipt(post).encode())
+        if poster.confirm(post):
+            self._confirmed.add(poster)
+
+    def _receipt(self, post: Post) -> Receipt:
+        last_seq = post.last_seq or 0
+        has: list[int] = []
+        missing: list[int] = []
+        for slot in post.targets:
+            got_it = slot.link is not None and not slot.lossy and slot.received >= last_seq
+            # An observer that takes unique events has no number of its own.
+            (has if got_it else missing).append(-1 if slot.worker_id is None else slot.worker_id)
+        return Receipt(post.first, sorted(has), sorted(missing), post.unique)
+
+    # --- for people ---
+
+    def status(self, now: float) -> dict[str, Any]:
+        """What `eventsh status` shows of the broker's rules; the owner adds what it knows of the process."""
+        return {
+            "broker": {
+                "pid": self.pid,
+                "epoch": self.epoch,
+                "uptime_s": round(now - self.started_at, 3),
+                "connections": len(self.links),
+                "observers": len(self.roster.observers),
+                "events": self.seq,
+                "unconfirmed": sum(post.count for _, post in self._routed),
+                "held": sum(post.count for post in self._held),
+                "unique_keys": len(self._uniques),
+                "ignored_repeats": self.ignored_repeats,
+            },
+            "workers": [
+                {
+                    "worker_id": slot.worker_id,
+                    "pid": slot.pid,
+                    "state": slot.state,
+                    "queued": slot.queue.events,
+                    "handled": slot.handled,
+                    "dropped": slot.dropped,
+                    "failed": slot.failed,
+                    "uniques": slot.uniques_given,
+                }
+                for _, slot in sorted(self.roster.workers.items())
+            ],
+        }

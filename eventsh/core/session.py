@@ -1,0 +1,363 @@
+"""The rules of one client: what it posts, what it gets, what it has handled, and what it tells the broker of that.
+
+Knows no connection, no thread and no handler being called. The owner feeds it frames and takes deliveries to dispatch,
+acks and frames to send. All state of an attachment is here; all transitions are in `connected`, `receive`, `leave` and
+`disconnected`:
+
+DETACHED --connected--> GREETING --Welcome--> ATTACHED --leave--> LEAVING --Goodbye--> DRAINED
+    ^                       |                     |                  |                    |
+    +------------------- disconnected <-----------+------------------+--------------------+
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+from eventsh.core.delivery import Delivery
+from eventsh.core.outbox import Outbox
+from eventsh.core.registry import Registry
+from eventsh.errors import ProtocolError, QueueOverflow
+from eventsh.event import LIFECYCLE_SOURCE, check_name
+from eventsh.protocol.codec import decode
+from eventsh.protocol.frame import HEADER, HEADER_BYTES, KIND_OFFSET, Flag, Kind, encode_frame
+from eventsh.protocol.messages import Error, Gap, Goodbye, Hello, Message, Receipt, Reply, Report, Request, Welcome
+
+__all__ = ["Session", "SessionState"]
+
+# Of how many posters, and of how many unique events, a worker remembers what it has, to drop what is sent again after
+# a broker's death. Only posters whose batches are unconfirmed at that moment matter, so this is generous; 4 MiB full.
+_REMEMBERED = 65536
+
+_EVENTS, _CONFIRM = int(Kind.EVENTS), int(Kind.CONFIRM)
+_DECODERS: dict[int, Callable[[bytearray], Message]] = {
+    Kind.WELCOME: Welcome.decode,
+    Kind.GAP: Gap.decode,
+    Kind.REPLY: Reply.decode,
+    Kind.ERROR: Error.decode,
+    Kind.GOODBYE: Goodbye.decode,
+    Kind.RECEIPT: Receipt.decode,
+}
+
+
+class SessionState(Enum):
+    """Where a client stands with its broker."""
+
+    DETACHED = "detached"
+    GREETING = "greeting"
+    ATTACHED = "attached"
+    LEAVING = "leaving"
+    DRAINED = "drained"
+
+
+class Session:
+    """One client's side of an attachment, over any number of connections and brokers."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        registry: Registry,
+        *,
+        identity: str,
+        role: str = "worker",
+        worker_id: int | None = None,
+        take_unique: bool = True,
+        max_queue_len: int = 10240,
+        timeout_s: float = 5.0,
+    ) -> None:
+        self.outbox = outbox
+        self.state = SessionState.DETACHED
+        self.identity = identity
+        self.role = role
+        self.worker_id = worker_id
+        self.take_unique = take_unique
+        self.max_queue_len = max_queue_len
+        self.timeout_s = timeout_s
+        self.epoch = 0
+        # The last seq that arrived, and the last up to which every handler has returned.
+        self.received = 0
+        self.handled = 0
+        self.gaps = 0
+        self.missed = 0
+        self._registry = registry
+        self._acked = (0, 0)
+        self._inbox: deque[tuple[int, bytearray] | Delivery] = deque()
+        # Deliveries that were given out and whose handlers have not all returned, in their order.
+        self._open: deque[Delivery] = deque()
+        self._seen: dict[int, int] = {}
+        self._uniques_seen: dict[tuple[int, int], None] = {}
+        # Events wait for the first handler: a program that calls configure() and then register() must not lose what
+        # arrives between the two. Not for ever, for a program may want to post only.
+        self._holding = True
+        self.hold_until: float | None = None
+        self._held_events = 0
+        # Counted in and out apart, for local events are posted in other threads than the one that takes them.
+        self._local_in = 0
+        self._local_out = 0
+        self._control: list[bytearray] = []
+        self._next_request = 1
+        self._failed = 0
+        self._last_failure: dict[str, Any] = {}
+
+    # --- attaching ---
+
+    def connected(self) -> bytearray:
+        """A connection is open: the Hello to send on it first."""
+        self.state = SessionState.GREETING
+        hello = Hello(
+            identity=self.identity,
+            origin=self.outbox.origin,
+            pid=self.outbox.pid,
+            role=self.role,
+            worker_id=self.worker_id,
+            take_unique=self.take_unique,
+            epoch=self.epoch,
+            received=self.received,
+            handled=self.handled,
+        )
+        return hello.encode()
+
+    def disconnected(self) -> None:
+        """The connection is gone. What was posted and not confirmed will be sent again on the next one."""
+        self.state = SessionState.DETACHED
+        self.outbox.rewind()
+        self._control.clear()
+
+    def leave(self, *, leave: bool = True) -> None:
+        """Ask for no more events. When the state is DRAINED and `is_idle`, everything that was given is handled."""
+        if self.state is SessionState.ATTACHED:
+            self._control.append(Goodbye(leave).encode())
+            self.state = SessionState.LEAVING
+
+    def request(self, what: str, arguments: dict[str, Any]) -> int:
+        """Ask the broker something; the Reply carries the number that this returns."""
+        number = self._next_request
+        self._next_request += 1
+        self._control.append(Request(number, what, arguments).encode())
+        return number
+
+    # --- frames in ---
+
+    def receive(self, frames: list[bytearray]) -> list[Message]:
+        """Take frames from the broker; give the messages that the owner must act on. Raises ProtocolError."""
+        messages: list[Message] = []
+        for frame in frames:
+            kind = frame[KIND_OFFSET]
+            if kind == _EVENTS:
+                self._take_events(frame)
+            elif kind == _CONFIRM:
+                self._take_confirm(frame)
+            elif kind in _DECODERS:
+                message = _DECODERS[kind](frame)
+                self._take_message(message)
+                messages.append(message)
+            else:
+                raise ProtocolError(f"a broker does not send frames of kind {kind}")
+        return messages
+
+    def _take_events(self, frame: bytearray) -> None:
+        _, _, flags, count, pid, origin, number, seq, _ = HEADER.unpack_from(frame)
+        if self.state in (SessionState.DETACHED, SessionState.GREETING):
+            raise ProtocolError("events came before the welcome")
+        if seq <= self.received or not count:
+            raise ProtocolError(f"event {seq} (of {count}) came after event {self.received}")
+        self.received = last = seq + count - 1
+        if flags and self._is_repeat(flags, origin, number):
+            # Passed on empty, so that it is acknowledged in its turn.
+            self._inbox.append(Delivery(last, 0, pid, [], epoch=self.epoch))
+            return
+        if not flags & Flag.UNIQUE:
+            # A later batch can't carry a lower number but after a broker's death, and then it is marked as resent.
+            # Taken out first, so that the posters heard last are at the end and the oldest is forgotten.
+            seen = self._seen
+            seen.pop(origin, None)
+            seen[origin] = number + count - 1
+            if len(seen) > _REMEMBERED:
+                del seen[next(iter(seen))]
+        self._held_events += count
+        self._inbox.append((self.epoch, frame))
+
+    def _is_repeat(self, flags: int, origin: int, number: int) -> bool:
+        """Whether this process already has this batch, from an earlier broker or before another worker gave it back.
+
+        Only what is marked as resent can be known: origins are random, and a new poster may by chance have the origin
+        of one that has left.
+        """
+        if flags & Flag.UNIQUE:
+            known = self._uniques_seen
+            if (origin, number) in known and flags & Flag.RESENT:
+                return True
+            known[origin, number] = None
+            if len(known) > _REMEMBERED:
+                del known[next(iter(known))]
+            return False
+        return bool(flags & Flag.RESENT) and number <= self._seen.get(origin, 0)
+
+    def _take_confirm(self, frame: bytearray) -> None:
+        number = HEADER.unpack_from(frame)[6]
+        if number > self.outbox.number:
+            raise ProtocolError(f"post {number} was confirmed, but the last one was {self.outbox.number}")
+        self.outbox.confirm(number)
+
+    def _take_message(self, message: Message) -> None:
+        if isinstance(message, Welcome):
+            self._take_welcome(message)
+        elif isinstance(message, Gap):
+            self.received = max(self.received, message.last_seq)
+            self._deliver_gap(message.missed, message.first_seq, message.last_seq, message.reason)
+        elif isinstance(message, Goodbye):
+            self.state = SessionState.DRAINED
+
+    def _take_welcome(self, welcome: Welcome) -> None:
+        if self.state is not SessionState.GREETING:
+            raise ProtocolError("a welcome came that nobody waited for")
+        self.state = SessionState.ATTACHED
+        self.worker_id = welcome.worker_id
+        self.outbox.window = welcome.max_queue_len
+        self.outbox.max_payload_len = min(self.outbox.max_payload_len, welcome.max_payload_len)
+        if welcome.epoch == self.epoch and welcome.resumed:
+            self._acked = (self.received, self.handled)
+            return
+        if welcome.epoch == self.epoch and welcome.seq > self.received:
+            first, missed = self.received + 1, welcome.seq - self.received
+            self.received = welcome.seq
+            self._deliver_gap(missed, first, welcome.seq, "the slot was given up while this process was away")
+            return
+        self.epoch = welcome.epoch
+        # A new worker's stream starts here, but an old slot's starts with what its last process did not handle.
+        start = 0 if welcome.resumed else welcome.seq
+        self.received = self.handled = start
+        self._acked = (start, start)
+        self._open.clear()
+
+    def _deliver_gap(self, missed: int, first: int, last: int, reason: str) -> None:
+        self.gaps += 1
+        self.missed += missed
+        data = {"missed": missed, "first_seq": first, "last_seq": last, "reason": reason, "epoch": self.epoch}
+        self._inbox.append(Delivery(last, 0, None, [[LIFECYCLE_SOURCE, "gap", [data]]], epoch=self.epoch))
+
+    # --- deliveries out ---
+
+    def post_local(self, source: str, event: str, data: Any) -> None:
+        """Put an event into this process's own queue, behind what has arrived. Raises QueueOverflow, UsageError."""
+        check_name(source, "source")
+        check_name(event, "event")
+        queued = self._local_in - self._local_out
+        if queued >= self.max_queue_len:
+            raise QueueOverflow(queued, self.max_queue_len, queue="local")
+        self._local_in += 1
+        self._inbox.append(Delivery(0, 1, None, [[source, event, [data]]]))
+
+    def post_first(self, source: str, event: str, data: Any) -> None:
+        """Put an event of eventsh's own before everything that waits."""
+        self._local_in += 1
+        self._inbox.appendleft(Delivery(0, 1, None, [[source, event, [data]]]))
+
+    def release(self) -> None:
+        """Stop waiting for a first handler."""
+        self._holding = False
+
+    def next_delivery(self, now: float) -> Delivery | None:
+        """The next delivery to dispatch, or None. Each must be given back to `complete` once its handlers returned.
+
+        Raises ProtocolError for a batch that can't be decoded; the batch then counts as handled.
+        """
+        if not self._inbox or (self._holding and self._holds(now)):
+            return None
+        item = self._inbox.popleft()
+        if type(item) is tuple:
+            return self._open_batch(*item)
+        assert isinstance(item, Delivery)
+        if item.last_seq:
+            self._open.append(item)
+        else:
+            self._local_out += 1
+        return item
+
+    def _holds(self, now: float) -> bool:
+        if self.hold_until is None:
+            self.hold_until = now + self.timeout_s
+        self._holding = (
+            not self._registry.ever_registered
+            and now < self.hold_until
+            # A sleeping giant of a queue would make the broker wait for this worker.
+            and self._held_events < self.max_queue_len // 2
+        )
+        return self._holding
+
+    def _open_batch(self, epoch: int, frame: bytearray) -> Delivery:
+        _, _, flags, count, pid, _, _, seq, time_ns = HEADER.unpack_from(frame)
+        self._held_events -= count
+        delivery = Delivery(seq + count - 1, count, pid, [], epoch=epoch, first_seq=seq, time_ns=time_ns)
+        self._open.append(delivery)
+        start = HEADER_BYTES
+        if flags & Flag.UNIQUE:
+            start += 2 + int.from_bytes(frame[start : start + 2], "little")
+        try:
+            delivery.runs = decode(memoryview(frame)[start:])
+        except ProtocolError:
+            self.complete(delivery)
+            raise
+        return delivery
+
+    def complete(self, delivery: Delivery) -> None:
+        """Every handler of this delivery has returned."""
+        if not delivery.last_seq:
+            return
+        delivery.done = True
+        waiting = self._open
+        while waiting and waiting[0].done:
+            first = waiting.popleft()
+            if first.epoch == self.epoch:
+                self.handled = first.last_seq
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits for its handlers, or for them to return."""
+        return not self._inbox and not self._open
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `next_delivery` may have something."""
+        return bool(self._inbox)
+
+    # --- frames out ---
+
+    def report_failure(self, failure: dict[str, Any]) -> None:
+        """A handler failed; the broker counts it and tells observers."""
+        self._failed += 1
+        self._last_failure = failure
+
+    def take_ack(self) -> bytearray | None:
+        """The Ack to send now, or None when the broker already knows everything."""
+        state = (self.received, self.handled)
+        if state == self._acked or self.state in (SessionState.DETACHED, SessionState.GREETING):
+            return None
+        self._acked = state
+        return encode_frame(Kind.ACK, seq=self.received, origin_seq=self.handled)
+
+    @property
+    def unacked_handled(self) -> int:
+        """How far the last ack lags behind what has been handled."""
+        return self.handled - self._acked[1]
+
+    @property
+    def unacked_received(self) -> int:
+        """How far the last ack lags behind what has arrived."""
+        return self.received - self._acked[0]
+
+    def take_output(self) -> list[bytearray]:
+        """Every frame that may leave now, but the ack."""
+        if self.state in (SessionState.DETACHED, SessionState.GREETING):
+            return []
+        frames = self.outbox.take()
+        if self._failed:
+            frames.append(Report(self._failed, self._last_failure).encode())
+            self._failed = 0
+        if self._control:
+            # A goodbye follows the posts that were made before it.
+            frames += self._control
+            self._control.clear()
+        return frames

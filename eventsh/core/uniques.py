@@ -1,0 +1,52 @@
+"""Which unique keys are taken, and until when. Knows no workers; the clock is passed in."""
+
+from __future__ import annotations
+
+__all__ = ["Uniques"]
+
+
+class Uniques:
+    """Keys that were taken less than `timeout_s` ago.
+
+    All keys live equally long, so the order in which they were taken is the order in which they expire, and a dict
+    keeps it: nothing is scanned, and a key costs one entry. A cache of a fixed small size would let repeats through
+    once more keys are alive than it holds.
+    """
+
+    __slots__ = ("_expires", "limit", "timeout_s")
+
+    def __init__(self, timeout_s: float, limit: int) -> None:
+        self.timeout_s = timeout_s
+        self.limit = limit
+        self._expires: dict[bytes, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._expires)
+
+    def is_taken(self, key: bytes, now: float) -> bool:
+        expires = self._expires.get(key)
+        return expires is not None and expires > now
+
+    def is_full(self, now: float) -> bool:
+        """Whether no further key can be taken now. Forgets expired keys."""
+        self.expire(now)
+        return len(self._expires) >= self.limit
+
+    def take(self, key: bytes, now: float) -> None:
+        # Out and in again, so that a key that is taken anew moves to the end.
+        self._expires.pop(key, None)
+        self._expires[key] = now + self.timeout_s
+
+    def expire(self, now: float) -> None:
+        """Forget keys whose time is over."""
+        expired = []
+        for key, expires in self._expires.items():
+            if expires > now:
+                break
+            expired.append(key)
+        for key in expired:
+            del self._expires[key]
+
+    def next_expiry(self) -> float | None:
+        """When the oldest key expires, on the clock that was passed in; None when no key is taken."""
+        return next(iter(self._expires.values()), None)

@@ -1,0 +1,182 @@
+"""The messages that are not events, as values: what each says, and its frame.
+
+Every message but Ack and Confirm is a small JSON object in the body of its frame. Ack and Confirm are headers alone, for
+they travel as often as batches do. Unknown members of a body are ignored, so that later versions can add some; a missing
+or mistyped one is a ProtocolError.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self
+
+import orjson
+
+from eventsh.errors import ProtocolError
+from eventsh.protocol.frame import HEADER_BYTES, PROTOCOL_VERSION, Kind, encode_frame
+
+__all__ = ["Error", "Gap", "Goodbye", "Hello", "Message", "Receipt", "Reply", "Report", "Request", "Welcome"]
+
+# The annotations used below, as the types that JSON gives for them. bool is no int here.
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "float": (int, float),
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "bool": (bool,),
+    "list[int]": (list,),
+    "dict[str, Any]": (dict,),
+    "dict[str, Any] | None": (dict, type(None)),
+    "Any": (object,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message. `encode` gives its frame, `decode` reads one back."""
+
+    kind: ClassVar[Kind]
+
+    def encode(self, *, seq: int = 0) -> bytearray:
+        """The frame of this message. `seq` places it among the events, where it has such a place."""
+        return encode_frame(self.kind, orjson.dumps(asdict(self)), seq=seq)
+
+    @classmethod
+    def decode(cls, frame: bytes | bytearray) -> Self:
+        """Read a frame's body. Raises ProtocolError that names the member at fault."""
+        name = cls.__name__.lower()
+        try:
+            body = orjson.loads(memoryview(frame)[HEADER_BYTES:])
+        except orjson.JSONDecodeError as error:
+            raise ProtocolError(f"the body of a {name} frame is not JSON: {error}") from None
+        if not isinstance(body, dict):
+            raise ProtocolError(f"the body of a {name} frame is not an object")
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            if field.name not in body:
+                raise ProtocolError(f"a {name} frame has no {field.name!r}")
+            value = body[field.name]
+            allowed = _TYPES[str(field.type)]
+            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed and object not in allowed):
+                raise ProtocolError(f"{field.name!r} of a {name} frame is {type(value).__name__}, not {field.type}")
+            values[field.name] = value
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Message):
+    """Client: the first frame. Who it is, what it wants to be, and what it has from an earlier connection."""
+
+    kind: ClassVar[Kind] = Kind.HELLO
+    identity: str
+    """Random, the same for all connections of one process's one bus."""
+    origin: int
+    """What the client's batches are stamped with: random, not 0. Refused with `origin_taken` when another has it."""
+    pid: int
+    role: str
+    """"worker", "observer" or "poster" (which gets no events)."""
+    worker_id: int | None
+    """The slot it wants; None: any."""
+    take_unique: bool
+    epoch: int
+    """The epoch that it was attached to before, 0: none."""
+    received: int
+    """In that epoch, the last seq that it has. Not meant in another epoch."""
+    handled: int
+    version: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome(Message):
+    """Broker: the first frame. What the client is now, and the limits here."""
+
+    kind: ClassVar[Kind] = Kind.WELCOME
+    epoch: int
+    pid: int
+    worker_id: int | None
+    resumed: bool
+    """The slot was this client's, and everything since `Hello.received` follows."""
+    seq: int
+    """The last event that crossed the broker."""
+    timeout: float
+    max_queue_len: int
+    """How many unconfirmed events this client may have under way."""
+    max_payload_len: int
+    version: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Gap(Message):
+    """Broker: at this place of the stream a receiver missed events. `seq` of its frame is `last_seq`."""
+
+    kind: ClassVar[Kind] = Kind.GAP
+    missed: int
+    first_seq: int
+    last_seq: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Message):
+    """Client: a question. Answered by one Reply with the same `id`."""
+
+    kind: ClassVar[Kind] = Kind.REQUEST
+    id: int
+    what: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Message):
+    """Broker: the answer to a Request, or `error` where there is none."""
+
+    kind: ClassVar[Kind] = Kind.REPLY
+    id: int
+    data: Any
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Error(Message):
+    """Either way: why the connection ends now. `code` is for programs, `message` for people."""
+
+    kind: ClassVar[Kind] = Kind.ERROR
+    code: str
+    """"protocol", "version", "origin_taken", "slot_taken", "too_many", "slow_hello" or "stopping"."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Goodbye(Message):
+    """Client: give me no more events. Broker, as the answer: everything before this is all you get.
+
+    `leave` False keeps the slot and queues for the next process that takes it.
+    """
+
+    kind: ClassVar[Kind] = Kind.GOODBYE
+    leave: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report(Message):
+    """Receiver: handlers failed. One for a turn of its loop, with the last failure in full and the number of all."""
+
+    kind: ClassVar[Kind] = Kind.REPORT
+    failed: int
+    last: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt(Message):
+    """Broker: who has an event that was posted with Flag.RECEIPT. It comes when the event is confirmed."""
+
+    kind: ClassVar[Kind] = Kind.RECEIPT
+    number: int
+    workers: list[int]
+    """Those that have it."""
+    missing: list[int]
+    """Those that were to get it, and are stalled or gone; it is queued for them where their slot is kept."""
+    unique: str | None
+    """None: not unique. "given": one worker has it. "repeat": its key is taken, nobody gets it. "nobody": no worker
+    could take it; it was dropped and the key is free."""

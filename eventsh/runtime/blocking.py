@@ -1,0 +1,171 @@
+"""A client on a plain blocking socket, for programs that live for one post or one question.
+
+The same session rules as everybody's, without a loop, a thread or a handler: importing asyncio alone would take longer
+than all that `eventsh post` does.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from eventsh.core.outbox import Outbox
+from eventsh.core.registry import Registry
+from eventsh.core.session import Session, SessionState
+from eventsh.errors import EventError, NotConnected, QueueOverflow, TransportError
+from eventsh.options import Options
+from eventsh.protocol.frame import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, FrameDecoder
+from eventsh.protocol.messages import Error, Message, Receipt, Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from eventsh.address import Address
+    from eventsh.transport import Transport
+
+__all__ = ["BlockingClient"]
+
+_READ_BYTES = 256 * 1024
+
+
+class BlockingClient:
+    """A poster that is attached from `__enter__` to `__exit__`. It gets no events.
+
+    `timeout_s` bounds each call, not the whole. Raises TransportError when nobody listens, NotConnected when the time
+    is over or the broker ends the connection.
+    """
+
+    def __init__(self, transport: Transport, address: Address, *, timeout_s: float) -> None:
+        self.transport = transport
+        self.address = address
+        self.timeout_s = timeout_s
+        self.outbox = Outbox(
+            origin=int.from_bytes(os.urandom(4), "little") or 1,
+            pid=os.getpid(),
+            max_queue_len=Options().max_queue_len,
+            # The broker tells its own limit in its welcome, and that is the one that counts.
+            max_payload_len=MAX_PAYLOAD_BYTES,
+            on_batch=lambda: None,
+        )
+        self.session = Session(
+            self.outbox, Registry(), identity=os.urandom(16).hex(), role="poster", take_unique=False
+        )
+        self.receipts: dict[int, Receipt] = {}
+        self._replies: dict[int, Reply] = {}
+        self._decoder = FrameDecoder(MAX_BODY_BYTES)
+        self._unsent = bytearray()
+        self._socket: socket.socket | None = None
+
+    def __enter__(self) -> Self:
+        connection = self.transport.dial(self.address, self.timeout_s)
+        if connection is None:
+            raise TransportError(
+                f"the {self.address.scheme} transport can't be used for one post at a time: it has no blocking socket"
+            )
+        self._socket = connection
+        connection.setblocking(False)
+        self._unsent += self.session.connected()
+        try:
+            self._exchange(lambda: self.session.state is SessionState.ATTACHED, "the broker did not answer")
+        except BaseException:
+            connection.close()
+            raise
+        self.outbox.max_queue_len = self.outbox.window
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._socket is not None:
+            self._socket.close()
+
+    def post(self, source: str, event: str, data: Any, *, unique: str | None = None) -> None:
+        """Post one event; waits for room when the queue is full. It is on its way, and not confirmed."""
+        self._when_room(lambda: self._put(source, event, data, unique, receipt=False))
+
+    def post_and_confirm(self, source: str, event: str, data: Any, *, unique: str | None = None) -> Receipt:
+        """Post one event and wait until every live worker has it, and all that was posted before."""
+        self._when_room(lambda: self._put(source, event, data, unique, receipt=True))
+        number = self.outbox.number
+        self._exchange(lambda: number in self.receipts and self.outbox.confirmed >= number, "not confirmed")
+        return self.receipts.pop(number)
+
+    def confirm(self) -> None:
+        """Wait until every live worker has all that was posted."""
+        self._exchange(lambda: not self.outbox.queued, "not confirmed")
+
+    def ask(self, what: str, arguments: dict[str, Any] | None = None) -> Any:
+        """Ask the broker a question. Raises EventError when it has no answer."""
+        number = self.session.request(what, arguments or {})
+        self._exchange(lambda: number in self._replies, "the broker did not answer")
+        reply = self._replies.pop(number)
+        if reply.error is not None:
+            raise EventError(reply.error)
+        return reply.data
+
+    def _put(self, source: str, event: str, data: Any, unique: str | None, *, receipt: bool) -> None:
+        if unique is not None:
+            self.outbox.post_unique(source, event, data, unique, receipt=receipt)
+        elif receipt:
+            self.outbox.post_receipt(source, event, data)
+        else:
+            self.outbox.post(source, event, data)
+
+    def _when_room(self, put: Callable[[], None]) -> None:
+        try:
+            put()
+        except QueueOverflow:
+            half = self.outbox.max_queue_len // 2
+            self._exchange(lambda: self.outbox.queued <= half, "no room for posts")
+            put()
+
+    def _exchange(self, until: Callable[[], bool], what: str) -> None:
+        """Send and receive until the condition holds. Both at once, for the broker may wait for us to read."""
+        connection = self._socket
+        assert connection is not None
+        deadline = time.monotonic() + self.timeout_s
+        poll = select.poll()
+        while True:
+            for frame in self.session.take_output():
+                self._unsent += frame
+            if until():
+                return
+            poll.register(connection, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not poll.poll(left_s * 1000):
+                raise NotConnected(f"{what} by {self.address} within {self.timeout_s:g} s")
+            try:
+                if self._unsent:
+                    self._send(connection)
+                self._receive(connection)
+            except OSError as error:
+                raise NotConnected(f"the connection to {self.address} broke: {error.strerror}") from error
+
+    def _send(self, connection: socket.socket) -> None:
+        try:
+            sent = connection.send(self._unsent)
+        except BlockingIOError:
+            return
+        del self._unsent[:sent]
+
+    def _receive(self, connection: socket.socket) -> None:
+        try:
+            data = connection.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        if not data:
+            raise NotConnected(f"the broker at {self.address} closed the connection")
+        frames = self._decoder.receive_data(data)
+        for message in self.session.receive(frames):
+            self._take(message)
+        if self._decoder.error is not None:
+            raise self._decoder.error
+
+    def _take(self, message: Message) -> None:
+        if isinstance(message, Receipt):
+            self.receipts[message.number] = message
+        elif isinstance(message, Reply):
+            self._replies[message.id] = message
+        elif isinstance(message, Error):
+            raise NotConnected(f"the broker at {self.address} refused: {message.message}")

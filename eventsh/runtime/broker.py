@@ -1,0 +1,232 @@
+"""The broker process: the router's rules joined to a transport, a clock and the operating system.
+
+Holds no rule of delivery. One and the same program is started by `eventsh serve`, and by a client with `broker="auto"`
+where no broker runs; it imports little, so that it is there fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from eventsh.address import parse_address
+from eventsh.core.router import Router
+from eventsh.errors import EventError
+from eventsh.options import Options, parse_broker_arguments
+from eventsh.plugins import find_transport
+from eventsh.protocol.frame import MAX_BODY_BYTES
+from eventsh.runtime.child import EXIT_OK, EXIT_USAGE, Supervisor, add_child_arguments, start_child
+from eventsh.runtime.election import unlock_address
+from eventsh.runtime.loop import new_event_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from eventsh.address import Address
+    from eventsh.core.link import Link
+    from eventsh.core.slot import Slot
+    from eventsh.errors import ProtocolError
+    from eventsh.transport import Connection, Listener, Transport
+
+__all__ = ["Broker", "main"]
+
+_log = logging.getLogger("eventsh.broker")
+
+# How often the end of a process is looked for after its connection broke: soon at first, for a killed process is gone
+# within milliseconds, and its unique events wait for that.
+_FIRST_LOOK_S = 0.005
+_LAST_LOOK_S = 0.25
+
+
+class _Peer:
+    """One connection: tells the broker what happens on it. A transport's Receiver."""
+
+    __slots__ = ("broker", "connection", "limited", "link")
+
+    def __init__(self, broker: Broker, connection: Connection) -> None:
+        self.broker = broker
+        self.connection = connection
+        self.limited = True
+        self.link = broker.router.connect(self, connection.peer.pid, time.monotonic())
+
+    def frames_received(self, frames: list[bytearray]) -> None:
+        self.broker.router.receive(self.link, frames, time.monotonic())
+        if self.limited and self.link.is_greeted:
+            self.limited = False
+            self.connection.limit_body(MAX_BODY_BYTES)
+        self.broker.flush()
+
+    def frames_refused(self, error: ProtocolError) -> None:
+        self.broker.router.refuse(self.link, error)
+        self.broker.flush()
+
+    # What a slow peer has not taken is bounded by its queue in the router.
+    def writing_paused(self) -> None:
+        pass
+
+    def writing_resumed(self) -> None:
+        pass
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.broker.lose(self.link)
+
+
+class Broker:
+    """A router that serves one address in the running loop. Everything here happens in that loop."""
+
+    def __init__(self, transport: Transport, address: Address, options: Options) -> None:
+        self.transport = transport
+        self.address = address
+        self.options = options
+        self.router = Router(
+            options, epoch=time.time_ns(), pid=os.getpid(), wall_clock_ns=time.time_ns, now=time.monotonic()
+        )
+        self._listener: Listener | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._interval_s = min(max(min(options.timeout, options.hello_timeout) / 8, 0.01), 0.25)
+        self._alone_since = time.monotonic()
+        self.stopping = asyncio.Event()
+
+    @property
+    def listening(self) -> str:
+        """The address that clients can connect to, with what the system chose filled in."""
+        return self._listener.address if self._listener is not None else str(self.address)
+
+    async def start(self) -> None:
+        """Listen. Raises TransportError."""
+        self._listener = await self.transport.listen(self.address, self._accept)
+        self._tick()
+
+    async def close(self) -> None:
+        """End every connection once what was sent has left, and remove the endpoint."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._listener is not None:
+            await self._listener.close()
+        for link in list(self.router.links):
+            link.key.connection.close()
+        # Their ends arrive in this loop; a peer that reads no more is not waited for.
+        deadline = self._loop.time() + 0.5
+        while self.router.links and self._loop.time() < deadline:
+            await asyncio.sleep(0.005)
+        for link in list(self.router.links):
+            link.key.connection.abort()
+
+    def _accept(self, connection: Connection) -> _Peer:
+        peer = _Peer(self, connection)
+        self._loop.call_soon(self.flush)
+        return peer
+
+    def flush(self) -> None:
+        """Send what the router decided."""
+        for link in self.router.take_changed():
+            connection = link.key.connection
+            if link.output:
+                frames, link.output = link.output, []
+                connection.send(frames)
+            if link.is_closing:
+                connection.close()
+        for notice in self.router.take_notices():
+            _log.warning("%s", notice)
+
+    def lose(self, link: Link) -> None:
+        """A connection is gone."""
+        slot = self.router.disconnect(link, time.monotonic())
+        self.flush()
+        if not self.router.links:
+            self._alone_since = time.monotonic()
+        if slot is not None and slot.pid is not None:
+            self._watch_end(slot, slot.pid, slot.identity, _FIRST_LOOK_S)
+
+    def _watch_end(self, slot: Slot, pid: int, identity: str | None, delay_s: float) -> None:
+        """Tell the router when the process that held `slot` has ended, unless somebody holds the slot again."""
+        if slot.link is not None or slot.identity != identity or slot.lossy or self.stopping.is_set():
+            return
+        if _has_ended(pid):
+            self.router.end_process(slot, time.monotonic())
+            self.flush()
+        else:
+            later = min(delay_s * 2, _LAST_LOOK_S)
+            self._loop.call_later(delay_s, self._watch_end, slot, pid, identity, later)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.router.tick(now)
+        self.flush()
+        linger = self.options.linger
+        if linger is not None and not self.router.links and now - self._alone_since >= linger:
+            self.stopping.set()
+        self._timer = self._loop.call_later(self._interval_s, self._tick)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether no process has this number, or only its unreaped remains."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            # The state follows the name in parentheses, which may itself hold any character.
+            return stat.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except (OSError, IndexError):
+        return False
+
+
+def _parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, Options]:
+    parser = argparse.ArgumentParser(prog="python -m eventsh.runtime.broker", description=__doc__)
+    parser.add_argument("--address", required=True)
+    parser.add_argument("--lock-fd", type=int, help="the locked file of the address, inherited")
+    parser.add_argument("--keep-lock-file", action="store_true", help="somebody else holds the lock too")
+    parser.add_argument("--detach", action="store_true", help="go on as a process of nobody's")
+    add_child_arguments(parser)
+    known, rest = parser.parse_known_args(arguments)
+    return known, parse_broker_arguments(rest)
+
+
+async def _serve(known: argparse.Namespace, options: Options, supervisor: Supervisor) -> int:
+    address = parse_address(known.address)
+    transport = find_transport(address.scheme)
+    try:
+        broker = Broker(transport, address, options)
+        await broker.start()
+    except EventError as error:
+        return supervisor.fail(str(error))
+    supervisor.follow(asyncio.get_running_loop(), lambda _command: broker.stopping.set())
+    supervisor.report("ready", address=broker.listening, pid=os.getpid(), epoch=broker.router.epoch)
+    _log.info("broker %d listens on %s", os.getpid(), broker.listening)
+    await broker.stopping.wait()
+    await broker.close()
+    if known.lock_fd is not None and not known.keep_lock_file:
+        unlock_address(transport, address, known.lock_fd)
+    return EXIT_OK
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a broker until it is told to stop, or until nobody has been attached for `linger` seconds."""
+    try:
+        known, options = _parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    except EventError as error:
+        print(f"eventsh broker: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    if known.detach and os.fork():
+        # Before any thread or loop exists. The starter waits for this process only, and the broker gets a parent that
+        # reaps it, whatever becomes of the starter.
+        os._exit(EXIT_OK)
+    supervisor = start_child(known.report_fd, known.control_fd, known.log_format)
+    if known.lock_fd is not None:
+        os.set_inheritable(known.lock_fd, False)
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(_serve(known, options, supervisor))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""One bus of this process: what it has registered and posted, in and out of a configuration.
+
+Knows nothing of how a program sees it; `Events` and `AsyncEvents` are its faces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from eventsh.core.outbox import Outbox
+from eventsh.core.registry import Registry
+from eventsh.core.session import Session
+from eventsh.errors import ConfigureError, EventError
+from eventsh.options import Options
+from eventsh.runtime.client import Client
+from eventsh.runtime.endpoint import find_endpoint
+
+if TYPE_CHECKING:
+    from eventsh.address import Address
+    from eventsh.runtime.hosted import LoopThread
+
+__all__ = ["Bus", "default_bus"]
+
+# What a client is while it is configured; the broker knows it by these.
+_FIXED_OPTIONS = ("worker_id", "role", "take_unique", "broker")
+
+
+class Bus:
+    """What outlives a configuration: the handlers, and what was posted before it.
+
+    `lock` guards the outbox and the registry where several threads use the bus; None where only the loop's does.
+    """
+
+    def __init__(self, *, threaded: bool) -> None:
+        self.threaded = threaded
+        self.registry = Registry()
+        self.client: Client | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread: LoopThread | None = None
+        self.address: Address | None = None
+        self.options = Options()
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin as a client that no broker knows yet, with nothing posted."""
+        self.lock: AbstractContextManager[Any] = threading.Lock() if self.threaded else contextlib.nullcontext()
+        self.outbox = Outbox(
+            origin=int.from_bytes(os.urandom(4), "little") or 1,
+            pid=os.getpid(),
+            max_queue_len=self.options.max_queue_len,
+            max_payload_len=self.options.max_payload_len,
+            on_batch=self._wake,
+        )
+        self.session = Session(self.outbox, self.registry, identity=os.urandom(16).hex())
+
+    def _wake(self) -> None:
+        if self.client is not None:
+            self.client.wake()
+
+    def apply(self, options: Options) -> None:
+        """Take options into use, now and in the next configuration."""
+        self.options = options
+        self.outbox.max_queue_len = self.session.max_queue_len = options.max_queue_len
+        self.outbox.max_payload_len = options.max_payload_len
+        self.session.timeout_s = options.timeout
+        if self.client is not None:
+            self.client.change(options)
+
+    def plan(self, address: str | None, values: dict[str, Any]) -> Callable[[], None] | None:
+        """Check a configuration. Gives what starts the client, to be called in its loop; None when one is at work,
+        which then has the new options. Raises ConfigureError, and nothing has changed."""
+        if self.client is not None:
+            self._change(address, values)
+            return None
+        options = Options.from_values(**values)
+        transport, found = find_endpoint(address)
+
+        def start() -> None:
+            session = self.session
+            session.role = options.role
+            session.worker_id = options.worker_id
+            session.take_unique = options.role == "worker" if options.take_unique is None else options.take_unique
+            self.address = found
+            self.apply(options)
+            self.outbox.window = options.max_queue_len
+            self.loop = asyncio.get_running_loop()
+            self.client = Client(
+                transport, found, options, session, self.registry, lock=self.lock if self.threaded else None
+            )
+            self.client.start()
+
+        return start
+
+    def _change(self, address: str | None, values: dict[str, Any]) -> None:
+        if address is not None and str(find_endpoint(address)[1]) != str(self.address):
+            raise ConfigureError(f"already configured at {self.address}: close() before another address", option="address")
+        options = self.options.replace(**values)
+        for name in _FIXED_OPTIONS:
+            if getattr(options, name) != getattr(self.options, name):
+                raise ConfigureError(f"{name} can't change while configured: close() first", option=name)
+        with self.lock:
+            self.apply(options)
+
+    def registered(self) -> None:
+        """A handler was registered: it may be the first, for which events wait."""
+        if self.client is not None and self.session.has_work:
+            self.client.wake_local()
+
+    def working_client(self) -> Client:
+        if self.client is None:
+            raise EventError("not configured: call configure() first")
+        return self.client
+
+    def attach(self, address: str | None, values: dict[str, Any]) -> None:
+        """Configure in the running loop. Raises ConfigureError."""
+        start = self.plan(address, values)
+        if start is not None:
+            start()
+
+    async def close(self, *, leave: bool, timeout: float | None) -> None:
+        """Handle what was given, confirm what was posted, and detach. In the loop of the client."""
+        client = self.client
+        if client is not None:
+            await client.close(leave=leave, timeout=self.options.timeout if timeout is None else timeout)
+            self.client = self.loop = self.address = None
+            self.renew()
+
+    def forget_client(self) -> None:
+        self.client = self.loop = self.thread = self.address = None
+        self.renew()
+
+
+_default: Bus | None = None
+
+
+def default_bus() -> Bus:
+    """This process's one default bus, which the functions of the package `eventsh` act on."""
+    global _default
+    if _default is None:
+        _default = Bus(threaded=True)
+    return _default

@@ -1,0 +1,532 @@
+"""One client at work in a running loop: a session's rules joined to a connection, a clock and the handlers.
+
+Holds no rule of delivery. Finds or starts the broker, attaches again when the connection breaks, and pumps deliveries
+to the dispatcher. Everything but `wake` happens in the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+from eventsh.core.session import SessionState
+from eventsh.errors import EventError, NotConnected, ProtocolError, TransportError
+from eventsh.event import LIFECYCLE_SOURCE
+from eventsh.protocol.frame import MAX_BODY_BYTES
+from eventsh.protocol.messages import Error, Message, Receipt, Reply, Welcome
+from eventsh.runtime.dispatch import Dispatcher, HandlerFailure
+from eventsh.runtime.election import start_broker
+from eventsh.runtime.hosted import start_hosted_broker
+
+if TYPE_CHECKING:
+    from eventsh.address import Address
+    from eventsh.core.delivery import Delivery
+    from eventsh.core.registry import Registry
+    from eventsh.core.session import Session
+    from eventsh.options import Options
+    from eventsh.transport import Connection, Transport
+
+__all__ = ["Client", "Deliveries"]
+
+_log = logging.getLogger("eventsh")
+
+# Reconnects: exponential backoff with full jitter, the first try at once (Brooker, "Exponential Backoff And Jitter").
+_BACKOFF_FIRST_S = 0.02
+_BACKOFF_LAST_S = 1.0
+# What a broker may take to answer a hello.
+_WELCOME_TIMEOUT_S = 5.0
+# Deliveries are dispatched for this long before the loop gets its turn: acks leave, and an application that shares the
+# loop stays responsive.
+_PUMP_BUDGET_S = 0.005
+# "Received" is acknowledged at once, for posters wait for it. "Handled" only makes room in a queue, so it may wait for
+# company: this long, or until this part of the queue is handled.
+_HANDLED_DELAY_S = 0.02
+_HANDLED_PART = 8
+
+
+class Deliveries(Protocol):
+    """What takes the deliveries: a Dispatcher, or a stand-in for a client without handlers."""
+
+    @property
+    def pending(self) -> int: ...
+
+    def dispatch(self, delivery: Delivery) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+class _Attachment:
+    """One connection of the client: a transport's Receiver that falls silent when the next connection replaces it."""
+
+    def __init__(self, client: Client, loop: asyncio.AbstractEventLoop) -> None:
+        self.client = client
+        self.connection: Connection | None = None
+        self.refusal: Error | None = None
+        self.welcomed: asyncio.Future[Welcome] = loop.create_future()
+        self.lost: asyncio.Future[None] = loop.create_future()
+
+    def frames_received(self, frames: list[bytearray]) -> None:
+        if self.client.attachment is self and not self.lost.done():
+            self.client.receive(frames)
+
+    def frames_refused(self, error: ProtocolError) -> None:
+        _log.warning("%s: the broker broke the protocol: %s", self.client.address, error)
+        if self.connection is not None:
+            self.connection.abort()
+
+    # The outbox and the broker's window bound what is buffered.
+    def writing_paused(self) -> None:
+        pass
+
+    def writing_resumed(self) -> None:
+        pass
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.lost.done():
+            self.lost.set_result(None)
+        if not self.welcomed.done():
+            self.welcomed.cancel()
+        self.client.lose(self)
+
+
+class Client:
+    """A session kept attached to one address.
+
+    `lock` guards the session's outbox where other threads post; `wake` may be called in any of them.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        address: Address,
+        options: Options,
+        session: Session,
+        registry: Registry,
+        *,
+        lock: AbstractContextManager[Any] | None = None,
+        dispatcher: Deliveries | None = None,
+        on_state: Callable[[bool], None] | None = None,
+    ) -> None:
+        self.transport = transport
+        self.address = address
+        self.options = options
+        self.session = session
+        self.attachment: _Attachment | None = None
+        self.receipts: dict[int, asyncio.Future[Receipt]] = {}
+        self.last_error: str | None = None
+        self._lock = lock if lock is not None else contextlib.nullcontext()
+        self._is_shared = lock is not None
+        self._on_state = on_state
+        self._loop = asyncio.get_running_loop()
+        self._dispatcher: Deliveries = dispatcher or Dispatcher(
+            registry, timeout_s=options.timeout, on_failure=self._take_failure, on_complete=self._complete
+        )
+        self._first_attempt: asyncio.Future[None] | None = None
+        self._woken = False
+        self._pump_at: asyncio.Handle | None = None
+        self._ack_at: asyncio.TimerHandle | None = None
+        self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self._replies: dict[int, asyncio.Future[Reply]] = {}
+        # The slot that the user asked for; any other one was the broker's choice and may change.
+        self._wanted_slot = session.worker_id
+        self._runner: asyncio.Task[None] | None = None
+
+    @property
+    def is_attached(self) -> bool:
+        return self.session.state not in (SessionState.DETACHED, SessionState.GREETING)
+
+    def start(self) -> None:
+        """Begin to attach."""
+        facts = {"worker_id": self.session.worker_id, "pid": self.session.outbox.pid}
+        self.session.post_first(LIFECYCLE_SOURCE, "started", facts)
+        self._runner = self._loop.create_task(self._keep_attached(), name=f"eventsh {self.address}")
+        self._schedule_pump()
+
+    # --- attaching ---
+
+    async def _keep_attached(self) -> None:
+        attempt = 0
+        while True:
+            attachment = _Attachment(self, self._loop)
+            try:
+                await self._attach(attachment)
+                attempt = 0
+                await attachment.lost
+                _log.info("%s: the connection to the broker is gone; attaching again", self.address)
+                continue
+            except EventError as error:
+                self._note(error)
+                if self._first_attempt is not None and not self._first_attempt.done():
+                    self._first_attempt.set_exception(error)
+                if await self._start_broker(error):
+                    # Only a first failure is answered at once: a broker that dies at its start must not be a loop.
+                    if attempt == 0:
+                        attempt = 1
+                        continue
+                if self._yield_slot(attachment):
+                    continue
+            attempt += 1
+            longest = min(_BACKOFF_LAST_S, _BACKOFF_FIRST_S * 2**min(attempt, 16))
+            await asyncio.sleep(random.uniform(0, longest))
+
+    async def _attach(self, attachment: _Attachment) -> None:
+        """Connect and be welcomed. Raises TransportError, NotConnected."""
+
+        def begin(connection: Connection) -> _Attachment:
+            attachment.connection = connection
+            return attachment
+
+        connection = await self.transport.connect(self.address, begin)
+        self.attachment = attachment
+        connection.limit_body(MAX_BODY_BYTES)
+        with self._lock:
+            hello = self.session.connected()
+        connection.send((hello,))
+        try:
+            async with asyncio.timeout(_WELCOME_TIMEOUT_S):
+                await attachment.welcomed
+        except (TimeoutError, asyncio.CancelledError) as error:
+            connection.abort()
+            self.lose(attachment)
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            refusal = attachment.refusal
+            raise NotConnected(
+                f"the broker at {self.address} refused: {refusal.message}" if refusal is not None
+                else f"the broker at {self.address} did not answer a hello"
+            ) from None
+
+    async def _start_broker(self, error: EventError) -> bool:
+        """Start a broker where nobody listens, if that is wanted. True when it is worth connecting at once."""
+        if self.options.broker != "auto" or not isinstance(error, TransportError):
+            return False
+        if not isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
+            return False
+        start = start_broker if self.transport.capabilities.crosses_processes else start_hosted_broker
+        try:
+            return await self._loop.run_in_executor(None, start, self.transport, self.address, self.options)
+        except (EventError, OSError, RuntimeError) as reason:
+            self._note(reason)
+            return False
+
+    def _yield_slot(self, attachment: _Attachment) -> bool:
+        """After a refusal that another name or place mends: take one. True when it is worth trying at once."""
+        code = attachment.refusal.code if attachment.refusal is not None else None
+        if code == "origin_taken":
+            with self._lock:
+                self.session.outbox.rename(random.SystemRandom().randrange(1, 1 << 32))
+            return True
+        if code == "slot_taken" and self._wanted_slot is None and self.session.worker_id is not None:
+            self.session.worker_id = None
+            return True
+        return False
+
+    def _note(self, error: BaseException) -> None:
+        """Keep the reason for `wait_ready`; log it when it is a new one."""
+        text = str(error)
+        if text != self.last_error:
+            _log.info("%s: not attached: %s", self.address, text)
+        self.last_error = text
+
+    def lose(self, attachment: _Attachment) -> None:
+        """The connection is gone."""
+        if self.attachment is not attachment:
+            return
+        was_attached = self.is_attached
+        self.attachment = None
+        with self._lock:
+            self.session.disconnected()
+        if was_attached and self._on_state is not None:
+            self._on_state(False)
+        for future in (*self.receipts.values(), *self._replies.values()):
+            if not future.done():
+                future.set_exception(NotConnected(f"the connection to the broker at {self.address} is gone"))
+        self._replies.clear()
+        self._check_waiters()
+
+    # --- frames in, deliveries to handlers ---
+
+    def receive(self, frames: list[bytearray]) -> None:
+        """Frames came from the broker."""
+        attachment = self.attachment
+        assert attachment is not None and attachment.connection is not None
+        try:
+            with self._lock:
+                messages = self.session.receive(frames)
+        except ProtocolError as error:
+            _log.warning("%s: the broker broke the protocol: %s", self.address, error)
+            attachment.connection.abort()
+            return
+        for message in messages:
+            self._take_message(attachment, message)
+        if self.session.unacked_received:
+            self._send_ack(at_once=True)
+        if self._waiters:
+            self._check_waiters()
+        # A confirmation may have made room in the window.
+        self.flush()
+        if self.session.has_work:
+            self._pump()
+
+    def _take_message(self, attachment: _Attachment, message: Message) -> None:
+        if isinstance(message, Welcome):
+            self.last_error = None
+            if self._first_attempt is not None and not self._first_attempt.done():
+                self._first_attempt.set_result(None)
+            if self._on_state is not None:
+                self._on_state(True)
+            if not attachment.welcomed.done():
+                attachment.welcomed.set_result(message)
+            self._check_waiters()
+        elif isinstance(message, Error):
+            attachment.refusal = message
+        elif isinstance(message, Receipt):
+            future = self.receipts.pop(message.number, None)
+            if future is not None and not future.done():
+                future.set_result(message)
+        elif isinstance(message, Reply):
+            reply = self._replies.pop(message.id, None)
+            if reply is not None and not reply.done():
+                reply.set_result(message)
+
+    def _schedule_pump(self) -> None:
+        if self._pump_at is None:
+            self._pump_at = self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Give deliveries to the handlers until none is left or the turn has lasted long enough."""
+        if self._pump_at is not None:
+            self._pump_at.cancel()
+            self._pump_at = None
+        session, dispatcher = self.session, self._dispatcher
+        now = time.monotonic()
+        until = now + _PUMP_BUDGET_S
+        while True:
+            try:
+                delivery = session.next_delivery(now)
+            except ProtocolError as error:
+                _log.error("%s: a batch can't be read and is dropped: %s", self.address, error)
+                continue
+            if delivery is None:
+                break
+            if dispatcher.dispatch(delivery):
+                session.complete(delivery)
+            now = time.monotonic()
+            if now >= until:
+                self._schedule_pump()
+                break
+        if session.has_work and self._pump_at is None and session.hold_until is not None:
+            self._pump_at = self._loop.call_later(max(0.0, session.hold_until - now), self._pump)
+        self._after_handling()
+
+    def _complete(self, delivery: Delivery) -> None:
+        """The last async handler of a delivery returned."""
+        self.session.complete(delivery)
+        self._after_handling()
+
+    def _after_handling(self) -> None:
+        if self.session.unacked_handled:
+            if self.session.unacked_handled * _HANDLED_PART >= self.session.outbox.window:
+                self._send_ack()
+            elif self._ack_at is None:
+                self._ack_at = self._loop.call_later(_HANDLED_DELAY_S, self._send_ack)
+        if self._waiters:
+            self._check_waiters()
+
+    def _send_ack(self, *, at_once: bool = False) -> None:
+        if not at_once and self._ack_at is not None:
+            self._ack_at.cancel()
+            self._ack_at = None
+        ack = self.session.take_ack()
+        connection = self._connection
+        if ack is None or connection is None:
+            return
+        if at_once:
+            connection.send_now(ack)
+        else:
+            connection.send((ack,))
+
+    @property
+    def _connection(self) -> Connection | None:
+        return self.attachment.connection if self.attachment is not None else None
+
+    def _take_failure(self, failure: HandlerFailure) -> None:
+        self.session.report_failure(asdict(failure))
+        self._wake_here()
+
+    # --- frames out ---
+
+    def wake(self) -> None:
+        """Something was posted: send it at the end of the loop's turn. Callable in any thread, under the lock."""
+        if not self._woken:
+            self._woken = True
+            if self._is_shared:
+                self._loop.call_soon_threadsafe(self.flush)
+            else:
+                self._loop.call_soon(self.flush)
+
+    def _wake_here(self) -> None:
+        self._loop.call_soon(self.flush)
+
+    def wake_local(self) -> None:
+        """Something was posted to this process alone. Callable in any thread."""
+        if self._is_shared:
+            self._loop.call_soon_threadsafe(self._pump)
+        else:
+            self._schedule_pump()
+
+    def flush(self) -> None:
+        """Send what may leave now."""
+        with self._lock:
+            self._woken = False
+            frames = self.session.take_output()
+        connection = self._connection
+        if frames and connection is not None:
+            connection.send(frames)
+
+    # --- waiting ---
+
+    async def wait_until(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
+        """Wait for `condition`, which is looked at whenever something was confirmed, handled or attached.
+
+        Raises NotConnected that says `what` did not happen.
+        """
+        if condition():
+            return
+        future: asyncio.Future[None] = self._loop.create_future()
+        waiter = (condition, future)
+        self._waiters.append(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                await future
+        except TimeoutError:
+            raise NotConnected(f"{what} within {timeout:g} s: {self._situation()}") from None
+        finally:
+            with contextlib.suppress(ValueError):
+                self._waiters.remove(waiter)
+
+    def _situation(self) -> str:
+        if self.is_attached:
+            return f"{self.session.outbox.queued} posts are not confirmed by {self.address}"
+        return self.last_error or f"nothing answers at {self.address}"
+
+    def _check_waiters(self) -> None:
+        for condition, future in list(self._waiters):
+            if not future.done() and condition():
+                future.set_result(None)
+
+    async def wait_ready(self, timeout: float | None) -> None:
+        """Wait until attached. Raises NotConnected."""
+        await self.wait_until(lambda: self.is_attached, timeout, f"not attached to {self.address}")
+
+    async def wait_first_attempt(self, timeout: float | None) -> None:
+        """Wait until attached, or raise what the first attempt failed with: for those who do not wait for a broker.
+        To be called right after `start`."""
+        self._first_attempt = self._loop.create_future()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._first_attempt
+        except TimeoutError:
+            raise NotConnected(f"not attached to {self.address} within {timeout:g} s") from None
+
+    async def wait_confirmed(self, timeout: float | None) -> None:
+        """Wait until every live worker has all that was posted before this call. Raises NotConnected."""
+        outbox = self.session.outbox
+        with self._lock:
+            number = outbox.number
+        self.flush()
+        await self.wait_until(lambda: outbox.confirmed >= number, timeout, "not confirmed")
+
+    async def wait_room(self, timeout: float | None) -> None:
+        """Wait until the queue of posts is at most half full. Raises NotConnected."""
+        outbox = self.session.outbox
+        self.flush()
+        await self.wait_until(lambda: outbox.queued <= outbox.max_queue_len // 2, timeout, "no room for posts")
+
+    async def ask(self, what: str, arguments: dict[str, Any], timeout: float | None) -> Any:
+        """Ask the broker a question. Raises NotConnected, and EventError when it has no answer."""
+        await self.wait_ready(timeout)
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self._replies[self.session.request(what, arguments)] = future
+        self.flush()
+        async with asyncio.timeout(timeout):
+            reply = await future
+        if reply.error is not None:
+            raise EventError(reply.error)
+        return reply.data
+
+    # --- the end ---
+
+    async def close(self, *, leave: bool, timeout: float) -> None:
+        """Take no more events, handle those that were given, confirm what was posted, and detach.
+
+        All of it within `timeout` seconds; what could not be done by then is logged with its number.
+        """
+        deadline = self._loop.time() + timeout
+        if self.is_attached:
+            self.session.leave(leave=leave)
+            self.flush()
+            await self._try(lambda: self.session.state in (SessionState.DRAINED, SessionState.DETACHED), deadline)
+        self.session.release()
+        self._schedule_pump()
+        await self._try(self._is_idle, deadline)
+        with contextlib.suppress(EventError):
+            self.session.post_local(LIFECYCLE_SOURCE, "stopping", {"worker_id": self.session.worker_id})
+        self._schedule_pump()
+        await self._try(self._is_idle, deadline)
+        outbox = self.session.outbox
+        if outbox.queued:
+            self.flush()
+            await self._try(lambda: not outbox.queued, deadline)
+        await self._detach()
+        if outbox.queued:
+            _log.warning("%s: closed with %d posts that were not confirmed", self.address, outbox.queued)
+        if not self._is_idle():
+            _log.warning("%s: closed while handlers were still at work", self.address)
+
+    def _is_idle(self) -> bool:
+        return self.session.is_idle and not self._dispatcher.pending
+
+    async def _try(self, condition: Callable[[], bool], deadline: float) -> None:
+        with contextlib.suppress(NotConnected):
+            await self.wait_until(condition, max(0.0, deadline - self._loop.time()), "")
+
+    async def _detach(self) -> None:
+        self._send_ack()
+        if self._runner is not None:
+            self._runner.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._runner
+        attachment = self.attachment
+        if attachment is not None and attachment.connection is not None:
+            attachment.connection.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await attachment.lost
+            attachment.connection.abort()
+        if self._pump_at is not None:
+            self._pump_at.cancel()
+        self._dispatcher.close()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of what belongs to the parent, without a word to the broker."""
+        connection = self._connection
+        self.attachment = None
+        if connection is not None:
+            connection.abandon()
+        # Only has an effect if it was a handler that forked: then this thread must not go on in the parent's loop.
+        self._loop.stop()
+
+    def change(self, options: Options) -> None:
+        """Take other options into use; the address and what the client is stay as they are."""
+        self.options = options
+        if isinstance(self._dispatcher, Dispatcher):
+            self._dispatcher.set_timeout(options.timeout)

@@ -1,0 +1,154 @@
+"""Who starts the broker of an address: whoever gets the lock, and nobody else.
+
+The lock is an advisory one on a file beside the endpoint. It belongs to the open file description, so it is handed to
+the broker as an inherited descriptor and is held for exactly as long as the broker lives, also if that is killed. A
+file's mere existence, or a socket that does not answer, says nothing and is never taken as a sign.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+
+from eventsh.errors import TransportError
+from eventsh.options import broker_arguments
+
+if TYPE_CHECKING:
+    from eventsh.address import Address
+    from eventsh.options import Options
+    from eventsh.transport import Transport
+
+__all__ = ["lock_address", "python_command", "python_environment", "start_broker", "unlock_address"]
+
+# A broker is ready within 0.2 s on an idle machine. One that is not by then is given up by its starter; the lock goes
+# with it, so that another process may try.
+START_TIMEOUT_S = 10.0
+# The log of a broker that no supervisor reads, beside its endpoint. Begun anew by each broker, so that it stays small.
+LOG_NAME = ".log"
+
+
+def lock_address(transport: Transport, address: Address) -> int | None:
+    """Lock `address` for a broker; give the locked descriptor, or None when another process holds it.
+
+    Raises TransportError when the lock's file can't be made, ConfigureError when the transport has no such lock.
+    """
+    path = transport.lock_path(address)
+    if path is None:
+        raise TransportError(f"a broker can't be started at {address}: the {address.scheme} transport has no lock for it")
+    while True:
+        try:
+            Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise TransportError(f"can't lock {address}: {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        if _is_at(descriptor, path):
+            return descriptor
+        # Its last holder removed the file between our opening and our locking it: this is a lock on nothing.
+        os.close(descriptor)
+
+
+def unlock_address(transport: Transport, address: Address, descriptor: int) -> None:
+    """Remove the lock's file and let go of the lock, in this order: nobody can lock what is no longer there."""
+    path = transport.lock_path(address)
+    if path is not None and _is_at(descriptor, path):
+        os.unlink(path)
+    os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    here = os.fstat(descriptor)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def python_command(module: str) -> list[str]:
+    """The command that runs a module of eventsh afresh with this interpreter.
+
+    Under a server that embeds Python, sys.executable is that server, so the interpreter beside the library is taken.
+    -P keeps the working directory, which may be anybody's, out of the path.
+    """
+    executable = sys.executable
+    if not Path(executable or "").name.startswith(("python", "pypy")):
+        executable = str(Path(sys.exec_prefix) / "bin" / "python3")
+    return [executable, "-P", "-m", module]
+
+
+def python_environment() -> dict[str, str]:
+    """The environment in which `python_command` finds this same eventsh, however this process found it."""
+    package_root = str(Path(__file__).resolve().parents[2])
+    others = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != package_root]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([package_root, *others])}
+
+
+def start_broker(transport: Transport, address: Address, options: Options) -> bool:
+    """Start a broker at `address` as a process of its own, and wait until it listens. Blocks; call it in a thread.
+
+    False: another process has the address, and has or is about to have a broker there. Raises TransportError with what
+    the broker said when it could not start.
+    """
+    lock = lock_address(transport, address)
+    if lock is None:
+        return False
+    try:
+        report_read, report_write = os.pipe()
+        try:
+            _spawn(transport, address, options, lock, report_write)
+        finally:
+            os.close(report_write)
+        _await_ready(address, report_read)
+    finally:
+        # The broker has its own copy by now; if it has none, this lets the lock go.
+        os.close(lock)
+    return True
+
+
+def _spawn(transport: Transport, address: Address, options: Options, lock: int, report: int) -> None:
+    command = [*python_command("eventsh.runtime.broker"), "--address", str(address), "--lock-fd", str(lock)]
+    command += ["--report-fd", str(report), "--detach", *broker_arguments(options)]
+    log_path = f"{transport.lock_path(address)}".removesuffix(".lock") + LOG_NAME
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        # It detaches: the command that returns here is only the parent of the broker.
+        subprocess.run(
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env=python_environment(),
+            pass_fds=(lock, report),
+            start_new_session=True,
+            cwd="/",
+            timeout=START_TIMEOUT_S,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise TransportError(f"can't start a broker at {address}: {error}") from error
+    finally:
+        os.close(log)
+
+
+def _await_ready(address: Address, report: int) -> None:
+    """Read the broker's first report. Its end without one means that the broker died."""
+    with os.fdopen(report, "rb") as stream:
+        line = stream.readline()
+    try:
+        state = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        state = {}
+    if state.get("state") != "ready":
+        reason = state.get("error") or f"it ended without a word (its log is beside {address})"
+        raise TransportError(f"the broker at {address} did not start: {reason}")

@@ -1,0 +1,71 @@
+"""How eventsh's own processes log: to stderr, as lines for people or as one JSON object a line.
+
+Knows nothing of who logs what. A library never calls this: it is for processes that eventsh itself started.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Literal
+
+import orjson
+
+from eventsh.escape import escape
+
+__all__ = ["JsonFormatter", "LogFormat", "TextFormatter", "configure_logging"]
+
+LogFormat = Literal["text", "json"]
+
+
+def _time_of(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class TextFormatter(logging.Formatter):
+    """`time LEVEL logger[pid] message`, then the traceback where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        head = f"{_time_of(record)} {record.levelname} {record.name}[{record.process}] "
+        lines = [head + escape(record.getMessage())]
+        if record.exc_info:
+            # A traceback's text holds what the exception says, and that may come from an event.
+            lines += [escape(line) for line in self.formatException(record.exc_info).split("\n")]
+        return "\n".join(lines)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object: time, level, logger, message, pid, and traceback where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts: dict[str, object] = {
+            "time": _time_of(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            "pid": record.process,
+        }
+        if record.exc_info:
+            facts["traceback"] = self.formatException(record.exc_info)
+        try:
+            return orjson.dumps(facts).decode()
+        except orjson.JSONEncodeError:
+            # Lone surrogates, as in file names that are not UTF-8.
+            plain = {key: _without_surrogates(value) for key, value in facts.items()}
+            return orjson.dumps(plain).decode()
+
+
+def _without_surrogates(value: object) -> object:
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def configure_logging(log_format: LogFormat = "text", level: int = logging.INFO) -> None:
+    """Send everything that is logged in this process to stderr. Calling it again replaces the format."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level)

@@ -1,0 +1,372 @@
+"""A supervisor's decisions: when a child is started, started again, replaced or ended, and when to give up.
+
+Knows no broker and no events: a Plan says what to run. Signals only put a message into the inbox; everything is done
+by the tasks here, one for each slot, and one that reads the inbox.
+
+    starting -> running -> (died) -> backoff -> starting
+        any of them -> stopping -> stopped
+    running -> handed over to a successor -> running, with nothing in between
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+from eventsh.runtime.backoff import MAX_RESTARTS, Backoff
+from eventsh.runtime.child import EXIT_FAILED, EXIT_OK
+from eventsh.runtime.process import Process, Program, describe_status
+
+__all__ = ["Plan", "Pool", "Slot", "SlotState"]
+
+# A successor that imports for longer than this at a reload is taken for hung, and the old workers are kept.
+STANDBY_TIMEOUT_S = 60.0
+
+_log = logging.getLogger("eventsh.pool")
+
+
+class Plan(Protocol):
+    """What a pool runs, and who is told how it goes. Programs are asked for anew at each start."""
+
+    def broker_program(self) -> Program: ...
+
+    def worker_program(self, worker_id: int) -> Program: ...
+
+    def broker_ready(self, facts: Mapping[str, Any]) -> None:
+        """A broker is ready, the first or another one; `facts` is its report. No worker is started before the first."""
+
+    def pool_ready(self) -> None:
+        """Everything is running for the first time."""
+
+    async def clean_up(self, broker_status: int | None) -> None:
+        """Every process has ended; the broker with this status (None: there was none). Remove what it left behind."""
+
+
+class SlotState(Enum):
+    STARTING = "starting"
+    RUNNING = "running"
+    BACKOFF = "backoff"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+class Slot:
+    """One place of the pool. It keeps a process in it until it is stopped."""
+
+    def __init__(
+        self,
+        name: str,
+        program: Callable[[], Program],
+        on_ready: Callable[[Process], None],
+        on_exhausted: Callable[[Slot, str], bool],
+    ) -> None:
+        self.name = name
+        self.state = SlotState.STARTING
+        self.process: Process | None = None
+        self.was_ready = asyncio.Event()
+        self._program = program
+        self._on_ready = on_ready
+        # Told when every restart has failed; gives True if the slot is to go on trying.
+        self._on_exhausted = on_exhausted
+        self._backoff = Backoff()
+        self._applicant: Process | None = None  # imports its handlers; not yet sure that it can
+        self._successor: Process | None = None  # stands by; takes over when the present process has ended
+        self._wake = asyncio.Event()
+        self._shown_detail: str | None = None
+        self.task = asyncio.create_task(self._keep(), name=f"keep {name}")
+
+    def is_stopping(self) -> bool:
+        return self.state in (SlotState.STOPPING, SlotState.STOPPED)
+
+    async def stop(self, timeout_s: float) -> None:
+        """End what runs here and leave it empty: SIGTERM, after `timeout_s` SIGKILL."""
+        if self.state is not SlotState.STOPPED:
+            self.state = SlotState.STOPPING
+        self._wake.set()
+        processes = self._processes()
+        for process in processes:
+            process.terminate()
+        await asyncio.gather(*(process.end_within(timeout_s) for process in processes))
+        await asyncio.wait((self.task,))
+
+    def kill(self) -> None:
+        for process in self._processes():
+            process.kill()
+
+    async def renew(self, stop_timeout_s: float) -> bool:
+        """Put a fresh process here in place of the present one, or change nothing and give False."""
+        try:
+            self._applicant = applicant = await Process.start(self.name, self._program(), standby=True)
+        except OSError as error:
+            _log.error("%s can't be started: %s", self.name, error)
+            return False
+        if self.is_stopping():
+            applicant.kill()
+        await asyncio.wait((applicant.standby,), timeout=STANDBY_TIMEOUT_S)
+        self._applicant = None
+        if not (applicant.standby.done() and applicant.standby.result()):
+            if not self.is_stopping():
+                _log.error("new %s (pid %d) can't take over: %s", self.name, applicant.pid, self._reason(applicant))
+            await applicant.end_within(0)
+            return False
+        self._successor = applicant
+        self._wake.set()
+        if self.process is not None:
+            self.process.tell("hand_over")
+            await self.process.end_within(stop_timeout_s)
+        await asyncio.wait((applicant.ready,))
+        return applicant.ready.result()
+
+    def _processes(self) -> list[Process]:
+        return [each for each in (self.process, self._applicant, self._successor) if each and not each.ended.done()]
+
+    async def _keep(self) -> None:
+        while not self.is_stopping():
+            self.state = SlotState.STARTING
+            if await self._run_one():
+                continue
+            delay_s = self._after_death()
+            if delay_s is None:
+                break
+            self.state = SlotState.BACKOFF
+            self._wake.clear()
+            if self._successor is None:
+                await _wait_for(self._wake, delay_s)
+        self.state = SlotState.STOPPED
+
+    async def _run_one(self) -> bool:
+        """Have one process here until its end. True if that was as it should be."""
+        process = self._take_successor()
+        if process is not None:
+            process.tell("attach")
+        else:
+            try:
+                process = await Process.start(self.name, self._program())
+            except OSError as error:
+                self.process = None
+                _log.error("%s can't be started: %s", self.name, error)
+                return self.is_stopping()
+        self.process = process
+        # What was asked of this slot while the process was being made.
+        if self.is_stopping():
+            process.terminate()
+        elif self._successor is not None:
+            process.tell("hand_over")
+        if await asyncio.shield(process.ready) and not self.is_stopping():
+            self.state = SlotState.RUNNING
+            self._on_ready(process)
+            self.was_ready.set()
+        status = await asyncio.shield(process.ended)
+        if not self.is_stopping() and self._successor is None:
+            return False
+        # By SIGTERM before it could take signals, or by SIGKILL, which was told when it was sent.
+        if status not in (EXIT_OK, -signal.SIGTERM, -signal.SIGKILL):
+            _log.warning("%s (pid %d) did not end in good order: %s", self.name, process.pid, self._reason(process))
+        return True
+
+    def _take_successor(self) -> Process | None:
+        successor, self._successor = self._successor, None
+        return successor
+
+    def _after_death(self) -> float | None:
+        """Say what happened and give the delay before the next start, or None to leave the slot empty."""
+        process = self.process
+        delay_s = self._backoff.delay_s(asyncio.get_running_loop().time(), process.ready_at if process else None)
+        reason = self._reason(process) if process else "it can't be started"
+        if self._backoff.exhausted and not self._on_exhausted(self, reason):
+            return None
+        if process is not None:
+            when = "ended" if process.ready_at is not None else "ended before it was ready"
+            _log.warning("%s (pid %d) %s: %s; next start in %.1f s", self.name, process.pid, when, reason, delay_s)
+        return delay_s
+
+    def _reason(self, process: Process) -> str:
+        """Why `process` ended. Logs the traceback that came with it, once and not at each restart."""
+        detail = process.facts.get("detail")
+        if isinstance(detail, str) and detail != self._shown_detail:
+            self._shown_detail = detail
+            for line in detail.splitlines():
+                _log.error("%s: %s", self.name, line)
+        return process.error or (
+            describe_status(process.ended.result()) if process.ended.done() else "it takes too long"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _GiveUp:
+    reason: str
+
+
+class Pool:
+    """A broker and `workers` workers, kept alive until a signal says stop. Use: `status = await Pool(...).run()`."""
+
+    def __init__(self, plan: Plan, workers: int, *, stop_timeout_s: float = 10.0) -> None:
+        self._plan = plan
+        self._count = workers
+        self._stop_timeout_s = stop_timeout_s
+        self._inbox: asyncio.Queue[signal.Signals | _GiveUp] = asyncio.Queue()
+        self._broker: Slot | None = None
+        self._workers: dict[int, Slot] = {}
+        self._reload_task: asyncio.Task[None] | None = None
+        self._reload_again = False
+        # `nohup` asks to outlive the terminal; otherwise its end is told by the signal that also means reload.
+        self._on_terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _has_terminal()
+
+    @property
+    def broker(self) -> Slot | None:
+        return self._broker
+
+    @property
+    def workers(self) -> Mapping[int, Slot]:
+        return self._workers
+
+    async def run(self) -> int:
+        """Run until stopped; the exit status. 0 after SIGTERM, SIGINT and the end of the terminal, 1 when a process
+        could not be kept running, 128 + the signal when a second one cut the stop short. Main thread only."""
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        for number in numbers:
+            loop.add_signal_handler(number, self._inbox.put_nowait, number)
+        starting = self._watched(asyncio.create_task(self._start(), name="start"))
+        try:
+            status = await self._until_stop()
+            starting.cancel()
+            stopping = asyncio.create_task(self._stop(), name="stop")
+            status = await self._until_stopped(stopping, status)
+            broker = self._broker.process if self._broker is not None else None
+            await self._plan.clean_up(broker.ended.result() if broker is not None else None)
+            return status
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    async def resize(self, workers: int) -> None:
+        """Change the number of workers; returns once those that are too many have ended."""
+        self._count = workers
+        for worker_id in range(workers):
+            if worker_id not in self._workers:
+                self._add_worker(worker_id)
+        surplus = [worker_id for worker_id in self._workers if worker_id >= workers]
+        slots = [self._workers.pop(worker_id) for worker_id in surplus]
+        await asyncio.gather(*(slot.stop(self._stop_timeout_s) for slot in slots))
+
+    async def _until_stop(self) -> int:
+        while True:
+            message = await self._inbox.get()
+            if isinstance(message, _GiveUp):
+                _log.error("giving up: %s", message.reason)
+                return EXIT_FAILED
+            if message is not signal.SIGHUP:
+                _log.info("%s: stopping", message.name)
+                return EXIT_OK
+            if self._on_terminal and not _has_terminal():
+                _log.info("the terminal is gone: stopping")
+                return EXIT_OK
+            self._reload_again = True
+            if self._reload_task is None or self._reload_task.done():
+                self._reload_task = self._watched(asyncio.create_task(self._reload(), name="reload"))
+
+    async def _until_stopped(self, stopping: asyncio.Task[None], status: int) -> int:
+        while not stopping.done():
+            getting = asyncio.create_task(self._inbox.get())
+            await asyncio.wait((stopping, getting), return_when=asyncio.FIRST_COMPLETED)
+            if not getting.done():
+                getting.cancel()
+                continue
+            message = getting.result()
+            if isinstance(message, signal.Signals) and message is not signal.SIGHUP:
+                _log.warning("%s again: killing what still runs", message.name)
+                status = 128 + message
+                self._kill()
+        stopping.result()
+        return status
+
+    async def _start(self) -> None:
+        self._broker = Slot("broker", self._plan.broker_program, self._broker_ready, self._go_on)
+        self._watched(self._broker.task)
+        await self._broker.was_ready.wait()
+        # The first worker alone, so that a handlers file that can't be imported is told once and not by every worker.
+        if self._count:
+            await self._add_worker(0).was_ready.wait()
+        await self.resize(self._count)
+        await asyncio.gather(*(slot.was_ready.wait() for slot in self._workers.values()))
+        self._plan.pool_ready()
+
+    def _add_worker(self, worker_id: int) -> Slot:
+        slot = Slot(
+            f"worker {worker_id}",
+            lambda: self._plan.worker_program(worker_id),
+            lambda process: _log.info("worker %d (pid %d) is ready", worker_id, process.pid),
+            self._go_on,
+        )
+        self._workers[worker_id] = slot
+        self._watched(slot.task)
+        return slot
+
+    def _watched(self, task: asyncio.Task[None]) -> asyncio.Task[None]:
+        """Have an unexpected error in `task` stop the pool: a slot that nobody looks after would stay empty."""
+
+        def look(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _log.error("%s failed", task.get_name(), exc_info=error)
+                self._inbox.put_nowait(_GiveUp(f"{task.get_name()}: {error}"))
+
+        task.add_done_callback(look)
+        return task
+
+    def _broker_ready(self, process: Process) -> None:
+        _log.info("broker (pid %d) is ready", process.pid)
+        self._plan.broker_ready(process.facts)
+
+    def _go_on(self, slot: Slot, reason: str) -> bool:
+        # One worker that can't start again must not end those that work: after a bad edit of the handlers, say.
+        others = [each for each in self._workers.values() if each is not slot and each.state is SlotState.RUNNING]
+        if slot is not self._broker and slot.was_ready.is_set() and others:
+            return True
+        self._inbox.put_nowait(_GiveUp(f"{slot.name} did not start in {MAX_RESTARTS + 1} attempts: {reason}"))
+        return False
+
+    async def _reload(self) -> None:
+        while self._reload_again:
+            self._reload_again = False
+            _log.info("reloading the workers")
+            for slot in list(self._workers.values()):
+                if not slot.is_stopping() and not await slot.renew(self._stop_timeout_s) and not slot.is_stopping():
+                    _log.error("the reload was given up at %s; workers not yet replaced go on as they are", slot.name)
+                    break
+            else:
+                _log.info("all workers are reloaded")
+
+    async def _stop(self) -> None:
+        # The broker last: workers still handle and post while they drain.
+        self._reload_again = False
+        await asyncio.gather(*(slot.stop(self._stop_timeout_s) for slot in self._workers.values()))
+        if self._reload_task is not None:
+            await self._reload_task
+        if self._broker is not None:
+            await self._broker.stop(self._stop_timeout_s)
+
+    def _kill(self) -> None:
+        for slot in (*self._workers.values(), self._broker):
+            if slot is not None:
+                slot.kill()
+
+
+async def _wait_for(event: asyncio.Event, timeout_s: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), timeout_s)
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,156 @@
+"""The contract between eventsh and whatever moves its frames.
+
+A transport opens connections and moves whole frames over them, in order, each exactly once or not at all. It holds no
+rule of delivery: reconnecting, queues, order between connections and dropping of doubles are the core's.
+Everything here happens in one asyncio loop; nothing is called from another thread.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    import socket
+
+    from eventsh.address import Address
+    from eventsh.errors import ProtocolError
+
+__all__ = ["Buffer", "Capabilities", "Connection", "Listener", "Peer", "Receiver", "Transport"]
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a transport can do, so that nobody has to know it by its scheme."""
+
+    crosses_processes: bool = True
+    crosses_hosts: bool = False
+    peer_credentials: bool = False
+    """The kernel vouches for the pid and uid of the peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end, as far as the transport itself knows it (never as far as the peer says)."""
+
+    label: str
+    """For people: "pid 4711" or "127.0.0.1:40112"."""
+    pid: int | None = None
+    uid: int | None = None
+
+
+class Receiver(Protocol):
+    """The end that a connection tells what happens. The core's shells implement it, transports call it."""
+
+    def frames_received(self, frames: list[bytearray]) -> None:
+        """Take whole frames, in order. The receiver owns them and may write into them."""
+
+    def frames_refused(self, error: ProtocolError) -> None:
+        """The stream broke the rules of the wire; no frames come any more. The receiver closes the connection."""
+
+    def writing_paused(self) -> None:
+        """The peer takes frames more slowly than they are sent. `send` still works, and buffers."""
+
+    def writing_resumed(self) -> None:
+        """What was buffered has left."""
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The connection is gone; called exactly once, last. `error` is None after an orderly end by either side."""
+
+
+class Connection(ABC):
+    """One open connection. The side that has it must call `close` or `abort` in the end."""
+
+    peer: Peer
+
+    @abstractmethod
+    def send(self, frames: Sequence[Buffer]) -> None:
+        """Send whole frames in order. Never blocks: what the peer does not take is buffered without limit, so the
+        caller bounds it (by the queues' limits). They may leave as late as at the end of this turn of the loop.
+        The buffers must not be changed until they have left. After the end of the connection: no effect."""
+
+    def send_now(self, frame: Buffer) -> None:
+        """As `send` with one frame, but try to hand it to the kernel before returning."""
+        self.send((frame,))
+
+    @abstractmethod
+    def limit_body(self, max_body_bytes: int) -> None:
+        """Refuse frames with a longer body from now on. A connection starts at PRE_HELLO_BODY_BYTES."""
+
+    @property
+    @abstractmethod
+    def unsent_bytes(self) -> int:
+        """How much is buffered here because the peer has not taken it."""
+
+    @abstractmethod
+    def pause_reading(self) -> None:
+        """Take no more frames from the peer. Idempotent."""
+
+    @abstractmethod
+    def resume_reading(self) -> None:
+        """Undo `pause_reading`. Idempotent."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close once everything sent has left. Idempotent."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Close at once; what has not left is lost. Idempotent."""
+
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the descriptors, so that the peer sees the end when the parent closes, and
+        touch nothing else. The connection and its loop are never used again in this process."""
+
+
+class Listener(ABC):
+    """An open endpoint of a broker."""
+
+    address: str
+    """The full address that clients can connect to, with what the system chose (a port) filled in."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Accept no more and remove what listening left behind (a socket file). Open connections stay."""
+
+
+class Transport(ABC):
+    """A way to move frames, chosen by the scheme of an address. One object serves any number of addresses."""
+
+    scheme: ClassVar[str]
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    def check_address(self, address: Address) -> None:
+        """Raise ConfigureError if `address` can't be one of this transport (a path that is too long, no port)."""
+
+    def prepare(self, address: Address) -> None:
+        """Make and check what `lock_path` and `listen` need: a directory. Call it before the lock is opened; `listen` does
+        it again. Raises ConfigureError and TransportError."""
+        self.check_address(address)
+
+    @abstractmethod
+    async def listen(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Listener:
+        """Open the endpoint. For each peer that connects, call `on_connection` once and tell its Receiver from then
+        on. The caller holds the lock of `lock_path`, so whatever stands at the address is stale and is removed.
+        Raises TransportError."""
+
+    @abstractmethod
+    async def connect(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Connection:
+        """Connect to a listener. `on_connection` is called before the first frame can arrive.
+        Raises TransportError; its cause is an OSError where there is one, so that "nobody listens" can be told apart."""
+
+    def lock_path(self, address: Address) -> str | None:
+        """The file that a process locks before it listens at `address`, so that there is one broker there.
+        None: the transport can't tell, and a broker is never started there automatically."""
+        return None
+
+    def dial(self, address: Address, timeout_s: float) -> socket.socket | None:
+        """A plain blocking socket to the listener, for programs that live for one post; each of its calls takes at most
+        `timeout_s`, which must be above 0. None: only `connect` works.
+        Raises TransportError as `connect` does."""
+        return None

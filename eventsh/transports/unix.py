@@ -1,0 +1,242 @@
+"""The transport over unix sockets. Decides who may stand at either end: the same user, or root.
+
+Imports asyncio only where it listens or connects: `dial` serves programs that live for one post.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import struct
+import sys
+from collections.abc import Callable
+from typing import ClassVar
+
+from eventsh.address import Address, default_address
+from eventsh.errors import ConfigureError, TransportError
+from eventsh.transport import Capabilities, Connection, Listener, Peer, Receiver, Transport
+
+__all__ = ["MAX_PATH_BYTES", "UnixTransport", "check_directory", "peer_of"]
+
+# sun_path of sockaddr_un, less the zero at its end.
+MAX_PATH_BYTES = 107 if sys.platform == "linux" else 103
+# A pool that starts anew or whose broker died comes all at once. The kernel cuts it to net.core.somaxconn.
+BACKLOG = 1024
+# How long `connect` waits for room in a full backlog, and how often it looks: the kernel does not tell.
+CONNECT_TIMEOUT_S = 5.0
+CONNECT_RETRY_S = 0.01
+
+UCRED = struct.Struct("iII")
+TIMEVAL = struct.Struct("ll")
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+class UnixTransport(Transport):
+    """`unix:/path/of/a.sock`."""
+
+    scheme: ClassVar[str] = "unix"
+    capabilities: ClassVar[Capabilities] = Capabilities(peer_credentials=True)
+
+    def check_address(self, address: Address) -> None:
+        path = address.path
+        if address.host is not None:
+            raise ConfigureError(f"address: {address} names a host; write {self.scheme}:/path", option="address")
+        if not os.path.basename(path) or "\0" in path:
+            raise ConfigureError(f"address: {path!r} is no path of a socket", option="address")
+        try:
+            size = len(os.fsencode(path))
+        except UnicodeEncodeError as error:
+            raise ConfigureError(f"address: {path!r} can't be a path: {error.reason}", option="address") from error
+        if size > MAX_PATH_BYTES:
+            raise ConfigureError(
+                f"address: the path {path!r} is {size} bytes long, and the system takes at most {MAX_PATH_BYTES} for a"
+                " socket: use a shorter one, for example below /run or /tmp",
+                option="address",
+            )
+
+    def lock_path(self, address: Address) -> str | None:
+        return f"{address.path}.lock"
+
+    def prepare(self, address: Address) -> None:
+        self.check_address(address)
+        check_directory(address)
+
+    async def listen(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Listener:
+        from eventsh.transports.stream import StreamConnection, StreamListener
+
+        self.prepare(address)
+        sock, identity = _open_socket(address)
+
+        def removed() -> None:
+            _unlink_if_same(address.path, identity)
+
+        return StreamListener(sock, str(address), lambda peer: StreamConnection(peer_of(peer), on_connection), removed)
+
+    async def connect(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Connection:
+        import asyncio
+
+        from eventsh.transports.stream import StreamConnection
+
+        self.check_address(address)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            # The loops' own connect takes a full backlog, which is EAGAIN here, for a connection under way.
+            for _ in range(int(CONNECT_TIMEOUT_S / CONNECT_RETRY_S)):
+                try:
+                    sock.connect(address.path)
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(CONNECT_RETRY_S)
+            else:
+                sock.connect(address.path)
+            connection = StreamConnection(peer_of(sock), on_connection)
+            await asyncio.get_running_loop().create_unix_connection(lambda: connection, sock=sock)
+        except OSError as error:
+            sock.close()
+            raise _unreachable(address, error) from error
+        except BaseException:
+            sock.close()
+            raise
+        if connection.failure is not None:
+            raise connection.failure
+        return connection
+
+    def dial(self, address: Address, timeout_s: float) -> socket.socket | None:
+        self.check_address(address)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Not settimeout: with it the socket does not block, and a full backlog is an error and no wait.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout_s))
+            sock.connect(address.path)
+            peer_of(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(0))
+            sock.settimeout(timeout_s)
+        except OSError as error:
+            sock.close()
+            raise _unreachable(address, error) from error
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+def peer_of(sock: socket.socket) -> Peer:
+    """Who the kernel says is at the other end. Raises TransportError unless that is the same user, or root."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is not None:
+        pid, uid, _ = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, option, UCRED.size))
+    else:
+        # macOS: LOCAL_PEERPID, and a struct xucred from LOCAL_PEERCRED; both of level SOL_LOCAL.
+        pid = sock.getsockopt(0, 2)
+        uid = struct.unpack_from("II", sock.getsockopt(0, 1, 76))[1]
+    own = os.geteuid()
+    if uid not in (own, 0):
+        raise TransportError(
+            f"process {pid} at the other end belongs to user {uid}, neither to this user ({own}) nor to root"
+        )
+    return Peer(f"pid {pid}", pid, uid)
+
+
+def check_directory(address: Address) -> None:
+    """Make the directory of `address` if only that is missing, mode 0700. Raises TransportError where somebody else could
+    put a socket of theirs into it."""
+    directory = os.path.dirname(address.path) or "."
+    uid = os.geteuid()
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o700)
+        link, info = os.lstat(directory), os.stat(directory)
+    except OSError as error:
+        raise TransportError(f"{address}: the directory {directory} can't be used or made: {error.strerror}") from error
+    is_link = stat.S_ISLNK(link.st_mode)
+    if is_link and (link.st_uid not in (uid, 0) or _is_default(address, uid)):
+        why = f"is a symbolic link of user {link.st_uid}: remove it"
+    elif not stat.S_ISDIR(info.st_mode):
+        why = "is no directory"
+    elif info.st_uid not in (uid, 0):
+        why = f"belongs to user {info.st_uid}, neither to this user ({uid}) nor to root"
+    elif info.st_mode & WRITABLE_BY_OTHERS and not info.st_mode & stat.S_ISVTX:
+        why = f"can be written by others (mode {stat.S_IMODE(info.st_mode):04o}): chmod go-w it"
+    elif _is_default(address, uid) and (info.st_uid != uid or info.st_mode & 0o077):
+        why = f"must be this user's own, with mode 0700, and has mode {stat.S_IMODE(info.st_mode):04o} and user {info.st_uid}"
+    else:
+        return
+    raise TransportError(f"{address}: the directory {directory} {why}, or choose another address")
+
+
+def _is_default(address: Address, uid: int) -> bool:
+    """Whether it is the address where none is given, whatever the temporary directory is."""
+    parent = os.path.dirname(os.path.dirname(address.path))
+    runtime_dir = {"XDG_RUNTIME_DIR": os.environ.get("XDG_RUNTIME_DIR", "")}
+    return address.path in (default_address(runtime_dir, uid, parent).path, default_address({}, uid, parent).path)
+
+
+def _open_socket(address: Address) -> tuple[socket.socket, tuple[int, int]]:
+    """A listening socket at the path of `address`, mode 0600, and the identity of its file."""
+    path = address.path
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound = False
+    try:
+        _remove_stale(address)
+        # On Linux the file gets the mode of the socket, so that it is never open to others, and the umask, which is every
+        # thread's, stays as it is.
+        with contextlib.suppress(OSError):
+            os.fchmod(sock.fileno(), 0o600)
+        sock.bind(path)
+        bound = True
+        # For other systems, and a umask that takes from the owner. Nobody can connect before `listen`.
+        os.chmod(path, 0o600)
+        info = os.lstat(path)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        if bound:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        raise TransportError(f"can't listen at {address}: {error.strerror}") from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock, (info.st_dev, info.st_ino)
+
+
+def _remove_stale(address: Address) -> None:
+    try:
+        info = os.lstat(address.path)
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(info.st_mode):
+        why = "is a symbolic link"
+    elif not stat.S_ISSOCK(info.st_mode):
+        why = "is no socket"
+    elif info.st_uid != os.geteuid():
+        why = f"is a socket of user {info.st_uid}"
+    else:
+        os.unlink(address.path)
+        return
+    raise TransportError(f"can't listen at {address}: {address.path} {why}: remove it, or choose another address")
+
+
+def _unlink_if_same(path: str, identity: tuple[int, int]) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        info = os.lstat(path)
+        if (info.st_dev, info.st_ino) == identity:
+            os.unlink(path)
+
+
+def _timeval(seconds: float) -> bytes:
+    """0 is no limit, as it is to the kernel."""
+    whole = int(seconds)
+    return TIMEVAL.pack(whole, int((seconds - whole) * 1_000_000))
+
+
+def _unreachable(address: Address, error: OSError) -> TransportError:
+    match error:
+        case FileNotFoundError() | ConnectionRefusedError():
+            return TransportError(f"nobody listens at {address}: {error.strerror}")
+        case BlockingIOError():
+            return TransportError(f"{address} takes no more connections for now: its backlog stayed full")
+    return TransportError(f"can't connect to {address}: {error.strerror}")

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import io
+import logging
+
+import pytest
+
+from eventsh.errors import ConfigureError
+from eventsh.options import Options
+from eventsh.runtime.worker import _parse_arguments, print_events, worker_arguments
+
+
+def test_events_are_printed_a_line_each_and_escaped():
+    stream = io.StringIO()
+    handler = print_events(2, stream)
+    handler({"k": 1}, "purge", "cache", 7)
+    handler("\x1b[2J\n", "e\x1b", "s\n", None)
+    assert stream.getvalue() == '[worker 2] cache purge {"k":1}\n[worker 2] s\\n e\\x1b "\\u001b[2J\\n"\n'
+
+
+def test_printing_ends_with_one_warning_when_nobody_reads(caplog: pytest.LogCaptureFixture):
+    class Closed(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    handler = print_events(0, Closed())
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            handler(None, "e", "s", None)
+    assert caplog.messages == ["events are no longer printed: Broken pipe"]
+
+
+def test_options_arrive_as_they_were_given():
+    options = Options(timeout=0.25, max_queue_len=7, max_payload_len=1000, take_unique=False)
+    _, values = _parse_arguments(["--address", "unix:/x", "--worker-id", "3", *worker_arguments(options)])
+    assert values == {"timeout": 0.25, "max_queue_len": 7, "max_payload_len": 1000, "take_unique": False}
+    assert worker_arguments(Options()) == []
+
+
+def test_handlers_may_begin_with_a_dash():
+    known, _ = _parse_arguments(["--address", "a", "--worker-id", "0", "--handlers=-x.py", "--handlers=y"])
+    assert known.handlers == ["-x.py", "y"]
+
+
+@pytest.mark.parametrize("argument", ["--linger=3", "--worker_id=3", "--nonsense", "rubbish"])
+def test_what_is_no_option_of_a_worker_is_refused(argument):
+    with pytest.raises(ConfigureError, match="is no option of a worker"):
+        _parse_arguments(["--address", "a", "--worker-id", "0", argument])
