@@ -103,24 +103,24 @@ class Outbox:
                 raise PayloadTooLarge(source, event, len(encoded) + self._run_overhead, self.max_payload_len)
             buffer += b","
             buffer += encoded
+            self.number = number + 1
         else:
-            prefix = self._prefix(source, event, len(encoded))
+            prefix, overhead = self._prefix(source, event, len(encoded))
             is_new = not buffer
             buffer += b"]]," if buffer else _BLANK_HEADER + b"["
             buffer += prefix
             buffer += encoded
-            self._source, self._event = source, event
+            self._source, self._event, self._run_overhead = source, event, overhead
+            self.number = number + 1
             if is_new:
                 self._on_batch()
-        self.number = number + 1
-        if len(buffer) >= BATCH_BYTES or number + 2 - self._first > BATCH_EVENTS:
+        if len(buffer) >= BATCH_BYTES or number + 2 - self._first >= BATCH_EVENTS:
             self._close_batch()
             self._on_batch()
 
     def post_unique(self, source: str, event: str, data: Any, key: str, *, receipt: bool = False) -> None:
         """Append one unique event, in a frame of its own, behind everything posted before. Raises as `post` does."""
-        if not isinstance(key, str) or not key:
-            raise UsageError(f"unique must be a string that is not empty, not {key!r}")
+        check_name(key, "unique")
         encoded_key = key.encode("utf-8", "surrogatepass")
         if len(encoded_key) > _MAX_KEY_BYTES:
             raise UsageError(f"the unique key is {len(encoded_key)} bytes long, over the limit of {_MAX_KEY_BYTES}")
@@ -135,7 +135,7 @@ class Outbox:
         if not self.has_room:
             raise QueueOverflow(self.queued, self.max_queue_len)
         encoded = encode_data(data)
-        prefix = self._prefix(source, event, len(encoded) + len(head))
+        prefix, _ = self._prefix(source, event, len(encoded) + len(head))
         self._close_batch()
         self._first = self.number + 1
         self._buffer += _BLANK_HEADER + head + b"[" + prefix + encoded
@@ -143,8 +143,9 @@ class Outbox:
         self._close_batch(flags)
         self._on_batch()
 
-    def _prefix(self, source: str, event: str, data_bytes: int) -> bytes:
-        """The start of a run. Checks the names and that an event with `data_bytes` of data is within the limit."""
+    def _prefix(self, source: str, event: str, data_bytes: int) -> tuple[bytes, int]:
+        """The start of a run, and by how much an event is longer than its data. Checks the names and that an event with
+        `data_bytes` of data is within the limit. Changes nothing: the post may yet be refused."""
         known = self._prefixes.get((source, event)) if type(source) is str and type(event) is str else None
         if known is None:
             check_name(source, "source")
@@ -154,11 +155,10 @@ class Outbox:
                 self._prefixes.clear()
             # An event counts as it would travel alone: [source,event,data].
             known = self._prefixes[source, event] = (b"[" + names + b",[", len(names) + 3)
-        prefix, overhead = known
+        overhead = known[1]
         if data_bytes + overhead > self.max_payload_len:
             raise PayloadTooLarge(source, event, data_bytes + overhead, self.max_payload_len)
-        self._run_overhead = overhead
-        return prefix
+        return known
 
     def _close_batch(self, flags: int = 0) -> None:
         buffer = self._buffer
@@ -175,15 +175,21 @@ class Outbox:
 
     def take(self) -> list[bytearray]:
         """The frames that may leave now, in order, as far as the broker's window allows. They count as sent."""
-        self._close_batch()
         frames: list[bytearray] = []
         unsent, kept = self._unsent, self._kept
-        # A batch that is larger than the whole window may travel alone, or it never could.
-        while unsent and (not kept or kept.events + unsent.peek().events <= self.window):
+        while True:
+            if self._buffer and not unsent and self._fits(self.number - self._first + 1):
+                # Left open otherwise: while nothing may leave, the batch can as well grow.
+                self._close_batch()
+            if not unsent or not self._fits(unsent.peek().events):
+                return frames
             entry = unsent.popleft()
             kept.append(entry)
             frames.append(entry.frame)
-        return frames
+
+    def _fits(self, events: int) -> bool:
+        # A batch that is larger than the whole window may travel alone, or it never could.
+        return not self._kept or self._kept.events + events <= self.window
 
     def confirm(self, number: int) -> None:
         """Every live worker has everything up to `number`."""

@@ -53,8 +53,9 @@ class Poster:
         self.confirmed = 0
         self.pending: deque[Post] = deque()
         self.pending_events = 0
-        # First numbers of posts that were accepted, could be given to nobody, and are the poster's to send again.
-        self.returned: set[int] = set()
+        # Posts by their first number that were accepted, could be given to nobody, and are the poster's to send again.
+        # They stay in `pending`: nothing behind them may be confirmed before they come back.
+        self.returned: dict[int, Post] = {}
 
     def accept(self, frame: bytearray, window: int) -> Post | None:
         """Take a frame of this poster; None when it is known already. Raises ProtocolError."""
@@ -62,9 +63,8 @@ class Poster:
         if not count or not first:
             raise ProtocolError("a batch without events, or without a number")
         if first <= self.number:
-            if first not in self.returned:
-                return None
-        elif self.number and first != self.number + 1:
+            return self._take_again(first, flags, frame)
+        if self.number and first != self.number + 1:
             raise ProtocolError(f"post {first} came after post {self.number}")
         if flags & (Flag.UNIQUE | Flag.RECEIPT) and count != 1:
             raise ProtocolError(f"a unique event or one with a receipt travels alone, not in a batch of {count}")
@@ -73,10 +73,16 @@ class Poster:
         post = Post(self, first, count, flags, frame)
         if flags & Flag.UNIQUE:
             post.key = _read_key(frame)
-        self.returned.discard(first)
-        self.number = max(self.number, first + count - 1)
+        self.number = first + count - 1
         self.pending.append(post)
         self.pending_events += count
+        return post
+
+    def _take_again(self, first: int, flags: int, frame: bytearray) -> Post | None:
+        post = self.returned.pop(first, None)
+        if post is not None:
+            post.flags, post.frame, post.key = flags, frame, _read_key(frame)
+            self.pending_events += post.count
         return post
 
     def confirm(self, post: Post) -> bool:
@@ -91,10 +97,10 @@ class Poster:
         return self.confirmed > before
 
     def take_back(self, post: Post) -> None:
-        """Forget a post that nobody could take; the poster still has it and sends it again if it comes back."""
-        self.pending.remove(post)
+        """Let go of a post that nobody could take; the poster still has it and sends it again if it comes back."""
+        post.frame = None
         self.pending_events -= post.count
-        self.returned.add(post.first)
+        self.returned[post.first] = post
 
 
 def _read_key(frame: bytearray) -> bytes:
@@ -118,7 +124,7 @@ class Posters:
         """The poster for a connection; None when another one that is attached has this origin."""
         known = self._by_origin.pop(origin, None)
         if known is not None and known.identity != identity:
-            if known.link is not None or known.pending:
+            if known.link is not None or known.pending_events:
                 self._by_origin[origin] = known
                 return None
             # By chance a new poster drew the origin of one that has left: it starts afresh.
@@ -133,6 +139,6 @@ class Posters:
         if len(self._by_origin) <= _REMEMBERED:
             return
         for origin, poster in self._by_origin.items():
-            if poster.link is None and not poster.pending:
+            if poster.link is None and not poster.pending_events:
                 del self._by_origin[origin]
                 return

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from eventsh.core.slot import Slot
-from eventsh.protocol.messages import Hello
+
+if TYPE_CHECKING:
+    from eventsh.protocol.messages import Hello
 
 __all__ = ["Roster", "RosterFull", "SlotTaken"]
 
@@ -31,15 +34,15 @@ class Roster:
         yield from self.workers.values()
         yield from self.observers
 
-    def place(self, hello: Hello, epoch: int, now: float) -> tuple[Slot, bool]:
+    def place(self, hello: Hello, now: float) -> tuple[Slot, bool]:
         """The place for a client, and whether its stream goes on where the place's queue begins.
 
         Raises SlotTaken or RosterFull. The caller then calls `Slot.attach`.
         """
-        if hello.epoch == epoch:
-            for slot in self:
-                if slot.identity == hello.identity:
-                    return slot, True
+        # By name whatever its epoch: its first welcome may have been lost with the connection.
+        for slot in self:
+            if slot.identity == hello.identity:
+                return slot, True
         if hello.role == "observer":
             slot = self._new(None, now)
             self.observers.append(slot)
@@ -48,7 +51,7 @@ class Roster:
         known = self.workers.get(number)
         if known is not None and known.link is not None:
             raise SlotTaken
-        if known is None or (hello.worker_id is None and known.lossy):
+        if known is None or (hello.worker_id is None and known.is_expired):
             # Whoever asks for any place did not lose what passed by an empty one.
             self.workers.pop(number, None)
             known = self.workers[number] = self._new(number, now)
@@ -60,18 +63,33 @@ class Roster:
         number = 0
         while number in self.workers:
             slot = self.workers[number]
-            if slot.link is None and (slot.is_gone or slot.lossy):
+            if slot.link is None and (slot.is_gone or slot.is_expired):
                 return number
             number += 1
         return number
 
     def _new(self, number: int | None, now: float) -> Slot:
         if len(self.workers) + len(self.observers) >= self.max_slots:
-            empty = [slot for slot in self if slot.link is None and slot.lossy]
+            empty = [slot for slot in self if slot.link is None and slot.is_expired]
             if not empty:
                 raise RosterFull
             self.remove(min(empty, key=lambda slot: slot.absent_since))
         return Slot(number, self.max_queue_len, now)
+
+    def expect(self, numbers: Iterable[int], founder: Slot | None, now: float) -> None:
+        """Keep places for the workers of an earlier broker: they come when they come, and none of them may miss what is
+        posted meanwhile. `founder` has what passed since this broker's start."""
+        for number in numbers:
+            slot = self.workers.get(number)
+            if slot is None:
+                if len(self.workers) + len(self.observers) >= self.max_slots:
+                    return
+                slot = self.workers[number] = Slot(number, self.max_queue_len, now)
+                if founder is not None:
+                    slot.start_from(founder, now)
+            if slot.identity is None and not slot.is_expired:
+                slot.awaited = True
+                slot.is_gone = False
 
     def remove(self, slot: Slot) -> None:
         """Give a place up for good."""
@@ -88,11 +106,12 @@ class Roster:
         """
         expired = []
         for slot in list(self):
-            if slot.link is None and not slot.lossy and now - slot.absent_since > timeout:
+            if slot.link is None and not slot.is_expired and now - slot.absent_since > timeout:
                 expired.append(slot)
                 if slot.is_observer:
                     self.remove(slot)
                 else:
                     slot.drop_queue()
+                    slot.is_expired = True
                     slot.start_losing(f"nobody held slot {slot.worker_id} for {timeout:g} s")
         return expired

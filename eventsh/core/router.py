@@ -12,8 +12,8 @@ it is confirmed when every live worker has received it. While a worker's queue i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from eventsh.core.link import Link
 from eventsh.core.poster import Post, Poster, Posters
@@ -21,9 +21,8 @@ from eventsh.core.queue import Entry
 from eventsh.core.roster import Roster, RosterFull, SlotTaken
 from eventsh.core.slot import Slot
 from eventsh.core.uniques import Uniques
-from eventsh.errors import ProtocolError
+from eventsh.errors import NotSerializable, ProtocolError
 from eventsh.event import LIFECYCLE_SOURCE
-from eventsh.options import Options
 from eventsh.protocol.codec import encode_data
 from eventsh.protocol.frame import (
     HEADER,
@@ -39,10 +38,16 @@ from eventsh.protocol.frame import (
 )
 from eventsh.protocol.messages import Error, Goodbye, Hello, Receipt, Reply, Report, Request, Welcome
 
+if TYPE_CHECKING:
+    from eventsh.options import Options
+
 __all__ = ["Router"]
 
 _ROLES = ("worker", "observer", "poster")
 _EVENTS, _ACK = int(Kind.EVENTS), int(Kind.ACK)
+_FLAGS_OFFSET = 5
+# What a new broker routes before the first worker of the one before it is back: short, for these come in milliseconds.
+_FOUNDER_EVENTS = 256
 
 
 class Router:
@@ -58,6 +63,8 @@ class Router:
         self.roster = Roster(
             slots=options.slots, max_slots=options.max_slots, max_queue_len=options.max_queue_len, now=now
         )
+        # Everything since the start, for a while: workers of an earlier broker must miss nothing of it.
+        self._founder: Slot | None = Slot(None, _FOUNDER_EVENTS, now)
         # The last event that all live workers have received.
         self.floor = 0
         self.ignored_repeats = 0
@@ -137,7 +144,8 @@ class Router:
         link.poster = link.slot = None
         if poster is not None and poster.link is link:
             poster.link = None
-            for post in [post for post in self._parked if post.poster is poster]:
+            # Those that a worker was given before are no longer the poster's, who may know them as confirmed.
+            for post in [post for post in self._parked if post.poster is poster and post.unique is None]:
                 self._parked.remove(post)
                 poster.take_back(post)
         if slot is None:
@@ -157,6 +165,8 @@ class Router:
         if slot.link is None:
             slot.is_gone = True
             self._reassign(slot, now)
+            if slot.is_observer and slot in self.roster.observers:
+                self.roster.remove(slot)
             self._settle(now)
 
     def tick(self, now: float) -> None:
@@ -165,10 +175,12 @@ class Router:
             if not link.is_greeted and not link.is_closing and now > link.hello_by:
                 self._refuse(link, "slow_hello", f"no hello within {self.options.hello_timeout:g} s (hello_timeout)")
         timeout = self.options.timeout
+        if now - self.started_at > timeout:
+            self._founder = None
         for slot in self.roster.expire(now, timeout):
             self._full.discard(slot)
             self._reassign(slot, now)
-            if slot.missed:
+            if not slot.is_observer and (slot.missed or slot.doubts):
                 self._notices.append(f"slot {slot.worker_id} was not taken for {timeout:g} s: its events are dropped")
         for slot in self.roster:
             if slot.link is None or now - slot.progress_at <= timeout:
@@ -177,7 +189,7 @@ class Router:
                 self._full.discard(slot)
                 slot.start_losing(f"{slot.label} made no progress for {timeout:g} s with a full queue")
                 self._notices.append(f"{slot.gap_reason} ({slot.queue.events} events): what follows is dropped for it")
-            elif slot.is_behind and not slot.stalled and not slot.is_observer:
+            elif slot.is_live and slot.is_behind:
                 slot.stalled = True
                 self._notices.append(f"{slot.label} took nothing for {timeout:g} s: nobody waits for it now")
         self._uniques.expire(now)
@@ -194,15 +206,18 @@ class Router:
             return
         if hello.role not in _ROLES or not 0 < hello.origin < 1 << 32 or not 0 <= (hello.worker_id or 0) <= 65535:
             raise ProtocolError(f"a hello with role {hello.role!r}, origin {hello.origin}, slot {hello.worker_id}")
+        if not 0 <= hello.handled <= hello.received:
+            raise ProtocolError(f"a hello from one who received {hello.received} and handled {hello.handled}")
         poster = self._posters.attach(hello.origin, hello.identity, link)
         if poster is None:
             self._refuse(link, "origin_taken", f"another process posts as origin {hello.origin}: draw another")
             return
         link.poster = poster
         slot, resumed = None, False
+        self._expect_others(hello, now)
         if hello.role != "poster":
             try:
-                slot, resumed = self.roster.place(hello, self.epoch, now)
+                slot, resumed = self.roster.place(hello, now)
             except SlotTaken:
                 self._refuse(link, "slot_taken", f"another process is worker {hello.worker_id}")
                 return
@@ -215,6 +230,13 @@ class Router:
         if slot is not None:
             self._attach(link, slot, hello, resumed, now)
 
+    def _expect_others(self, hello: Hello, now: float) -> None:
+        """Keep the places of those who were workers of the same broker as this client, which is no more."""
+        if hello.epoch in (0, self.epoch) or now - self.started_at > self.options.timeout:
+            return
+        mine = [hello.worker_id] if hello.role == "worker" and hello.worker_id is not None else []
+        self.roster.expect({number for number in hello.slots + mine if 0 <= number <= 65535}, self._founder, now)
+
     def _welcome(self, slot: Slot | None, resumed: bool) -> Welcome:
         options = self.options
         return Welcome(
@@ -226,6 +248,7 @@ class Router:
             timeout=options.timeout,
             max_queue_len=options.max_queue_len,
             max_payload_len=options.max_payload_len,
+            slots=[number for number, slot in self.roster.workers.items() if slot.link is not None or slot.awaited],
         )
 
     def _attach(self, link: Link, slot: Slot, hello: Hello, resumed: bool, now: float) -> None:
@@ -240,7 +263,9 @@ class Router:
         if not resumed:
             slot.received = slot.last_seq = self.seq
         slot.takes_unique = hello.take_unique
-        slot.attach(link, hello.identity, link.pid or hello.pid, hello.received, hello.handled, now)
+        had = (hello.received, hello.handled) if hello.epoch == self.epoch else None
+        slot.attach(link, hello.identity, link.pid or hello.pid, had, now)
+        self._relieve(slot)
         again = slot.take_unreceived_uniques()
         slot.send_backlog()
         for seq, post in slot.uniques.items():
@@ -256,10 +281,14 @@ class Router:
         self._unpark(now)
 
     def _take_goodbye(self, link: Link, frame: bytearray, now: float) -> None:
+        if not link.is_greeted:
+            raise ProtocolError("a goodbye before the hello")
+        goodbye = Goodbye.decode(frame)
         slot = link.slot
         if slot is None:
-            raise ProtocolError("a goodbye from one who gets no events")
-        slot.leaving = Goodbye.decode(frame).leave
+            self._send(link, goodbye.encode())
+            return
+        slot.leaving = goodbye.leave
         slot.draining = True
         if slot.leaving:
             # Nothing more is kept for it, so nobody has to wait until it has room.
@@ -272,7 +301,11 @@ class Router:
         report = Report.decode(frame)
         link.slot.failed += report.failed
         data = {**report.last, "worker_id": link.slot.worker_id, "failed": report.failed}
-        self._route_own("handler_error", data, self.roster.observers, now)
+        try:
+            body = self._encode_own("handler_error", data)
+        except NotSerializable as error:
+            raise ProtocolError(f"a report that can't be passed on: {error}") from None
+        self._route_own(body, self.roster.observers, now)
 
     def _take_request(self, link: Link, frame: bytearray, now: float) -> None:
         if not link.is_greeted:
@@ -307,9 +340,7 @@ class Router:
         if post is None:
             # Sent again after a reconnect; the confirmation may have been lost with the connection.
             self._confirmed.add(poster)
-        elif self._held or self._full:
-            self._held.append(post)
-        elif not self._route(post, now):
+        elif self._held or self._full or not self._route(post, now):
             self._held.append(post)
 
     def _route(self, post: Post, now: float) -> bool:
@@ -325,34 +356,49 @@ class Router:
         post.last_seq = self.seq = self.seq + post.count
         self._stamp(frame, post.poster.origin, first)
         self._routed.append((self.seq, post))
-        self._fan_out(Entry(self.seq, post.count, frame), first, self.roster, now)
+        self._broadcast(Entry(self.seq, post.count, frame), first, now)
         return True
 
     def _stamp(self, frame: bytearray, origin: int, seq: int) -> None:
         ORIGIN.pack_into(frame, ORIGIN_OFFSET, origin)
         STAMP.pack_into(frame, STAMP_OFFSET, seq, self._wall_clock_ns())
 
-    def _fan_out(self, entry: Entry, first: int, slots: Any, now: float) -> None:
+    def _broadcast(self, entry: Entry, first: int, now: float) -> None:
+        self._fan_out(entry, first, self.roster, now)
+        founder = self._founder
+        if founder is not None:
+            if founder.queue.is_full and not founder.lossy:
+                founder.start_losing("the broker was new, and this worker not yet attached to it")
+            founder.offer(entry, first, now)
+
+    def _fan_out(self, entry: Entry, first: int, slots: Iterable[Slot], now: float) -> None:
         for slot in slots:
             if slot.leaving:
                 continue
             if slot.queue.is_full and slot.is_observer and not slot.lossy:
                 slot.start_losing("the observer was too slow")
-            if slot.offer(entry, first, now):
+            if slot.offer(entry, first, now) and slot.link is not None:
                 self._changed[slot.link] = None
             if slot.queue.is_full and not slot.is_observer and not slot.lossy:
                 self._full.add(slot)
 
-    def _route_own(self, event: str, data: dict[str, Any], slots: Any, now: float) -> None:
-        """An event of the broker's own. It has no poster, so nobody waits for its confirmation."""
+    def _encode_own(self, event: str, data: dict[str, Any]) -> bytes:
+        return b'[["' + LIFECYCLE_SOURCE.encode() + b'","' + event.encode() + b'",[' + encode_data(data) + b"]]]"
+
+    def _route_own(self, body: bytes, slots: Iterable[Slot] | None, now: float) -> None:
+        """An event of the broker's own, to all when no `slots` are given. It has no poster (its origin is 0), so nobody
+        waits for its confirmation."""
         self.seq += 1
-        body = b'[["' + LIFECYCLE_SOURCE.encode() + b'","' + event.encode() + b'",[' + encode_data(data) + b"]]]"
         stamp = self._wall_clock_ns()
         frame = encode_frame(Kind.EVENTS, body, count=1, pid=self.pid, origin_seq=self.seq, seq=self.seq, time_ns=stamp)
-        self._fan_out(Entry(self.seq, 1, frame), self.seq, slots, now)
+        entry = Entry(self.seq, 1, frame)
+        if slots is None:
+            self._broadcast(entry, self.seq, now)
+        else:
+            self._fan_out(entry, self.seq, slots, now)
 
     def _announce(self, event: str, slot: Slot, now: float) -> None:
-        self._route_own(event, {"worker_id": slot.worker_id, "pid": slot.pid}, self.roster, now)
+        self._route_own(self._encode_own(event, {"worker_id": slot.worker_id, "pid": slot.pid}), None, now)
 
     # --- unique events ---
 
@@ -385,6 +431,8 @@ class Router:
         if post.unique is not None:
             # Given before: the old frame may still be under way, with its old place among the events.
             frame = post.frame = bytearray(frame)
+            # A process that had it before, was given up and came back must know it again.
+            frame[_FLAGS_OFFSET] |= Flag.RESENT
         post.unique = "given"
         post.targets = [slot]
         self.seq += 1
@@ -420,9 +468,7 @@ class Router:
             slot = self._choose()
             if slot is not None and post.unique is not None:
                 self._give(post, slot, now)
-            elif slot is None:
-                self._parked.append(post)
-            elif not self._route_unique(post, now):
+            elif slot is None or not self._route_unique(post, now):
                 self._parked.append(post)
 
     # --- acks, confirmations and pressure ---
@@ -432,12 +478,16 @@ class Router:
         if slot is None:
             raise ProtocolError("an ack from one who gets no events")
         _, _, _, _, _, _, handled, received, _ = HEADER.unpack_from(frame)
-        if handled > received or received > max(slot.last_seq, slot.received):
-            raise ProtocolError(f"acked {received} and {handled}, but only {slot.last_seq} was sent")
-        slot.take_ack(received, handled, now)
+        if handled > received or received > self.seq:
+            raise ProtocolError(f"acked {received} and {handled}, but only {self.seq} was sent")
+        # A process that held another place before may be beyond the last event that was for this one.
+        slot.take_ack(min(received, slot.last_seq), min(handled, slot.last_seq), now)
         self._relieve(slot)
         if slot.lossy:
             self._recover(slot, now)
+        if self._parked and slot.can_take_unique:
+            # It could take none a moment ago, when it was stalled or losing.
+            self._unpark(now)
 
     def _relieve(self, slot: Slot) -> None:
         if not slot.queue.is_full:
@@ -446,7 +496,8 @@ class Router:
     def _recover(self, slot: Slot, now: float) -> None:
         """Let a slot that was losing have events again, once it has worked off half of its queue."""
         if slot.queue.events <= slot.queue.limit // 2:
-            self._notices.append(f"{slot.label} missed {slot.missed} events: {slot.gap_reason}")
+            if slot.missed:
+                self._notices.append(f"{slot.label} missed {slot.missed} events: {slot.gap_reason}")
             if slot.end_losing(now) and slot.link is not None:
                 self._changed[slot.link] = None
 

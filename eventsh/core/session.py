@@ -14,16 +14,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eventsh.core.delivery import Delivery
-from eventsh.core.outbox import Outbox
-from eventsh.core.registry import Registry
 from eventsh.errors import ProtocolError, QueueOverflow
 from eventsh.event import LIFECYCLE_SOURCE, check_name
 from eventsh.protocol.codec import decode
-from eventsh.protocol.frame import HEADER, HEADER_BYTES, KIND_OFFSET, Flag, Kind, encode_frame
+from eventsh.protocol.frame import HEADER, HEADER_BYTES, KIND_OFFSET, PROTOCOL_VERSION, Flag, Kind, encode_frame
 from eventsh.protocol.messages import Error, Gap, Goodbye, Hello, Message, Receipt, Reply, Report, Request, Welcome
+
+if TYPE_CHECKING:
+    from eventsh.core.outbox import Outbox
+    from eventsh.core.registry import Registry
 
 __all__ = ["Session", "SessionState"]
 
@@ -31,7 +33,11 @@ __all__ = ["Session", "SessionState"]
 # a broker's death. Only posters whose batches are unconfirmed at that moment matter, so this is generous; 4 MiB full.
 _REMEMBERED = 65536
 
+# A hello has to fit into what a broker accepts before it.
+_MAX_HELLO_SLOTS = 8192
+
 _EVENTS, _CONFIRM = int(Kind.EVENTS), int(Kind.CONFIRM)
+_FIRST_KINDS = (Kind.WELCOME, Kind.ERROR)
 _DECODERS: dict[int, Callable[[bytearray], Message]] = {
     Kind.WELCOME: Welcome.decode,
     Kind.GAP: Gap.decode,
@@ -82,10 +88,15 @@ class Session:
         self.gaps = 0
         self.missed = 0
         self._registry = registry
+        # The worker slots that are held: what a new broker has to know when this one dies.
+        self._slots: set[int] = set()
+        # What the broker knows of `received` and `handled`.
         self._acked = (0, 0)
         self._inbox: deque[tuple[int, bytearray] | Delivery] = deque()
         # Deliveries that were given out and whose handlers have not all returned, in their order.
         self._open: deque[Delivery] = deque()
+        # Deliveries of an earlier epoch whose handlers have not returned: nobody can be told when they do.
+        self._stale = 0
         self._seen: dict[int, int] = {}
         self._uniques_seen: dict[tuple[int, int], None] = {}
         # Events wait for the first handler: a program that calls configure() and then register() must not lose what
@@ -106,6 +117,7 @@ class Session:
     def connected(self) -> bytearray:
         """A connection is open: the Hello to send on it first."""
         self.state = SessionState.GREETING
+        self._acked = (self.received, self.handled)
         hello = Hello(
             identity=self.identity,
             origin=self.outbox.origin,
@@ -116,6 +128,7 @@ class Session:
             epoch=self.epoch,
             received=self.received,
             handled=self.handled,
+            slots=sorted(self._slots)[:_MAX_HELLO_SLOTS],
         )
         return hello.encode()
 
@@ -145,6 +158,8 @@ class Session:
         messages: list[Message] = []
         for frame in frames:
             kind = frame[KIND_OFFSET]
+            if kind not in _FIRST_KINDS and self.state in (SessionState.DETACHED, SessionState.GREETING):
+                raise ProtocolError(f"a frame of kind {kind} came before the welcome")
             if kind == _EVENTS:
                 self._take_events(frame)
             elif kind == _CONFIRM:
@@ -159,11 +174,11 @@ class Session:
 
     def _take_events(self, frame: bytearray) -> None:
         _, _, flags, count, pid, origin, number, seq, _ = HEADER.unpack_from(frame)
-        if self.state in (SessionState.DETACHED, SessionState.GREETING):
-            raise ProtocolError("events came before the welcome")
         if seq <= self.received or not count:
             raise ProtocolError(f"event {seq} (of {count}) came after event {self.received}")
         self.received = last = seq + count - 1
+        if not origin:
+            self._note_workers(frame)
         if flags and self._is_repeat(flags, origin, number):
             # Passed on empty, so that it is acknowledged in its turn.
             self._inbox.append(Delivery(last, 0, pid, [], epoch=self.epoch))
@@ -178,6 +193,15 @@ class Session:
                 del seen[next(iter(seen))]
         self._held_events += count
         self._inbox.append((self.epoch, frame))
+
+    def _note_workers(self, frame: bytearray) -> None:
+        """Follow in the broker's own events who holds which slot."""
+        for _, event, data in _decode_runs(memoryview(frame)[HEADER_BYTES:], 1):
+            number = data[0].get("worker_id") if isinstance(data[0], dict) else None
+            if event == "worker_joined" and isinstance(number, int):
+                self._slots.add(number)
+            elif event == "worker_left":
+                self._slots.discard(number)
 
     def _is_repeat(self, flags: int, origin: int, number: int) -> bool:
         """Whether this process already has this batch, from an earlier broker or before another worker gave it back.
@@ -213,23 +237,25 @@ class Session:
     def _take_welcome(self, welcome: Welcome) -> None:
         if self.state is not SessionState.GREETING:
             raise ProtocolError("a welcome came that nobody waited for")
+        if welcome.version != PROTOCOL_VERSION:
+            raise ProtocolError(f"the broker speaks version {welcome.version}, not {PROTOCOL_VERSION}")
         self.state = SessionState.ATTACHED
         self.worker_id = welcome.worker_id
         self.outbox.window = welcome.max_queue_len
         self.outbox.max_payload_len = min(self.outbox.max_payload_len, welcome.max_payload_len)
-        if welcome.epoch == self.epoch and welcome.resumed:
-            self._acked = (self.received, self.handled)
-            return
-        if welcome.epoch == self.epoch and welcome.seq > self.received:
+        self._slots = set(welcome.slots)
+        if welcome.epoch == self.epoch:
             first, missed = self.received + 1, welcome.seq - self.received
-            self.received = welcome.seq
-            self._deliver_gap(missed, first, welcome.seq, "the slot was given up while this process was away")
+            if missed > 0 and not welcome.resumed and self.role != "poster":
+                self.received = welcome.seq
+                self._deliver_gap(missed, first, welcome.seq, "the slot was given up while this process was away")
             return
         self.epoch = welcome.epoch
         # A new worker's stream starts here, but an old slot's starts with what its last process did not handle.
         start = 0 if welcome.resumed else welcome.seq
         self.received = self.handled = start
         self._acked = (start, start)
+        self._stale += sum(not delivery.done for delivery in self._open)
         self._open.clear()
 
     def _deliver_gap(self, missed: int, first: int, last: int, reason: str) -> None:
@@ -271,10 +297,16 @@ class Session:
             return self._open_batch(*item)
         assert isinstance(item, Delivery)
         if item.last_seq:
-            self._open.append(item)
+            self._give_out(item)
         else:
             self._local_out += 1
         return item
+
+    def _give_out(self, delivery: Delivery) -> None:
+        if delivery.epoch == self.epoch:
+            self._open.append(delivery)
+        else:
+            self._stale += 1
 
     def _holds(self, now: float) -> bool:
         if self.hold_until is None:
@@ -291,12 +323,12 @@ class Session:
         _, _, flags, count, pid, _, _, seq, time_ns = HEADER.unpack_from(frame)
         self._held_events -= count
         delivery = Delivery(seq + count - 1, count, pid, [], epoch=epoch, first_seq=seq, time_ns=time_ns)
-        self._open.append(delivery)
+        self._give_out(delivery)
         start = HEADER_BYTES
         if flags & Flag.UNIQUE:
             start += 2 + int.from_bytes(frame[start : start + 2], "little")
         try:
-            delivery.runs = decode(memoryview(frame)[start:])
+            delivery.runs = _decode_runs(memoryview(frame)[start:], count)
         except ProtocolError:
             self.complete(delivery)
             raise
@@ -307,16 +339,17 @@ class Session:
         if not delivery.last_seq:
             return
         delivery.done = True
+        if delivery.epoch != self.epoch:
+            self._stale -= 1
+            return
         waiting = self._open
         while waiting and waiting[0].done:
-            first = waiting.popleft()
-            if first.epoch == self.epoch:
-                self.handled = first.last_seq
+            self.handled = waiting.popleft().last_seq
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits for its handlers, or for them to return."""
-        return not self._inbox and not self._open
+        return not self._inbox and not self._open and not self._stale
 
     @property
     def has_work(self) -> bool:
@@ -361,3 +394,19 @@ class Session:
             frames += self._control
             self._control.clear()
         return frames
+
+
+def _decode_runs(body: memoryview, count: int) -> list[Any]:
+    """The runs of a batch with `count` events. Raises ProtocolError: the broker passes on what it never looked at."""
+    runs = decode(body)
+    events = 0
+    try:
+        for source, event, data in runs:
+            if type(source) is not str or type(event) is not str or type(data) is not list:
+                raise ProtocolError("a batch holds something other than runs of events")
+            events += len(data)
+    except (TypeError, ValueError):
+        raise ProtocolError("a batch holds something other than runs of events") from None
+    if type(runs) is not list or events != count:
+        raise ProtocolError(f"a batch said to hold {count} events holds {events}")
+    return runs

@@ -24,14 +24,15 @@ class Slot:
 
     __slots__ = (
         "absent_since",
+        "awaited",
+        "doubts",
         "draining",
         "dropped",
         "failed",
         "gap_reason",
         "handled",
         "identity",
-        "in_doubt",
-        "in_doubt_first",
+        "is_expired",
         "is_gone",
         "is_observer",
         "last_seq",
@@ -60,6 +61,8 @@ class Slot:
         self.link: Link | None = None
         # The process that held it has ended: it will not come back for its place.
         self.is_gone = True
+        # A worker of an earlier broker holds it and is on its way here: posts are not confirmed without it.
+        self.awaited = False
         # Everything that is not acknowledged as handled, sent or not.
         self.queue = Queue(limit)
         # It has everything up to here. Exact also where it got nothing for a while: see `offer`.
@@ -72,6 +75,8 @@ class Slot:
         self.draining = False
         self.leaving = False
         self.absent_since = now
+        # Nobody came for it in time: its queue was dropped.
+        self.is_expired = False
         self.progress_at = now
         # It gets nothing more until it has caught up; what passes by is counted in `missed`.
         self.lossy = False
@@ -81,10 +86,9 @@ class Slot:
         self.missed_first = 0
         self.missed_last = 0
         self.gap_reason = ""
-        # Events that the last process had received and not handled when its queue was dropped: missed only if that
-        # process does not come back.
-        self.in_doubt = 0
-        self.in_doubt_first = 0
+        # What was in the queue when it was dropped. The last process may have received more of it than it could say, and
+        # has not missed that if it comes back. First and last seq, events missed, events counted in `dropped`.
+        self.doubts: list[tuple[int, int, int, int]] = []
         self.handled = 0
         self.dropped = 0
         self.failed = 0
@@ -92,7 +96,8 @@ class Slot:
     @property
     def is_live(self) -> bool:
         """Whether an event counts as delivered only once this receiver has it."""
-        return self.link is not None and not (self.is_observer or self.draining or self.lossy or self.stalled)
+        is_here = self.link is not None or self.awaited
+        return is_here and not (self.is_observer or self.draining or self.lossy or self.stalled)
 
     @property
     def label(self) -> str:
@@ -136,11 +141,13 @@ class Slot:
 
     def miss(self, count: int, first: int, last: int) -> None:
         """Count events that this receiver does not get."""
-        if not self.missed:
-            self.missed_first = first
-        self.missed += count
-        self.missed_last = last
+        self._add_missed(count, first, last)
         self.dropped += count
+
+    def _add_missed(self, count: int, first: int, last: int) -> None:
+        self.missed_first = min(self.missed_first, first) if self.missed else first
+        self.missed_last = max(self.missed_last, last) if self.missed else last
+        self.missed += count
 
     def start_losing(self, reason: str) -> None:
         """Give it nothing more until `end_losing`, and remember how much that was."""
@@ -149,14 +156,36 @@ class Slot:
 
     def drop_queue(self) -> None:
         """Let everything that is queued go, because nobody took the slot for long."""
+        # Unique events are not missed: another worker gets them.
+        self.queue.discard(set(self.uniques))
         for entry in self.queue:
-            if entry.last > self.received:
-                self.miss(entry.events, entry.last - entry.events + 1, entry.last)
-            elif entry.events:
-                self.in_doubt_first = self.in_doubt_first or entry.last - entry.events + 1
-                self.in_doubt += entry.events
+            if entry.events:
+                self.doubts.append((entry.last - entry.events + 1, entry.last, entry.events, entry.events))
+                self.dropped += entry.events
+            else:
+                # The notice of an earlier gap: its events are counted as dropped already.
+                gap = Gap.decode(entry.frame)
+                self.doubts.append((gap.first_seq, gap.last_seq, gap.missed, 0))
         self.queue.clear()
         self.received = self.last_seq
+
+    def _settle_doubts(self, received: int) -> None:
+        for first, last, missed, counted in self.doubts:
+            if last > received:
+                self._add_missed(missed, first, last)
+            else:
+                self.dropped -= counted
+        self.doubts.clear()
+
+    def start_from(self, other: Slot, now: float) -> None:
+        """Begin, as a new place, with everything that `other` was offered and got or missed."""
+        self.received, self.last_seq = 0, other.last_seq
+        for entry in other.queue:
+            self.queue.append(entry)
+        if other.missed:
+            self.miss(other.missed, other.missed_first, other.missed_last)
+            self.gap_reason = other.gap_reason
+            self.end_losing(now)
 
     def end_losing(self, now: float) -> bool:
         """Tell it of the gap at its place in the stream. True when its link has something to send."""
@@ -168,24 +197,21 @@ class Slot:
         self.missed = 0
         return self.offer(Entry(last, 0, gap.encode(seq=last)), first, now)
 
-    def attach(self, link: Link, identity: str, pid: int, received: int, handled: int, now: float) -> None:
-        """Give the place to a process. `received` and `handled` are what this same process had of this stream before;
-        any other one gets everything that its predecessor had not handled."""
-        is_same = identity == self.identity
+    def attach(self, link: Link, identity: str, pid: int, had: tuple[int, int] | None, now: float) -> None:
+        """Give the place to a process. `had` is what it has received and handled of this epoch before, None for a
+        process to which this epoch is new: that one gets everything that its predecessor had not handled."""
         self.link, link.slot = link, self
         self.identity, self.pid = identity, pid
-        self.is_gone = self.draining = self.leaving = self.stalled = False
+        self.is_gone = self.draining = self.leaving = self.stalled = self.awaited = self.is_expired = False
         self.progress_at = now
-        if is_same:
-            self.take_ack(min(received, self.last_seq), min(handled, self.last_seq), now)
-        else:
-            if self.in_doubt:
-                self.miss(self.in_doubt, self.in_doubt_first, max(self.missed_last, self.last_seq))
-                self.missed_first = min(self.missed_first, self.in_doubt_first)
-            if self.queue:
-                first = self.queue.peek()
-                self.received = first.last - max(first.events, 1)
-        self.in_doubt = self.in_doubt_first = 0
+        self._settle_doubts(had[0] if had is not None else 0)
+        if had is not None:
+            # Its own word counts, though another process may have held the place meanwhile and have got further.
+            self.received = min(had[0], self.last_seq)
+            self.take_ack(self.received, min(had[1], self.received), now)
+        elif self.queue:
+            first = self.queue.peek()
+            self.received = first.last - max(first.events, 1)
 
     def send_backlog(self) -> None:
         """Send what is queued and the attached process does not have, before anything new."""

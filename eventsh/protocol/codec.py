@@ -7,7 +7,7 @@ Knows nothing of frames. What is refused at the poster is never found out by a w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from math import isfinite, isnan
 from typing import Any
@@ -54,7 +54,7 @@ def encode_data(data: Any) -> bytes:
     who posts one vouches that it is JSON. `data` must not be changed by another thread during the call.
     """
     try:
-        encoded = _dumps(data, None, _OPTIONS)
+        encoded = _write(data, None, _OPTIONS)
     except TypeError as error:
         raise _refusal(data, str(error)) from None
     # NaN and infinity are written as null without a word. 117 is its "u": one byte is looked for at a tenth of the cost.
@@ -136,6 +136,38 @@ def _is_deep(data: Any) -> bool:
     except TypeError:
         return not _is_sound(data)
     return False
+
+
+def _write_checked(data: Any, default: None, options: int) -> bytes:
+    """Do as orjson.dumps, with a limit of depth of our own: each object of a level is walked through once only, or
+    data that contains itself twice would make a level of it grow without end."""
+    level: list[Any] = [data]
+    for _ in range(MAX_DEPTH + 1):
+        containers = {id(value): value for value in level if type(value) in _CONTAINERS}
+        if not containers:
+            return _dumps(data, default, options)
+        level = [
+            value
+            for container in containers.values()
+            for value in (list(container.values()) if type(container) is dict else container)
+        ]
+    raise TypeError("nested too deeply")
+
+
+def _limits_tuples() -> bool:
+    value: Any = ()
+    for _ in range(300):
+        value = (value,)
+    try:
+        _dumps(value)
+    except TypeError:
+        return True
+    return False
+
+
+# Some versions of orjson (3.13.0 is one) have no limit for tuples: a list that holds itself by way of a tuple would
+# end the process by a segmentation fault. With them, and only with them, the walk comes first.
+_write: Callable[[Any, None, int], bytes] = _dumps if _limits_tuples() else _write_checked
 
 
 def _find_spare_levels() -> int:

@@ -93,7 +93,7 @@ class Header(NamedTuple):
     length: int
     kind: int
     flags: int
-    count: int
+    count: int  # type: ignore[assignment]  # a field of the wire, more use than tuple.count
     pid: int
     origin: int
     origin_seq: int

@@ -58,8 +58,12 @@ class Message:
                 raise ProtocolError(f"a {name} frame has no {field.name!r}")
             value = body[field.name]
             allowed = _TYPES[str(field.type)]
-            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed and object not in allowed):
+            if not isinstance(value, allowed) or (
+                isinstance(value, bool) and bool not in allowed and object not in allowed
+            ):
                 raise ProtocolError(f"{field.name!r} of a {name} frame is {type(value).__name__}, not {field.type}")
+            if allowed == (list,) and not all(type(item) is int for item in body[field.name]):
+                raise ProtocolError(f"{field.name!r} of a {name} frame is not {field.type}")
             values[field.name] = value
         return cls(**values)
 
@@ -84,6 +88,8 @@ class Hello(Message):
     received: int
     """In that epoch, the last seq that it has. Not meant in another epoch."""
     handled: int
+    slots: list[int]
+    """The worker slots that were held in that epoch: a new broker waits for those workers."""
     version: int = PROTOCOL_VERSION
 
 
@@ -103,6 +109,8 @@ class Welcome(Message):
     max_queue_len: int
     """How many unconfirmed events this client may have under way."""
     max_payload_len: int
+    slots: list[int]
+    """The worker slots that are held."""
     version: int = PROTOCOL_VERSION
 
 

@@ -21,7 +21,7 @@ from eventsh.options import Options, parse_broker_arguments
 from eventsh.plugins import find_transport
 from eventsh.protocol.frame import MAX_BODY_BYTES
 from eventsh.runtime.child import EXIT_OK, EXIT_USAGE, Supervisor, add_child_arguments, start_child
-from eventsh.runtime.election import unlock_address
+from eventsh.runtime.election import remove_log, unlock_address
 from eventsh.runtime.loop import new_event_loop
 
 if TYPE_CHECKING:
@@ -206,6 +206,7 @@ async def _serve(known: argparse.Namespace, options: Options, supervisor: Superv
     await broker.stopping.wait()
     await broker.close()
     if known.lock_fd is not None and not known.keep_lock_file:
+        remove_log(transport, address)
         unlock_address(transport, address, known.lock_fd)
     return EXIT_OK
 

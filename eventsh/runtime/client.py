@@ -42,6 +42,10 @@ _BACKOFF_FIRST_S = 0.02
 _BACKOFF_LAST_S = 1.0
 # What a broker may take to answer a hello.
 _WELCOME_TIMEOUT_S = 5.0
+# How much of a failure's text and traceback observers are told; the log has all of it.
+_REPORT_CHARS = 4000
+# What the last frames may take to leave, when a client closes.
+_CLOSE_TIMEOUT_S = 0.5
 # Deliveries are dispatched for this long before the loop gets its turn: acks leave, and an application that shares the
 # loop stays responsive.
 _PUMP_BUDGET_S = 0.005
@@ -158,7 +162,7 @@ class Client:
             try:
                 await self._attach(attachment)
                 attempt = 0
-                await attachment.lost
+                await asyncio.wait((attachment.lost,))
                 _log.info("%s: the connection to the broker is gone; attaching again", self.address)
                 continue
             except EventError as error:
@@ -317,7 +321,13 @@ class Client:
                 continue
             if delivery is None:
                 break
-            if dispatcher.dispatch(delivery):
+            try:
+                is_done = dispatcher.dispatch(delivery)
+            except (TypeError, ValueError) as error:
+                # What handlers raise does not get here: this is a body that is JSON and no array of runs.
+                _log.error("%s: a batch of process %s is malformed and is dropped: %s", self.address, delivery.pid, error)
+                is_done = True
+            if is_done:
                 session.complete(delivery)
             now = time.monotonic()
             if now >= until:
@@ -359,7 +369,8 @@ class Client:
         return self.attachment.connection if self.attachment is not None else None
 
     def _take_failure(self, failure: HandlerFailure) -> None:
-        self.session.report_failure(asdict(failure))
+        facts = {name: text[:_REPORT_CHARS] for name, text in asdict(failure).items()}
+        self.session.report_failure(facts)
         self._wake_here()
 
     # --- frames out ---
@@ -508,9 +519,7 @@ class Client:
         attachment = self.attachment
         if attachment is not None and attachment.connection is not None:
             attachment.connection.close()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.5):
-                    await attachment.lost
+            await asyncio.wait((attachment.lost,), timeout=_CLOSE_TIMEOUT_S)
             attachment.connection.abort()
         if self._pump_at is not None:
             self._pump_at.cancel()
@@ -529,4 +538,4 @@ class Client:
         """Take other options into use; the address and what the client is stay as they are."""
         self.options = options
         if isinstance(self._dispatcher, Dispatcher):
-            self._dispatcher.set_timeout(options.timeout)
+            self._dispatcher.timeout_s = options.timeout

@@ -7,6 +7,7 @@ file's mere existence, or a socket that does not answer, says nothing and is nev
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from eventsh.options import Options
     from eventsh.transport import Transport
 
-__all__ = ["lock_address", "python_command", "python_environment", "start_broker", "unlock_address"]
+__all__ = ["lock_address", "python_command", "python_environment", "remove_log", "start_broker", "unlock_address"]
 
 # A broker is ready within 0.2 s on an idle machine. One that is not by then is given up by its starter; the lock goes
 # with it, so that another process may try.
@@ -64,6 +65,16 @@ def unlock_address(transport: Transport, address: Address, descriptor: int) -> N
     if path is not None and _is_at(descriptor, path):
         os.unlink(path)
     os.close(descriptor)
+
+
+def remove_log(transport: Transport, address: Address) -> None:
+    """Remove the log of a broker that ends well: it is there for those that don't."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_log_path(transport, address))
+
+
+def _log_path(transport: Transport, address: Address) -> str:
+    return f"{transport.lock_path(address)}".removesuffix(".lock") + LOG_NAME
 
 
 def _is_at(descriptor: int, path: str) -> bool:
@@ -119,8 +130,7 @@ def start_broker(transport: Transport, address: Address, options: Options) -> bo
 def _spawn(transport: Transport, address: Address, options: Options, lock: int, report: int) -> None:
     command = [*python_command("eventsh.runtime.broker"), "--address", str(address), "--lock-fd", str(lock)]
     command += ["--report-fd", str(report), "--detach", *broker_arguments(options)]
-    log_path = f"{transport.lock_path(address)}".removesuffix(".lock") + LOG_NAME
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    log = os.open(_log_path(transport, address), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         # It detaches: the command that returns here is only the parent of the broker.
         subprocess.run(

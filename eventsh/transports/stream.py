@@ -308,7 +308,7 @@ class StreamListener(Listener):
     async def _open(self, connection: StreamConnection, sock: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: connection, sock, ssl=self._ssl)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             sock.close()
             self._warn(f"{self.address}: {connection.peer.label} could not be connected: {error}")
         if connection.failure is not None:

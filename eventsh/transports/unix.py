@@ -93,7 +93,9 @@ class UnixTransport(Transport):
             else:
                 sock.connect(address.path)
             connection = StreamConnection(peer_of(sock), on_connection)
-            await asyncio.get_running_loop().create_unix_connection(lambda: connection, sock=sock)
+            # Not create_unix_connection: if the receiver ends the connection at once, uvloop has closed the descriptor while
+            # the socket object still holds its number, and would close whatever has that number later.
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
         except OSError as error:
             sock.close()
             raise _unreachable(address, error) from error

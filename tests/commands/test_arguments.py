@@ -30,7 +30,8 @@ def refusal(*arguments: str, **options: Any) -> str:
         parse(*arguments, **options)
     message = str(caught.value)
     assert message.isprintable()
-    return message
+    # Newer versions of orjson say more here.
+    return message.replace(", expected a JSON value", "")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_content_that_is_not_utf8_is_refused(text):
 
 def test_bad_json_in_a_file_names_file_and_place():
     told = refusal("@f.json", files=lambda _: b'{"a":1,\n"b":}')
-    assert told == 'f.json: not JSON: unexpected character, expected a JSON value (line 2 column 5: "b":})'
+    assert told == 'f.json: not JSON: unexpected character (line 2 column 5: "b":})'
     assert refusal("-", stdin=lambda: b"") == "standard input: nothing there, where JSON was expected"
 
 
@@ -116,7 +117,7 @@ def test_bad_json_in_a_file_names_file_and_place():
             ["hello"],
             (
                 """hello is not JSON; for a plain string use --text, or quote it: '"hello"'; """
-                "not JSON: unexpected character, expected a JSON value (line 1 column 1: hello)"
+                "not JSON: unexpected character (line 1 column 1: hello)"
             ),
         ),
         (
@@ -154,7 +155,7 @@ def test_bad_json_in_a_file_names_file_and_place():
             ["k:=word"],
             (
                 "the value of k: word is not JSON; for a string use k=word; "
-                "not JSON: unexpected character, expected a JSON value (line 1 column 1: word)"
+                "not JSON: unexpected character (line 1 column 1: word)"
             ),
         ),
         (["k:="], None),
@@ -167,7 +168,7 @@ def test_bad_json_in_a_file_names_file_and_place():
             ["x" * 1000],
             (
                 f"{'x' * 40}... is not JSON; for a plain string use --text; "
-                f"not JSON: unexpected character, expected a JSON value (line 1 column 1: {'x' * 20}...)"
+                f"not JSON: unexpected character (line 1 column 1: {'x' * 20}...)"
             ),
         ),
         (["k:=" + "x" * 1000], None),

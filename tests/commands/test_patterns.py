@@ -16,6 +16,7 @@ from eventsh.errors import UsageError
         ("cache", "cache", True),
         ("cache", "Cache", False),
         ("cache", "cache2", False),
+        ("cache", "cach", False),
         ("cache", "my cache", False),
         ("cache*", "cache", True),
         ("cache*", "cache.users", True),

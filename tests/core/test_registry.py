@@ -575,6 +575,33 @@ def run_threads(*targets: Any) -> None:
     assert errors == []
 
 
+@pytest.mark.parametrize("moment", [1, 2])
+def test_a_change_while_a_match_is_put_together_is_in_it(moment):
+    class Interrupted(Registry):
+        calls = 0
+
+        def _handlers_for(self, source: str, event: str) -> tuple[Handler, ...]:
+            handlers = super()._handlers_for(source, event)
+            self.calls += 1
+            if self.calls == moment:
+                self.register(module_handler)  # as another thread would, just now
+            return handlers
+
+    assert len(Interrupted().match("s", "e").handlers) == 1
+
+
+def test_a_change_just_before_a_match_can_be_found_is_in_it():
+    registry = Registry()
+
+    class Interrupted(dict[tuple[str, str], Match]):
+        def setdefault(self, key: Any, match: Any = None) -> Any:
+            registry.register(module_handler)  # as another thread would, just now
+            return super().setdefault(key, match)
+
+    registry._young = Interrupted()
+    assert len(registry.match("s", "e").handlers) == 1
+
+
 def test_what_one_thread_registers_another_one_matches_afterwards(hasty_threads, monkeypatch):
     # A small cache starts anew all the time, which is the hard case.
     monkeypatch.setattr(registry_module, "_HALF_CACHE", 4)

@@ -613,6 +613,22 @@ def test_close_works_without_a_loop_and_after_its_end(desk):
     Desk().dispatcher.close()
 
 
+def test_close_works_when_the_loop_was_closed_with_a_handler_in_it(desk):
+    async def hang(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def start() -> None:
+        desk.registry.register(hang)
+        desk.dispatch(1)
+        await asyncio.sleep(0)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(start())
+    loop.close()
+    desk.dispatcher.close()
+    assert (desk.failures, desk.completed) == ([], [])
+
+
 # --- slow handlers ---
 
 
@@ -645,6 +661,11 @@ def hasty_desk() -> Iterator[Desk]:
     desk = Desk(timeout_s=0.05)
     yield desk
     desk.dispatcher.close()
+    # It may still be logging, and the next test must not see that.
+    watchdog = desk.dispatcher._watchdog
+    assert watchdog is not None
+    watchdog._thread.join(10)
+    assert not watchdog.is_alive
 
 
 def test_a_sync_handler_is_warned_of_while_it_hangs_and_only_once(hasty_desk, told):
@@ -717,7 +738,7 @@ def test_a_call_that_is_seen_for_the_timeout_is_told_at_that_time(slow_desk, cap
     told_after = []
 
     def hang(*_: Any) -> None:
-        for _ in range(5):
+        for _look in range(5):
             desk.dispatcher._look()
             told_after.append(len(warnings_in(caplog)))
             desk.dispatcher._clock.now += 50

@@ -515,7 +515,7 @@ class TransportConformance:
         async def main() -> None:
             async with self.listening(transport, address) as (_, accepted):
                 recorders = [Recorder() for _ in range(50)]
-                clients = [await transport.connect(address, lambda _, r=recorder: r) for recorder in recorders]  # type: ignore[misc]
+                clients = [await transport.connect(address, lambda _, r=recorder: r) for recorder in recorders]
                 for n, client in enumerate(clients):
                     client.send([event_frame(n)])
                 async with asyncio.timeout(DEADLINE_S):

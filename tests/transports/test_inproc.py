@@ -10,7 +10,7 @@ import pytest
 from eventsh.address import Address
 from eventsh.errors import ConfigureError, TransportError
 from eventsh.transport import Connection, Transport
-from eventsh.transports.inproc import InprocTransport
+from eventsh.transports.inproc import InprocConnection, InprocTransport
 from tests.transports.conformance import Recorder, TransportConformance, event_frame
 
 
@@ -116,8 +116,16 @@ def test_a_peer_whose_loop_ended_is_a_lost_connection():
     asyncio.run(main())
 
 
-def test_one_wake_up_carries_all_that_is_sent_in_a_turn():
+def test_one_wake_up_carries_all_that_is_sent_in_a_turn(monkeypatch):
     address = Address("inproc", "wake-ups")
+    turns: list[InprocConnection] = []
+    turn = InprocConnection._turn
+
+    def counted(connection: InprocConnection) -> None:
+        turns.append(connection)
+        turn(connection)
+
+    monkeypatch.setattr(InprocConnection, "_turn", counted)
 
     async def main() -> None:
         batches: list[int] = []
@@ -129,6 +137,8 @@ def test_one_wake_up_carries_all_that_is_sent_in_a_turn():
             client.send([event_frame(number)])
         await recorder.until_frames(100)
         assert batches == [100]
+        await asyncio.sleep(0)
+        assert len(turns) == 1
         client.close()
         await to_client.until(lambda recorder: recorder.lost)
         await listener.close()

@@ -160,6 +160,38 @@ def test_send_now_reaches_the_kernel_before_it_returns(run, address):
     run(main())
 
 
+@both_loops
+@pytest.mark.parametrize("unread", [False, True], ids=["all read", "some unread"])
+def test_what_the_peer_said_last_is_received_although_writing_fails_first(run, address, unread):
+    async def main() -> None:
+        accepted: list[Recorder] = []
+
+        def on_connection(connection: Connection) -> Recorder:
+            accepted.append(Recorder(connection=connection))
+            return accepted[-1]
+
+        listener = await UnixTransport().listen(address, on_connection)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(address.path)
+            while not accepted:
+                await asyncio.sleep(0.001)
+            connection = accepted[0].connection
+            assert connection is not None
+            if unread:
+                connection.send_now(event_frame(0))
+            sock.sendall(event_frame(1) + event_frame(2))
+        # In the same turn: the loop has not read, and the kernel refuses to write.
+        connection.send([event_frame(3)])
+        connection.send([event_frame(4), event_frame(5)])
+        await accepted[0].until(lambda recorder: recorder.lost)
+        assert numbers(accepted[0].frames) == [1, 2]
+        # What the peer did not read is no orderly end.
+        assert isinstance(accepted[0].lost[0], ConnectionError) if unread else accepted[0].lost == [None]
+        await listener.close()
+
+    run(main())
+
+
 # Addresses.
 
 
@@ -330,7 +362,6 @@ def test_a_failure_to_listen_leaves_no_file_and_no_descriptor_behind(tmp_path, a
     monkeypatch.setattr(os, "chmod", fail)
     descriptors = len(os.listdir("/proc/self/fd"))
     with pytest.raises(TransportError, match="can't listen") as caught:
-        UnixTransport().prepare(address)
         unix._open_socket(address)
     assert isinstance(caught.value.__cause__, PermissionError)
     assert os.listdir(tmp_path) == []
@@ -454,7 +485,7 @@ def test_a_listener_of_another_user_is_not_spoken_to(public_address):
     with pytest.raises(TransportError, match=f"belongs to user {OTHER_UID}"):
         UnixTransport().dial(public_address, 5)
     with pytest.raises(TransportError, match=f"belongs to user {OTHER_UID}"):
-        asyncio.run(UnixTransport().connect(public_address, lambda connection: Recorder()))  # type: ignore[arg-type]
+        asyncio.run(UnixTransport().connect(public_address, lambda connection: Recorder()))
     assert answer_of(pid, pipe) == str([b""] * 2)
 
 
@@ -518,10 +549,13 @@ def test_dial_and_connect_give_up_on_a_backlog_that_stays_full(address, monkeypa
         listener.bind(address.path)
         listener.listen(1)
         clients = connect_until_full(address.path)
+        start = time.monotonic()
         with pytest.raises(TransportError, match="backlog stayed full"):
             UnixTransport().dial(address, 0.1)
+        # The kernel waits in whole ticks.
+        assert time.monotonic() - start > 0.09
         with pytest.raises(TransportError, match="backlog stayed full"):
-            asyncio.run(UnixTransport().connect(address, lambda connection: Recorder()))  # type: ignore[arg-type]
+            asyncio.run(UnixTransport().connect(address, lambda connection: Recorder()))
         close_all(clients)
 
 
@@ -603,9 +637,10 @@ def fill_descriptors() -> list[socket.socket]:
 
 
 def test_importing_it_imports_no_asyncio():
-    program = "import sys, eventsh.transports.unix; print([m for m in ('asyncio', 'pluggy', 'logging') if m in sys.modules])"
-    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=DEADLINE_S)
+    program = (
+        "import sys, eventsh.transports.unix; print([m for m in ('asyncio', 'pluggy', 'logging') if m in sys.modules])"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=DEADLINE_S
+    )
     assert output.stdout == "[]\n"
-
-
-_: Callable[[], Transport] = UnixTransport

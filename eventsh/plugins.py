@@ -1,0 +1,261 @@
+"""The one plugin manager: which plugins there are, and what they give.
+
+Imports pluggy and reads entry points only when somebody needs a plugin: that costs more than all else of a post from the
+command line. A plugin that fails is named in `failures` and in the log, and the rest works.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from eventsh.errors import ConfigureError, PluginError
+from eventsh.transports import BUILTIN, BuiltinTransport, load_builtin
+
+if TYPE_CHECKING:
+    import pluggy
+
+    from eventsh.transport import Transport
+
+__all__ = ["DISABLE_ENV", "ENTRY_POINT_GROUP", "PluginFailure", "PluginManager", "find_transport", "plugins"]
+
+ENTRY_POINT_GROUP = "eventsh"
+DISABLE_ENV = "EVENTSH_DISABLE_PLUGINS"
+# Values of DISABLE_ENV that switch off all entry points; the built-in plugins only go by name.
+ALL = frozenset({"1", "all"})
+
+
+@dataclass(frozen=True, slots=True)
+class PluginFailure:
+    """What is wrong with a plugin, for people."""
+
+    name: str
+    error: str
+
+
+class PluginManager:
+    """All plugins of this process. Built-in ones are there from the start, others after `load` or `register`."""
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self.failures: list[PluginFailure] = []
+        self._off = {name.strip() for name in environ.get(DISABLE_ENV, "").split(",")} - {""}
+        self._no_entry_points = bool(self._off & ALL)
+        self._pluggy: pluggy.PluginManager | None = None
+        self._loaded = False
+        self._names: list[str] = []
+        self._implemented: set[str] = {"eventsh_transports"}
+        self._transports: dict[str, Transport] = {}
+        self._owners: dict[str, str] = {}
+        self._asked: set[str] = set()
+        # Reentrant: a plugin may use eventsh while it is imported.
+        self._lock = threading.RLock()
+
+    @property
+    def names(self) -> list[str]:
+        """The plugins that are registered so far, in the order in which they were."""
+        return list(self._names) if self._pluggy is not None else [name for name in BUILTIN if name not in self._off]
+
+    def apply_option(self, text: str) -> None:
+        """Do what `-p TEXT` asks for: "no:NAME" switches a plugin off. Raises ConfigureError for anything else."""
+        prefix, colon, name = text.partition(":")
+        if prefix != "no" or not colon or not name:
+            raise ConfigureError(
+                f"-p {text!r}: write no:NAME, with the name of a plugin to switch off", option="plugin"
+            )
+        self.switch_off(name)
+
+    def switch_off(self, name: str) -> None:
+        """Do without the plugin `name`, whether it is there or not; "all" stands for every entry point that is not loaded
+        yet. Transports of it that are in use stay."""
+        with self._lock:
+            self._off.add(name)
+            self._no_entry_points = bool(self._off & ALL)
+            if self._pluggy is not None and name in self._names:
+                self._unregister(name)
+            for scheme in [scheme for scheme, owner in self._owners.items() if owner == name]:
+                del self._transports[scheme], self._owners[scheme]
+
+    def load(self) -> None:
+        """Load the plugins of all entry points, once. Call it where hooks are to be called: at the start of a broker, of a
+        worker, of a command that lists or uses plugins."""
+        with self._lock:
+            if self._loaded:
+                return
+            self._loaded = True
+            if self._no_entry_points:
+                return
+            from importlib.metadata import entry_points
+
+            for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+                if entry_point.name in self._off:
+                    continue
+                try:
+                    plugin = entry_point.load()
+                # SystemExit too: a module that ends the program when it is imported is a plugin that fails to load.
+                except (Exception, SystemExit) as error:  # noqa: BLE001  # it is named and logged, the rest works
+                    self._fail(entry_point.name, error)
+                else:
+                    self.register(plugin, entry_point.name)
+
+    def register(self, plugin: object, name: str) -> bool:
+        """Add a plugin, a module or an object with marked hooks. False: it is switched off or was refused, and then named in
+        `failures`. Of its hooks, unknown ones are reported and the others work."""
+        with self._lock:
+            if name in self._off:
+                return False
+            manager = self._load_pluggy()
+            try:
+                if name in self._names:
+                    raise PluginError(f"another plugin is named {name!r} already")
+                if manager.register(plugin, name) is None:
+                    raise PluginError("it is None, and no plugin")
+            except Exception as error:  # noqa: BLE001  # pluggy, and what looking at the attributes of a plugin may do
+                self._fail(name, error)
+                return False
+            self._names.append(name)
+            return self._check_hooks(plugin, name)
+
+    def has_impl(self, hook: str) -> bool:
+        """Whether any plugin implements `hook`. Cheap, and imports nothing: ask it before collecting what a hook is told."""
+        return hook in self._implemented
+
+    def call(self, hook: str, **facts: Any) -> list[Any]:
+        """Call `hook` in every plugin, in the order of their registration, and give what is not None. A plugin that raises is
+        logged; the others are called all the same."""
+        return [result for _, result in self._results(hook, facts)]
+
+    def schemes(self) -> list[str]:
+        """The schemes of all transports, sorted. Loads the plugins."""
+        with self._lock:
+            self._collect_transports()
+            return sorted(self._transports)
+
+    def find_transport(self, scheme: str) -> Transport:
+        """The transport for addresses of `scheme`, always the same object. A built-in one is found without loading plugins.
+        Raises ConfigureError, which lists the schemes that there are."""
+        with self._lock:
+            if scheme in BUILTIN and scheme not in self._off and scheme not in self._transports:
+                try:
+                    self._add_transport(scheme, load_builtin(scheme))
+                except ImportError as error:
+                    self._fail(scheme, error)
+            if scheme not in self._transports:
+                self._collect_transports()
+            if scheme in self._transports:
+                return self._transports[scheme]
+            known = ", ".join(sorted(self._transports)) or "none"
+            failed = ", ".join(sorted({failure.name for failure in self.failures}))
+        hint = f"; plugins with errors: {failed}" if failed else ""
+        hint += "; it is switched off" if scheme in self._off else ""
+        raise ConfigureError(
+            f"address: no transport has the scheme {scheme!r}; known are: {known}{hint}", option="address"
+        )
+
+    def _load_pluggy(self) -> pluggy.PluginManager:
+        if self._pluggy is None:
+            import pluggy
+
+            from eventsh import hookspecs
+
+            self._pluggy = pluggy.PluginManager("eventsh")
+            self._pluggy.add_hookspecs(hookspecs)
+            hookspecs.hookimpl(BuiltinTransport.eventsh_transports)
+            for scheme in BUILTIN:
+                self.register(BuiltinTransport(scheme), scheme)
+        return self._pluggy
+
+    def _check_hooks(self, plugin: object, name: str) -> bool:
+        manager = self._load_pluggy()
+        for caller in manager.get_hookcallers(plugin) or ():
+            own = [impl for impl in caller.get_hookimpls() if impl.plugin is plugin]
+            if any(impl.wrapper or impl.hookwrapper for impl in own):
+                self._unregister(name)
+                self._fail(name, PluginError(f"its {caller.name} is a wrapper, which eventsh does not support"))
+                return False
+            if caller.has_spec():
+                self._implemented.add(caller.name)
+            elif not all(impl.optionalhook for impl in own):
+                self._fail(
+                    name, PluginError(f"there is no hook {caller.name!r}; mark it optionalhook if that is intended")
+                )
+        return True
+
+    def _unregister(self, name: str) -> None:
+        manager = self._load_pluggy()
+        manager.unregister(name=name)
+        self._names.remove(name)
+        callers = [caller for hook in self._implemented if (caller := getattr(manager.hook, hook, None)) is not None]
+        self._implemented = {caller.name for caller in callers if caller.get_hookimpls()}
+
+    def _results(
+        self, hook: str, facts: Mapping[str, Any], skip: frozenset[str] = frozenset()
+    ) -> Iterator[tuple[str, Any]]:
+        """Not pluggy's own call, which ends at the first plugin that raises."""
+        if hook not in self._implemented:
+            return
+        impls = getattr(self._load_pluggy().hook, hook).get_hookimpls()
+        impls = [impl for impl in impls if impl.plugin_name not in skip]
+        for impl in sorted(impls, key=lambda impl: self._names.index(impl.plugin_name)):
+            try:
+                result = impl.function(*(facts[name] for name in impl.argnames))
+            except Exception as error:  # noqa: BLE001  # it is logged, with its traceback
+                self._fail(impl.plugin_name, error, hook)
+            else:
+                if result is not None:
+                    yield impl.plugin_name, result
+
+    def _collect_transports(self) -> None:
+        self.load()
+        asked = frozenset(self._asked)
+        self._asked.update(self._names)
+        for name, transports in self._results("eventsh_transports", {}, skip=asked):
+            try:
+                for transport in transports:
+                    self._add_transport(name, transport)
+            except Exception as error:  # noqa: BLE001  # whatever it returned, it can't be iterated over
+                self._fail(name, error)
+
+    def _add_transport(self, name: str, transport: object) -> None:
+        from eventsh.transport import Transport
+
+        if not isinstance(transport, Transport) or not isinstance(getattr(transport, "scheme", None), str):
+            raise PluginError(f"{transport!r} is no transport with a scheme")
+        owner = self._owners.setdefault(transport.scheme, name)
+        if owner == name:
+            self._transports.setdefault(transport.scheme, transport)
+        else:
+            self._fail(name, PluginError(f"the scheme {transport.scheme!r} is taken by the plugin {owner!r}"))
+
+    def _fail(self, name: str, error: BaseException, hook: str | None = None) -> None:
+        """Note and log it, once for each plugin and error."""
+        import logging
+
+        text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+        failure = PluginFailure(name, f"{hook}: {text}" if hook else text)
+        if failure not in self.failures:
+            self.failures.append(failure)
+            trace = error if hook else None
+            logging.getLogger("eventsh").warning("plugin %s: %s", name, failure.error, exc_info=trace)
+
+
+_manager: PluginManager | None = None
+_manager_lock = threading.Lock()
+
+
+def plugins() -> PluginManager:
+    """The plugin manager of this process, made when it is first asked for."""
+    global _manager
+    if _manager is None:
+        with _manager_lock:
+            # Another thread may have been first.
+            manager = _manager or PluginManager()  # type: ignore[redundant-expr]
+            _manager = manager
+    return _manager
+
+
+def find_transport(scheme: str) -> Transport:
+    """`PluginManager.find_transport` of this process."""
+    return plugins().find_transport(scheme)

@@ -1,0 +1,252 @@
+"""One router and any number of sessions, joined by queues of bytes: what the tests of the core drive by hand."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from itertools import count
+from typing import Any
+
+from eventsh.core.delivery import Delivery
+from eventsh.core.link import Link
+from eventsh.core.outbox import Outbox
+from eventsh.core.registry import Registry
+from eventsh.core.router import Router
+from eventsh.core.session import Session, SessionState
+from eventsh.options import Options
+from eventsh.protocol.frame import HEADER_BYTES, MAX_BODY_BYTES, FrameDecoder, Header, Kind, decode_header
+from eventsh.protocol.messages import Error, Message
+
+BROKER_PID = 7
+
+
+class Channel:
+    """One connection: frames under way in both directions, as bytes."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.link: Link | None = None
+        self.up: deque[bytes] = deque()
+        self.down: deque[bytes] = deque()
+        self.up_decoder = FrameDecoder(MAX_BODY_BYTES)
+        self.down_decoder = FrameDecoder(MAX_BODY_BYTES)
+
+
+class Process:
+    """One client process: a session, what it was told, and the deliveries that its handlers are busy with."""
+
+    _numbers = count(1)
+
+    def __init__(self, *, max_queue_len: int = 10240, handles: bool = True, **session: Any) -> None:
+        self.number = next(self._numbers)
+        self.outbox = Outbox(
+            origin=self.number,
+            pid=1000 + self.number,
+            max_queue_len=max_queue_len,
+            max_payload_len=65536,
+            on_batch=lambda: None,
+        )
+        registry = Registry()
+        if handles:
+            registry.register(print)
+        self.registry = registry
+        session.setdefault("identity", f"process {self.number}")
+        self.session = Session(self.outbox, registry, max_queue_len=max_queue_len, **session)
+        self.channel: Channel | None = None
+        self.is_alive = True
+        self.messages: list[Message] = []
+        self.busy: list[Delivery] = []
+        self.handled: list[Delivery] = []
+
+    def __repr__(self) -> str:
+        return f"<process {self.number} of slot {self.session.worker_id}>"
+
+    @property
+    def is_attached(self) -> bool:
+        return self.session.state not in (SessionState.DETACHED, SessionState.GREETING)
+
+    @property
+    def events(self) -> list[tuple[str, str, Any]]:
+        """Everything that its handlers have seen or are busy with, in order."""
+        return [
+            (source, event, data)
+            for delivery in self.handled
+            for source, event, several in delivery.runs
+            for data in several
+        ]
+
+    def data_of(self, *sources: str) -> list[Any]:
+        return [data for source, _, data in self.events if source in sources]
+
+    @property
+    def gaps(self) -> list[dict[str, Any]]:
+        return [data for source, event, data in self.events if (source, event) == ("eventsh", "gap")]
+
+
+class Net:
+    """A broker with its processes. Nothing moves unless a method says so; time stands still until `advance`."""
+
+    def __init__(self, *, epoch: int = 1, now: float = 1000.0, **options: Any) -> None:
+        self.options = Options(**options)
+        self.now = now
+        self.router = self._new_router(epoch)
+        self.channels: list[Channel] = []
+        self.notices: list[str] = []
+
+    def _new_router(self, epoch: int) -> Router:
+        stamps = count(1)
+        return Router(
+            self.options, epoch=epoch, pid=BROKER_PID, wall_clock_ns=lambda: next(stamps), now=self.now
+        )
+
+    # --- connections ---
+
+    def connect(self, process: Process, *, pid: int | None = None) -> Channel:
+        assert process.channel is None
+        channel = Channel(process)
+        channel.link = self.router.connect(channel, pid, self.now)
+        process.channel = channel
+        channel.up.append(bytes(process.session.connected()))
+        self.channels.append(channel)
+        self.collect()
+        return channel
+
+    def attach(self, process: Process, *, pid: int | None = None) -> Process:
+        """Connect and say hello; the welcome has arrived."""
+        channel = self.connect(process, pid=pid)
+        self.up(channel)
+        self.down(channel)
+        return process
+
+    def cut(self, process: Process) -> Channel:
+        """The process has noticed the end of its connection; the broker has not."""
+        channel = process.channel
+        assert channel is not None
+        process.channel = None
+        channel.down.clear()
+        process.session.disconnected()
+        return channel
+
+    def notice(self, channel: Channel) -> Any:
+        """The broker has noticed the end of a connection."""
+        assert channel.link is not None
+        slot = self.router.disconnect(channel.link, self.now)
+        channel.link = None
+        channel.up.clear()
+        self.channels.remove(channel)
+        self.collect()
+        return slot
+
+    def disconnect(self, process: Process) -> Any:
+        return self.notice(self.cut(process))
+
+    def kill(self, process: Process) -> Any:
+        """The process ends; the broker sees its connection end, and is not yet told that the process has."""
+        process.is_alive = False
+        return self.disconnect(process) if process.channel is not None else None
+
+    def replace_broker(self) -> None:
+        """kill -9 of the broker, and another one at its address."""
+        for channel in list(self.channels):
+            if channel.process.channel is channel:
+                self.cut(channel.process)
+        self.channels.clear()
+        self.router = self._new_router(self.router.epoch + 1)
+
+    # --- frames ---
+
+    def flush(self, process: Process, *, ack: bool = True) -> None:
+        """What the process has to say is under way."""
+        channel = process.channel
+        if channel is None:
+            return
+        frames = process.session.take_output()
+        if ack:
+            frames += [frame] if (frame := process.session.take_ack()) is not None else []
+        channel.up.extend(map(bytes, frames))
+
+    def up(self, channel: Channel, frames: int = 1 << 30) -> None:
+        """So many frames arrive at the broker."""
+        data = b"".join(channel.up.popleft() for _ in range(min(frames, len(channel.up))))
+        if channel.link is not None and data:
+            self.router.receive(channel.link, channel.up_decoder.receive_data(data), self.now)
+            self.collect()
+
+    def down(self, channel: Channel, frames: int = 1 << 30) -> None:
+        """So many frames arrive at the process."""
+        data = b"".join(channel.down.popleft() for _ in range(min(frames, len(channel.down))))
+        if channel.process.channel is channel:
+            channel.process.messages += channel.process.session.receive(channel.down_decoder.receive_data(data))
+
+    def collect(self) -> None:
+        """Put what the router wants sent under way, and close what it wants closed."""
+        for link in self.router.take_changed():
+            channel: Channel = link.key
+            channel.down.extend(map(bytes, link.output))
+            link.output.clear()
+            if link.is_closing:
+                self.close(channel)
+        self.notices += self.router.take_notices()
+
+    def close(self, channel: Channel) -> None:
+        """The broker closed a connection; the last frames arrive."""
+        self.down(channel)
+        process = channel.process
+        if process.channel is channel:
+            self.cut(process)
+        self.notice(channel)
+
+    # --- handlers and time ---
+
+    def take(self, process: Process) -> Delivery | None:
+        """Give the next delivery to the handlers."""
+        delivery = process.session.next_delivery(self.now)
+        if delivery is not None:
+            process.busy.append(delivery)
+            process.handled.append(delivery)
+        return delivery
+
+    def complete(self, process: Process, index: int = 0) -> None:
+        process.session.complete(process.busy.pop(index))
+
+    def handle(self, process: Process) -> None:
+        """All handlers run and return."""
+        while self.take(process) is not None:
+            pass
+        while process.busy:
+            self.complete(process)
+
+    def advance(self, seconds: float, *, step: float = 0.5) -> None:
+        until = self.now + seconds
+        while self.now < until:
+            self.now = min(until, self.now + step)
+            self.router.tick(self.now)
+            self.collect()
+
+    def run(self, *processes: Process) -> None:
+        """Let these processes, or all of them, and the broker talk and handle until there is nothing left to do."""
+        everybody = processes or [channel.process for channel in self.channels]
+        while True:
+            for process in everybody:
+                self.flush(process)
+            channels = [channel for process in everybody if (channel := process.channel) is not None]
+            if not any(channel.up or channel.down for channel in channels):
+                return
+            for channel in channels:
+                self.up(channel)
+            for channel in channels:
+                self.down(channel)
+            for process in everybody:
+                self.handle(process)
+
+
+def headers(frames: Iterable[bytes], kind: Kind | None = None) -> list[Header]:
+    return [header for frame in frames if (header := decode_header(frame)).kind == kind or kind is None]
+
+
+def error_codes(process: Process) -> list[str]:
+    return [message.code for message in process.messages if isinstance(message, Error)]
+
+
+def body(frame: bytes) -> bytes:
+    return frame[HEADER_BYTES:]

@@ -1,0 +1,363 @@
+"""The rules of delivery against a model: random lives of processes, connections and brokers, checked as they go."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from eventsh.errors import QueueOverflow
+from eventsh.protocol.frame import Kind, decode_header
+from eventsh.protocol.messages import Gap
+from tests.core.net import Channel, Net, Process, error_codes
+
+QUEUE = 12
+TIMEOUT_S = 5.0
+SLOTS = (1, 2, 3)
+# Posts nothing and is never slow: what it has handled is the order of all broadcasts.
+WITNESS = 0
+
+slots = st.sampled_from(SLOTS)
+few = st.integers(1, 4)
+
+
+class Delivering(RuleBasedStateMachine):
+    """What both models share: processes in slots, posts with numbers, and the order in which they may be handled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net(timeout=TIMEOUT_S, max_queue_len=QUEUE, unique_timeout=1000.0)
+        self.everybody: list[Process] = []
+        self.holders: dict[int, Process] = {}
+        self.witness = self.new_process(WITNESS)
+        # Posts by poster, in order; a post's data is (the poster's number, its own number).
+        self.posted: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        self.uniques: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        self.local: dict[int, list[int]] = defaultdict(list)
+        # What is at each place of each epoch.
+        self.order: dict[tuple[int, int], Any] = {}
+        self.looked_at: dict[int, int] = defaultdict(int)
+        self.last_place: dict[int, tuple[int, int]] = defaultdict(lambda: (0, 0))
+        self.last_number: dict[tuple[int, int], int] = defaultdict(int)
+        self.had: dict[int, set[Any]] = defaultdict(set)
+        self.number = 0
+
+    def new_process(self, slot: int) -> Process:
+        process = Process(
+            max_queue_len=QUEUE, worker_id=slot, take_unique=slot != WITNESS, identity=f"p{len(self.everybody)}"
+        )
+        process.slot = slot  # type: ignore[attr-defined]
+        self.everybody.append(process)
+        self.holders[slot] = process
+        self.net.attach(process)
+        return process
+
+    @initialize()
+    def begin(self) -> None:
+        for slot in SLOTS:
+            self.new_process(slot)
+        self.net.run()
+
+    # --- what happens ---
+
+    @rule(slot=slots, events=few)
+    def post(self, slot: int, events: int) -> None:
+        process = self.holders[slot]
+        for _ in range(events if process.is_alive else 0):
+            self.number += 1
+            data = (process.number, self.number)
+            try:
+                process.outbox.post("app", "broadcast", list(data))
+            except QueueOverflow:
+                assert process.outbox.queued >= QUEUE
+                return
+            self.posted[process.number].append(data)
+
+    @rule(slot=slots)
+    def post_local(self, slot: int) -> None:
+        process = self.holders[slot]
+        if process.is_alive:
+            self.number += 1
+            try:
+                process.session.post_local("app", "local", self.number)
+            except QueueOverflow:
+                return
+            self.local[process.number].append(self.number)
+
+    @rule(slot=slots, ack=st.booleans())
+    def flush(self, slot: int, ack: bool) -> None:
+        self.net.flush(self.holders[slot], ack=ack)
+
+    @rule(data=st.data(), frames=few)
+    def arrive_at_broker(self, data: st.DataObject, frames: int) -> None:
+        if waiting := [channel for channel in self.net.channels if channel.up]:
+            self.net.up(data.draw(st.sampled_from(waiting)), frames)
+
+    @rule(data=st.data(), frames=few)
+    def arrive_at_process(self, data: st.DataObject, frames: int) -> None:
+        if waiting := [channel for channel in self.net.channels if channel.down]:
+            self.net.down(data.draw(st.sampled_from(waiting)), frames)
+
+    @rule(slot=slots, deliveries=few)
+    def begin_to_handle(self, slot: int, deliveries: int) -> None:
+        if self.holders[slot].is_alive:
+            for _ in range(deliveries):
+                self.net.take(self.holders[slot])
+
+    @rule(slot=slots, data=st.data())
+    def handlers_return(self, slot: int, data: st.DataObject) -> None:
+        process = self.holders[slot]
+        if process.is_alive and process.busy:
+            self.net.complete(process, data.draw(st.integers(0, len(process.busy) - 1)))
+
+    @rule(slot=slots)
+    def run(self, slot: int) -> None:
+        if self.holders[slot].is_alive:
+            self.net.run(self.holders[slot])
+
+    @rule(slot=slots)
+    def lose_connection(self, slot: int) -> None:
+        if self.holders[slot].channel is not None:
+            self.net.cut(self.holders[slot])
+
+    @rule(data=st.data())
+    def broker_notices(self, data: st.DataObject) -> None:
+        if gone := [channel for channel in self.net.channels if channel.process.channel is not channel]:
+            self.net.notice(data.draw(st.sampled_from(gone)))
+
+    @rule(slot=slots)
+    def reconnect(self, slot: int) -> None:
+        process = self.holders[slot]
+        if process.is_alive and process.channel is None:
+            self.net.connect(process)
+
+    # --- what must hold ---
+
+    @invariant()
+    def witness_keeps_up(self) -> None:
+        if self.witness.channel is None:
+            self.net.connect(self.witness)
+        self.net.run(self.witness)
+
+    @invariant()
+    def nobody_breaks_the_protocol(self) -> None:
+        for process in self.everybody:
+            assert set(error_codes(process)) <= {"slot_taken"}, process.messages
+
+    @invariant()
+    def queues_are_bounded(self) -> None:
+        for process in self.everybody:
+            assert process.outbox.queued <= QUEUE
+
+    @invariant()
+    def handled_in_order_and_once(self) -> None:
+        for process in self.everybody:
+            for delivery in process.handled[self.looked_at[process.number] :]:
+                self.look_at(process, delivery)
+            self.looked_at[process.number] = len(process.handled)
+
+    def look_at(self, process: Process, delivery: Any) -> None:
+        events = [(source, event, data) for source, event, several in delivery.runs for data in several]
+        assert len(events) == delivery.count or not delivery.first_seq
+        if not delivery.last_seq:
+            assert delivery.pid is None
+            (event,) = events
+            assert event == ("app", "local", self.local[process.number].pop(0))
+            return
+        if not delivery.first_seq:
+            return
+        place = (delivery.epoch, delivery.first_seq)
+        assert place > self.last_place[process.number]
+        self.last_place[process.number] = (delivery.epoch, delivery.last_seq)
+        for seq, event in enumerate(events, delivery.first_seq):
+            at_place = self.order.setdefault((delivery.epoch, seq), event)
+            assert at_place == event, "two workers see two orders"
+            if event[0] == "app":
+                identity = tuple(event[2])
+                assert identity not in self.had[process.number], "handled twice"
+                self.had[process.number].add(identity)
+                if event[1] == "broadcast":
+                    poster, number = identity
+                    assert number > self.last_number[process.number, poster], "the poster's order is broken"
+                    self.last_number[process.number, poster] = number
+
+    def bring_everybody_back(self) -> None:
+        for channel in [channel for channel in self.net.channels if channel.process.channel is not channel]:
+            self.net.notice(channel)
+        for slot in SLOTS:
+            if not self.holders[slot].is_alive:
+                self.new_process(slot)
+        for _ in range(3):
+            for process in self.holders.values():
+                while process.busy:
+                    self.net.complete(process)
+                if process.channel is None:
+                    self.net.connect(process)
+            self.net.run()
+        self.handled_in_order_and_once()
+
+    def assert_everything_was_handled_or_confirmed(self) -> None:
+        for process in self.holders.values():
+            assert process.is_attached
+            assert process.session.is_idle
+            assert process.outbox.queued == 0, process
+            assert self.local[process.number] == []
+
+
+class OneBroker(Delivering):
+    """One broker, and workers that come, go, die, and are slow."""
+
+    def __init__(self) -> None:
+        self.confirmed: dict[int, int] = defaultdict(int)
+        self.was_away: set[int] = set()
+        self.ends: list[Any] = []
+        # Slots whose processes died with events that they had handled and not acknowledged.
+        self.handled_in_vain: set[int] = set()
+        super().__init__()
+
+    @rule(slot=slots)
+    def post_unique(self, slot: int) -> None:
+        # One of the workers posts unique events only after it got one from another, the first posts none: see below.
+        process = self.holders[slot]
+        if not process.is_alive or slot == SLOTS[0]:
+            return
+        self.number += 1
+        data = (process.number, self.number)
+        try:
+            process.outbox.post_unique("app", "unique", list(data), f"key {self.number}")
+        except QueueOverflow:
+            return
+        self.uniques[process.number].append(data)
+
+    @rule(slot=slots)
+    def kill(self, slot: int) -> None:
+        process = self.holders[slot]
+        if not process.is_alive:
+            return
+        process.is_alive = False
+        self.was_away.add(process.number)
+        self.handled_in_vain.add(slot)
+        self.local[process.number].clear()
+        if process.channel is not None:
+            ended = self.net.disconnect(process)
+            if ended is not None:
+                self.ends.append((ended, process.session.identity))
+
+    @rule()
+    def end_is_noticed(self) -> None:
+        for slot, identity in self.ends:
+            if slot.identity == identity:
+                self.net.router.end_process(slot, self.net.now)
+        self.ends.clear()
+        self.net.collect()
+
+    @rule(slot=slots)
+    def respawn(self, slot: int) -> None:
+        if not self.holders[slot].is_alive:
+            self.new_process(slot)
+
+    @rule(seconds=st.sampled_from([1.0, 2.0, 6.0]))
+    def time_passes(self, seconds: float) -> None:
+        for _ in range(int(seconds * 2)):
+            self.net.advance(0.5)
+            self.witness_keeps_up()
+        if seconds > TIMEOUT_S:
+            self.was_away |= {p.number for p in self.everybody if not p.is_attached}
+
+    @invariant()
+    def slots_are_bounded(self) -> None:
+        # The limit, one frame more, and the broker's own events, which are not held.
+        for slot in self.net.router.roster:
+            own = sum(entry.events for entry in slot.queue if not decode_header(entry.frame).origin)
+            assert slot.queue.events - own <= QUEUE + QUEUE
+
+    def teardown(self) -> None:
+        self.end_is_noticed()
+        self.bring_everybody_back()
+        self.net.advance(TIMEOUT_S + 1)
+        self.bring_everybody_back()
+        self.assert_everything_was_handled_or_confirmed()
+        self.assert_posts_reached_the_broker()
+        self.assert_uniques_ran_once()
+        self.assert_nothing_is_unaccounted()
+
+    def assert_posts_reached_the_broker(self) -> None:
+        reached = self.had[self.witness.number]
+        for process in self.everybody:
+            posted = self.posted[process.number]
+            if process.is_alive:
+                assert set(posted) <= reached
+            else:
+                # Of one that died, the first ones.
+                came = [post in reached for post in posted]
+                assert came == sorted(came, reverse=True)
+
+    def assert_uniques_ran_once(self) -> None:
+        for poster in self.everybody:
+            for post in self.uniques[poster.number]:
+                ran_in = [p for p in self.everybody if post in self.had[p.number]]
+                assert ran_in or not poster.is_alive, f"{post} was lost"
+                # More than one only where the others died or were given up.
+                assert sum(p.number not in self.was_away for p in ran_in) <= 1
+                assert len(ran_in) <= 1 or any(p.number in self.was_away for p in ran_in)
+
+    def assert_nothing_is_unaccounted(self) -> None:
+        broadcast = {
+            seq
+            for delivery in self.witness.handled
+            if delivery.first_seq
+            for seq in range(delivery.first_seq, delivery.last_seq + 1)
+        }
+        for slot in SLOTS:
+            processes = [p for p in self.everybody if p.slot == slot]  # type: ignore[attr-defined]
+            handled = {
+                seq
+                for process in processes
+                for delivery in process.handled
+                if delivery.first_seq
+                for seq in range(delivery.first_seq, delivery.last_seq + 1)
+            }
+            gaps = [gap for process in processes for gap in process.gaps]
+            told = {seq for gap in gaps for seq in range(gap["first_seq"], gap["last_seq"] + 1)}
+            began = min(p.handled[0].first_seq for p in processes if p.handled)
+            silent = {seq for seq in broadcast if seq >= began} - handled - told
+            assert not silent, f"slot {slot} was not told of {silent}"
+            if slot not in self.handled_in_vain:
+                assert sum(gap["missed"] for gap in gaps) == len({s for s in broadcast if s >= began} - handled)
+
+
+class BrokersThatDie(Delivering):
+    """Brokers die, processes do not: all get everything, once."""
+
+    @rule()
+    def kill_broker(self) -> None:
+        self.net.replace_broker()
+
+    @rule(seconds=st.sampled_from([0.5, 1.0]))
+    def time_passes(self, seconds: float) -> None:
+        pass
+
+    def teardown(self) -> None:
+        self.bring_everybody_back()
+        self.assert_everything_was_handled_or_confirmed()
+        posted = {post for posts in self.posted.values() for post in posts}
+        for process in self.everybody:
+            assert process.gaps == []
+            assert self.had[process.number] == posted
+
+
+PROFILE = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=150,
+    stateful_step_count=60,
+    suppress_health_check=list(HealthCheck),
+)
+
+TestOneBroker = OneBroker.TestCase
+TestOneBroker.settings = PROFILE
+TestBrokersThatDie = BrokersThatDie.TestCase
+TestBrokersThatDie.settings = PROFILE
