@@ -11,6 +11,7 @@ import socket
 import stat
 import struct
 import sys
+import time
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -24,12 +25,11 @@ __all__ = ["MAX_PATH_BYTES", "UnixTransport", "check_directory", "peer_of"]
 MAX_PATH_BYTES = 107 if sys.platform == "linux" else 103
 # A pool that starts anew or whose broker died comes all at once. The kernel cuts it to net.core.somaxconn.
 BACKLOG = 1024
-# How long `connect` waits for room in a full backlog, and how often it looks: the kernel does not tell.
+# How long `connect` waits for room in a full backlog, and how often it and `dial` look: the kernel does not tell.
 CONNECT_TIMEOUT_S = 5.0
 CONNECT_RETRY_S = 0.01
 
 UCRED = struct.Struct("iII")
-TIMEVAL = struct.Struct("ll")
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -110,11 +110,18 @@ class UnixTransport(Transport):
         self.check_address(address)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            # Not settimeout: with it the socket does not block, and a full backlog is an error and no wait.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout_s))
-            sock.connect(address.path)
+            # Not a blocking connect with SO_SNDTIMEO: a signal during its wait makes Python take it for connected.
+            sock.setblocking(False)
+            deadline_s = time.monotonic() + timeout_s
+            while True:
+                try:
+                    sock.connect(address.path)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline_s:
+                        raise
+                    time.sleep(CONNECT_RETRY_S)
             peer_of(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(0))
             sock.settimeout(timeout_s)
         except OSError as error:
             sock.close()
@@ -227,12 +234,6 @@ def _unlink_if_same(path: str, identity: tuple[int, int]) -> None:
         info = os.lstat(path)
         if (info.st_dev, info.st_ino) == identity:
             os.unlink(path)
-
-
-def _timeval(seconds: float) -> bytes:
-    """0 is no limit, as it is to the kernel."""
-    whole = int(seconds)
-    return TIMEVAL.pack(whole, int((seconds - whole) * 1_000_000))
 
 
 def _unreachable(address: Address, error: OSError) -> TransportError:

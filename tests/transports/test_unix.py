@@ -552,8 +552,7 @@ def test_dial_and_connect_give_up_on_a_backlog_that_stays_full(address, monkeypa
         start = time.monotonic()
         with pytest.raises(TransportError, match="backlog stayed full"):
             UnixTransport().dial(address, 0.1)
-        # The kernel waits in whole ticks.
-        assert time.monotonic() - start > 0.09
+        assert time.monotonic() - start >= 0.1
         with pytest.raises(TransportError, match="backlog stayed full"):
             asyncio.run(UnixTransport().connect(address, lambda connection: Recorder()))
         close_all(clients)
