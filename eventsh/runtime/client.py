@@ -20,7 +20,7 @@ from eventsh.core.session import SessionState
 from eventsh.errors import EventError, NotConnected, ProtocolError, TransportError
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.protocol.frame import MAX_BODY_BYTES
-from eventsh.protocol.messages import Error, Message, Receipt, Reply, Welcome
+from eventsh.protocol.messages import Error, Message, Reply, Welcome
 from eventsh.runtime.dispatch import Dispatcher, HandlerFailure
 from eventsh.runtime.election import start_broker
 from eventsh.runtime.hosted import start_hosted_broker
@@ -123,7 +123,6 @@ class Client:
         self.options = options
         self.session = session
         self.attachment: _Attachment | None = None
-        self.receipts: dict[int, asyncio.Future[Receipt]] = {}
         self.last_error: str | None = None
         self._lock = lock if lock is not None else contextlib.nullcontext()
         self._is_shared = lock is not None
@@ -250,7 +249,7 @@ class Client:
             self.session.disconnected()
         if was_attached and self._on_state is not None:
             self._on_state(False)
-        for future in (*self.receipts.values(), *self._replies.values()):
+        for future in self._replies.values():
             if not future.done():
                 future.set_exception(NotConnected(f"the connection to the broker at {self.address} is gone"))
         self._replies.clear()
@@ -292,10 +291,6 @@ class Client:
             self._check_waiters()
         elif isinstance(message, Error):
             attachment.refusal = message
-        elif isinstance(message, Receipt):
-            future = self.receipts.pop(message.number, None)
-            if future is not None and not future.done():
-                future.set_result(message)
         elif isinstance(message, Reply):
             reply = self._replies.pop(message.id, None)
             if reply is not None and not reply.done():
@@ -320,6 +315,8 @@ class Client:
                 _log.error("%s: a batch can't be read and is dropped: %s", self.address, error)
                 continue
             if delivery is None:
+                if session.has_work and session.hold_until is not None:
+                    self._pump_at = self._loop.call_later(max(0.0, session.hold_until - now), self._pump)
                 break
             try:
                 is_done = dispatcher.dispatch(delivery)
@@ -333,8 +330,6 @@ class Client:
             if now >= until:
                 self._schedule_pump()
                 break
-        if session.has_work and self._pump_at is None and session.hold_until is not None:
-            self._pump_at = self._loop.call_later(max(0.0, session.hold_until - now), self._pump)
         self._after_handling()
 
     def _complete(self, delivery: Delivery) -> None:

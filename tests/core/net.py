@@ -35,10 +35,8 @@ class Channel:
 class Process:
     """One client process: a session, what it was told, and the deliveries that its handlers are busy with."""
 
-    _numbers = count(1)
-
-    def __init__(self, *, max_queue_len: int = 10240, handles: bool = True, **session: Any) -> None:
-        self.number = next(self._numbers)
+    def __init__(self, number: int, *, max_queue_len: int = 10240, handles: bool = True, **session: Any) -> None:
+        self.number = number
         self.outbox = Outbox(
             origin=self.number,
             pid=1000 + self.number,
@@ -226,7 +224,7 @@ class Net:
     def run(self, *processes: Process) -> None:
         """Let these processes, or all of them, and the broker talk and handle until there is nothing left to do."""
         everybody = processes or [channel.process for channel in self.channels]
-        while True:
+        for _ in range(1000):
             for process in everybody:
                 self.flush(process)
             channels = [channel for process in everybody if (channel := process.channel) is not None]
@@ -238,6 +236,7 @@ class Net:
                 self.down(channel)
             for process in everybody:
                 self.handle(process)
+        raise AssertionError("they never stop talking")
 
 
 def headers(frames: Iterable[bytes], kind: Kind | None = None) -> list[Header]:

@@ -47,7 +47,7 @@ class Delivering(RuleBasedStateMachine):
 
     def new_process(self, slot: int) -> Process:
         process = Process(
-            max_queue_len=QUEUE, worker_id=slot, take_unique=slot != WITNESS, identity=f"p{len(self.everybody)}"
+            len(self.everybody) + 1, max_queue_len=QUEUE, worker_id=slot, take_unique=slot != WITNESS
         )
         process.slot = slot  # type: ignore[attr-defined]
         self.everybody.append(process)
@@ -352,8 +352,8 @@ class BrokersThatDie(Delivering):
 PROFILE = settings(
     deadline=None,
     derandomize=True,
-    max_examples=150,
-    stateful_step_count=60,
+    max_examples=60,
+    stateful_step_count=40,
     suppress_health_check=list(HealthCheck),
 )
 

@@ -41,8 +41,9 @@ async def live() -> None:
     commands: asyncio.Queue[str] = asyncio.Queue()
     supervisor.follow(asyncio.get_running_loop(), commands.put_nowait, grace_s=1.0)
     if arguments.standby:
-        supervisor.report("standby")
+        # Noted first, as in all that follows: what the supervisor does at a report must not overtake the journal.
         note("standby")
+        supervisor.report("standby")
         if await commands.get() != "attach":
             return
     if "fork" in behaviour:
@@ -51,8 +52,8 @@ async def live() -> None:
             time.sleep(600)
             os._exit(0)
         note("forked", forked)
-    supervisor.report("ready", pid=os.getpid())
     note("ready")
+    supervisor.report("ready", pid=os.getpid())
     if "brief" in behaviour:
         return
     while True:
