@@ -8,16 +8,13 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import os
-import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, Self, TypeVar
 
 from eventsh.errors import EventError
 from eventsh.event import EventList
 from eventsh.options import Options
-from eventsh.runtime.bus import Bus, default_bus
-from eventsh.runtime.hosted import LoopThread
+from eventsh.runtime.bus import Bus, default_bus, open_buses
 
 __all__ = ["AsyncEvents", "Events", "default_events", "event_list"]
 
@@ -69,6 +66,8 @@ class _Face:
                 bus.outbox.post(source, event, data)
             else:
                 bus.outbox.post_unique(source, event, data, unique)
+        if bus.on_posted is not None:
+            bus.on_posted(source, event, data, unique)
         return True
 
     def post_local(self, source: str, event: str, data: Any = None) -> bool:
@@ -139,18 +138,8 @@ class Events(_Face):
         Options are those of `eventsh.options.Options`. Called again it changes options; neither the address nor what
         this process is (worker_id, role, take_unique, broker) can change. Raises ConfigureError.
         """
-        bus = self._bus
-        start = bus.plan(address if address is not None else self._address, {**self._values, **options})
-        if start is None:
-            return self
-        _survive_forks()
-        bus.thread = LoopThread("eventsh")
-
-        async def begin() -> None:
-            start()
-
-        bus.thread.run(begin())
-        _open_buses.add(bus)
+        _close_at_exit()
+        self._bus.host(address if address is not None else self._address, {**self._values, **options})
         return self
 
     def wait_ready(self, timeout: float | None = None) -> None:
@@ -174,7 +163,6 @@ class Events(_Face):
             return
         thread = bus.thread
         self._wait(bus.close(leave=leave, timeout=timeout))
-        _open_buses.discard(bus)
         bus.thread = None
         if thread is not None:
             thread.stop()
@@ -239,45 +227,24 @@ def event_list(source: str, *names: str) -> EventList:
     return EventList(source, *names)
 
 
-_open_buses: weakref.WeakSet[Bus] = weakref.WeakSet()
-_forks_survived = False
-
-
 def default_events() -> Events:
     """This process's default bus, as an object."""
     return Events._over(default_bus())
 
 
-def _survive_forks() -> None:
-    """Prepare, once a process: forks attach anew, and the end of the process waits for what was posted."""
-    global _forks_survived
-    if not _forks_survived:
-        _forks_survived = True
-        os.register_at_fork(after_in_child=_attach_anew)
+_closes_at_exit = False
+
+
+def _close_at_exit() -> None:
+    """Have the end of the process wait for what was posted: nothing is dropped silently."""
+    global _closes_at_exit
+    if not _closes_at_exit:
+        _closes_at_exit = True
         atexit.register(_close_all)
 
 
-# The loops of a parent process, in its forked child. They share the parent's kernel objects, so they must never be
-# closed there, not even by the garbage collector.
-_parents_loops: list[Any] = []
-
-
-def _attach_anew() -> None:
-    """In a forked child: become a client of our own, with the handlers that were registered."""
-    for bus in list(_open_buses):
-        client, thread, address, options = bus.client, bus.thread, bus.address, bus.options
-        if client is None or thread is None:
-            continue
-        _parents_loops.append((client, thread))
-        client.abandon()
-        bus.forget_client()
-        # The parent has its slot; the child takes a free one.
-        face = Events._over(bus)
-        face.configure(str(address), **{name: getattr(options, name) for name in options.__slots__ if name != "worker_id"})
-
-
 def _close_all() -> None:
-    """At the end of the process: nothing that was posted is dropped silently."""
-    for bus in list(_open_buses):
-        with contextlib.suppress(EventError):
-            Events._over(bus).close()
+    for bus in open_buses():
+        if bus.thread is not None:
+            with contextlib.suppress(EventError):
+                Events._over(bus).close()

@@ -56,7 +56,7 @@ def eventsh_transports() -> Sequence[Transport]:  # type: ignore[empty-body]
 def eventsh_backbones() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
     """Give the backbones that the plugin has, each by the scheme of its address.
 
-    Called in the broker's process when it is told to join a backbone. The callable makes the backbone.
+    Called by nothing in this version: no broker joins a backbone yet.
     """
 
 
@@ -70,7 +70,10 @@ def eventsh_cli_commands() -> Mapping[str, Callable[..., Any]]:  # type: ignore[
 
 @hookspec
 def eventsh_shell_commands() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
-    """Give commands for the interactive shell: functions by the name that is typed. Called in its process, at its start."""
+    """Give commands for the interactive shell: functions by the name that is typed.
+
+    Called by nothing in this version: there is no shell yet.
+    """
 
 
 @hookspec
@@ -99,7 +102,8 @@ def eventsh_worker_stopping(worker_id: int | None, address: str) -> None:
 @hookspec
 def eventsh_event_posted(source: str, event: str, data: Any, unique: str | None) -> None:
     """An event was accepted for delivery by `post`. Called in the poster's process and thread, before `post` returns: on the
-    hot path, so be quick, and don't change `data`. Local events are not told. Return nothing."""
+    hot path, so be quick, and don't change `data`. Local events are not told, nor what was posted before the process began to
+    attach. Return nothing."""
 
 
 @hookspec

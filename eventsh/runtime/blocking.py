@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import time
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,6 +20,7 @@ from eventsh.protocol.frame import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, FrameDecod
 from eventsh.protocol.messages import Error, Message, Receipt, Reply
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from eventsh.address import Address

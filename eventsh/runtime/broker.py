@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import sys
 import time
 from typing import TYPE_CHECKING
 
-from eventsh.address import parse_address
 from eventsh.core.router import Router
 from eventsh.errors import EventError
 from eventsh.options import Options, parse_broker_arguments
-from eventsh.plugins import find_transport
+from eventsh.plugins import plugins
 from eventsh.protocol.frame import MAX_BODY_BYTES
 from eventsh.runtime.child import EXIT_OK, EXIT_USAGE, Supervisor, add_child_arguments, start_child
 from eventsh.runtime.election import remove_log, unlock_address
+from eventsh.runtime.endpoint import find_endpoint
 from eventsh.runtime.loop import new_event_loop
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ _log = logging.getLogger("eventsh.broker")
 # within milliseconds, and its unique events wait for that.
 _FIRST_LOOK_S = 0.005
 _LAST_LOOK_S = 0.25
+# What the last frames may take to leave, when a broker stops.
+_CLOSE_TIMEOUT_S = 0.5
 
 
 class _Peer:
@@ -91,6 +94,7 @@ class Broker:
         self._timer: asyncio.TimerHandle | None = None
         self._interval_s = min(max(min(options.timeout, options.hello_timeout) / 8, 0.01), 0.25)
         self._alone_since = time.monotonic()
+        self._alone = asyncio.Event()
         self.stopping = asyncio.Event()
 
     @property
@@ -102,9 +106,17 @@ class Broker:
         """Listen. Raises TransportError."""
         self._listener = await self.transport.listen(self.address, self._accept)
         self._tick()
+        # Clients are served meanwhile: looking for plugins takes longer than starting.
+        await self._loop.run_in_executor(None, plugins().load)
+        self._tell_plugins("eventsh_broker_started")
+
+    def _tell_plugins(self, hook: str) -> None:
+        if plugins().has_impl(hook):
+            plugins().call(hook, address=self.listening, pid=os.getpid(), epoch=self.router.epoch)
 
     async def close(self) -> None:
         """End every connection once what was sent has left, and remove the endpoint."""
+        self._tell_plugins("eventsh_broker_stopping")
         if self._timer is not None:
             self._timer.cancel()
         if self._listener is not None:
@@ -112,9 +124,11 @@ class Broker:
         for link in list(self.router.links):
             link.key.connection.close()
         # Their ends arrive in this loop; a peer that reads no more is not waited for.
-        deadline = self._loop.time() + 0.5
-        while self.router.links and self._loop.time() < deadline:
-            await asyncio.sleep(0.005)
+        if self.router.links:
+            self._alone.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                    await self._alone.wait()
         for link in list(self.router.links):
             link.key.connection.abort()
 
@@ -141,6 +155,7 @@ class Broker:
         self.flush()
         if not self.router.links:
             self._alone_since = time.monotonic()
+            self._alone.set()
         if slot is not None and slot.pid is not None:
             self._watch_end(slot, slot.pid, slot.identity, _FIRST_LOOK_S)
 
@@ -193,9 +208,8 @@ def _parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, Opti
 
 
 async def _serve(known: argparse.Namespace, options: Options, supervisor: Supervisor) -> int:
-    address = parse_address(known.address)
-    transport = find_transport(address.scheme)
     try:
+        transport, address = find_endpoint(known.address)
         broker = Broker(transport, address, options)
         await broker.start()
     except EventError as error:
@@ -216,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         known, options = _parse_arguments(sys.argv[1:] if arguments is None else arguments)
     except EventError as error:
-        print(f"eventsh broker: {error}", file=sys.stderr)
+        sys.stderr.write(f"eventsh broker: {error}\n")
         return EXIT_USAGE
     if known.detach and os.fork():
         # Before any thread or loop exists. The starter waits for this process only, and the broker gets a parent that

@@ -9,8 +9,10 @@ import asyncio
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from eventsh.core.outbox import Outbox
@@ -18,14 +20,15 @@ from eventsh.core.registry import Registry
 from eventsh.core.session import Session
 from eventsh.errors import ConfigureError, EventError
 from eventsh.options import Options
+from eventsh.plugins import plugins
 from eventsh.runtime.client import Client
 from eventsh.runtime.endpoint import find_endpoint
+from eventsh.runtime.hosted import LoopThread
 
 if TYPE_CHECKING:
     from eventsh.address import Address
-    from eventsh.runtime.hosted import LoopThread
 
-__all__ = ["Bus", "default_bus"]
+__all__ = ["Bus", "default_bus", "open_buses"]
 
 # What a client is while it is configured; the broker knows it by these.
 _FIXED_OPTIONS = ("worker_id", "role", "take_unique", "broker")
@@ -45,6 +48,8 @@ class Bus:
         self.thread: LoopThread | None = None
         self.address: Address | None = None
         self.options = Options()
+        # Told of each post, once plugins are loaded and one of them wants to know.
+        self.on_posted: Callable[[str, str, Any, str | None], None] | None = None
         self.renew()
 
     def renew(self) -> None:
@@ -58,6 +63,14 @@ class Bus:
             on_batch=self._wake,
         )
         self.session = Session(self.outbox, self.registry, identity=os.urandom(16).hex())
+
+    def _ask_plugins(self) -> None:
+        if plugins().has_impl("eventsh_event_posted"):
+
+            def tell(source: str, event: str, data: Any, unique: str | None) -> None:
+                plugins().call("eventsh_event_posted", source=source, event=event, data=data, unique=unique)
+
+            self.on_posted = tell
 
     def _wake(self) -> None:
         if self.client is not None:
@@ -91,9 +104,17 @@ class Bus:
             self.outbox.window = options.max_queue_len
             self.loop = asyncio.get_running_loop()
             self.client = Client(
-                transport, found, options, session, self.registry, lock=self.lock if self.threaded else None
+                transport,
+                found,
+                options,
+                session,
+                self.registry,
+                lock=self.lock if self.threaded else None,
+                on_plugins=self._ask_plugins,
             )
             self.client.start()
+            _survive_forks()
+            _open_buses.add(self)
 
         return start
 
@@ -123,6 +144,18 @@ class Bus:
         if start is not None:
             start()
 
+    def host(self, address: str | None, values: dict[str, Any]) -> None:
+        """Configure in a loop of its own, in a thread of its own. Raises ConfigureError."""
+        start = self.plan(address, values)
+        if start is None:
+            return
+
+        async def begin() -> None:
+            start()
+
+        self.thread = LoopThread("eventsh")
+        self.thread.run(begin())
+
     async def close(self, *, leave: bool, timeout: float | None) -> None:
         """Handle what was given, confirm what was posted, and detach. In the loop of the client."""
         client = self.client
@@ -130,6 +163,7 @@ class Bus:
             await client.close(leave=leave, timeout=self.options.timeout if timeout is None else timeout)
             self.client = self.loop = self.address = None
             self.renew()
+            _open_buses.discard(self)
 
     def forget_client(self) -> None:
         self.client = self.loop = self.thread = self.address = None
@@ -137,6 +171,41 @@ class Bus:
 
 
 _default: Bus | None = None
+_open_buses: weakref.WeakSet[Bus] = weakref.WeakSet()
+_forks_survived = False
+# Loops of the parent process, in its forked child. They share the parent's kernel objects, so they must never be closed
+# here, not even by the garbage collector.
+_parents_loops: list[Any] = []
+
+
+def open_buses() -> list[Bus]:
+    """Every bus of this process that is configured."""
+    return list(_open_buses)
+
+
+def _survive_forks() -> None:
+    global _forks_survived
+    if not _forks_survived:
+        _forks_survived = True
+        os.register_at_fork(after_in_child=_attach_anew)
+
+
+def _attach_anew() -> None:
+    """In a forked child: let go of what is the parent's. A bus with a thread becomes a client of the child's own, with
+    the handlers that were registered; one in a loop of the program's is not configured any more, as that loop is not
+    the child's."""
+    for bus in open_buses():
+        client, thread, address, options = bus.client, bus.thread, bus.address, bus.options
+        _open_buses.discard(bus)
+        if client is None:
+            continue
+        _parents_loops.append((client, thread))
+        client.abandon()
+        bus.forget_client()
+        if thread is not None:
+            # The parent has its slot; the child takes a free one.
+            values = {field.name: getattr(options, field.name) for field in fields(options)}
+            bus.host(str(address), {**values, "worker_id": None})
 
 
 def default_bus() -> Bus:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from eventsh.core.session import SessionState
 from eventsh.errors import EventError, NotConnected, ProtocolError, TransportError
 from eventsh.event import LIFECYCLE_SOURCE
+from eventsh.plugins import plugins
 from eventsh.protocol.frame import MAX_BODY_BYTES
-from eventsh.protocol.messages import Error, Message, Reply, Welcome
+from eventsh.protocol.messages import Error, Gap, Message, Reply, Welcome
 from eventsh.runtime.dispatch import Dispatcher, HandlerFailure
 from eventsh.runtime.election import start_broker
 from eventsh.runtime.hosted import start_hosted_broker
@@ -117,6 +118,7 @@ class Client:
         lock: AbstractContextManager[Any] | None = None,
         dispatcher: Deliveries | None = None,
         on_state: Callable[[bool], None] | None = None,
+        on_plugins: Callable[[], None] | None = None,
     ) -> None:
         self.transport = transport
         self.address = address
@@ -127,12 +129,14 @@ class Client:
         self._lock = lock if lock is not None else contextlib.nullcontext()
         self._is_shared = lock is not None
         self._on_state = on_state
+        self._on_plugins = on_plugins
         self._loop = asyncio.get_running_loop()
         self._dispatcher: Deliveries = dispatcher or Dispatcher(
             registry, timeout_s=options.timeout, on_failure=self._take_failure, on_complete=self._complete
         )
         self._first_attempt: asyncio.Future[None] | None = None
         self._woken = False
+        self._was_attached = False
         self._pump_at: asyncio.Handle | None = None
         self._ack_at: asyncio.TimerHandle | None = None
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
@@ -155,6 +159,10 @@ class Client:
     # --- attaching ---
 
     async def _keep_attached(self) -> None:
+        # In a thread, for it reads files; and before the first event, so that no hook misses one.
+        await self._loop.run_in_executor(None, plugins().load)
+        if self._on_plugins is not None:
+            self._on_plugins()
         attempt = 0
         while True:
             attachment = _Attachment(self, self._loop)
@@ -168,11 +176,10 @@ class Client:
                 self._note(error)
                 if self._first_attempt is not None and not self._first_attempt.done():
                     self._first_attempt.set_exception(error)
-                if await self._start_broker(error):
-                    # Only a first failure is answered at once: a broker that dies at its start must not be a loop.
-                    if attempt == 0:
-                        attempt = 1
-                        continue
+                # Only a first failure is answered at once: a broker that dies at its start must not be a loop.
+                if await self._start_broker(error) and attempt == 0:
+                    attempt = 1
+                    continue
                 if self._yield_slot(attachment):
                     continue
             attempt += 1
@@ -260,7 +267,8 @@ class Client:
     def receive(self, frames: list[bytearray]) -> None:
         """Frames came from the broker."""
         attachment = self.attachment
-        assert attachment is not None and attachment.connection is not None
+        assert attachment is not None
+        assert attachment.connection is not None
         try:
             with self._lock:
                 messages = self.session.receive(frames)
@@ -281,6 +289,9 @@ class Client:
 
     def _take_message(self, attachment: _Attachment, message: Message) -> None:
         if isinstance(message, Welcome):
+            if not self._was_attached:
+                self._was_attached = True
+                self._tell_plugins("eventsh_worker_started", worker_id=message.worker_id, address=str(self.address))
             self.last_error = None
             if self._first_attempt is not None and not self._first_attempt.done():
                 self._first_attempt.set_result(None)
@@ -291,10 +302,17 @@ class Client:
             self._check_waiters()
         elif isinstance(message, Error):
             attachment.refusal = message
+        elif isinstance(message, Gap):
+            _log.warning("%s: missed %d events: %s", self.address, message.missed, message.reason)
+            self._tell_plugins("eventsh_gap", gap=asdict(message))
         elif isinstance(message, Reply):
             reply = self._replies.pop(message.id, None)
             if reply is not None and not reply.done():
                 reply.set_result(message)
+
+    def _tell_plugins(self, hook: str, **facts: Any) -> None:
+        if plugins().has_impl(hook):
+            plugins().call(hook, **facts)
 
     def _schedule_pump(self) -> None:
         if self._pump_at is None:
@@ -366,6 +384,7 @@ class Client:
     def _take_failure(self, failure: HandlerFailure) -> None:
         facts = {name: text[:_REPORT_CHARS] for name, text in asdict(failure).items()}
         self.session.report_failure(facts)
+        self._tell_plugins("eventsh_handler_failed", failure=facts)
         self._wake_here()
 
     # --- frames out ---
@@ -477,6 +496,7 @@ class Client:
         All of it within `timeout` seconds; what could not be done by then is logged with its number.
         """
         deadline = self._loop.time() + timeout
+        self._tell_plugins("eventsh_worker_stopping", worker_id=self.session.worker_id, address=str(self.address))
         if self.is_attached:
             self.session.leave(leave=leave)
             self.flush()

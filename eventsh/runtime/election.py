@@ -42,9 +42,10 @@ def lock_address(transport: Transport, address: Address) -> int | None:
     path = transport.lock_path(address)
     if path is None:
         raise TransportError(f"a broker can't be started at {address}: the {address.scheme} transport has no lock for it")
+    # Not one file is made or opened in a directory that others may write to.
+    transport.prepare(address)
     while True:
         try:
-            Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise TransportError(f"can't lock {address}: {path}: {error.strerror}") from error

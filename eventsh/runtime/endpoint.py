@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from eventsh.address import default_address, parse_address
@@ -26,5 +27,8 @@ def find_endpoint(address: str | None) -> tuple[Transport, Address]:
     else:
         raise ConfigureError(f"address must be a string, not {address!r}", option="address")
     transport = find_transport(found.scheme)
+    if transport.capabilities.crosses_processes and found.host is None and not found.path.startswith("/"):
+        # The broker that we may start, and whoever reads the address in a log, are in another directory.
+        found = replace(found, path=os.path.abspath(found.path))
     transport.check_address(found)
     return transport, found

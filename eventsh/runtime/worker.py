@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from eventsh.errors import ConfigureError, EventError
 from eventsh.escape import escape, render_data
+from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.options import OPTIONS, Options, OptionValue, format_option, parse_option
 from eventsh.runtime.bus import Bus, default_bus
 from eventsh.runtime.child import EXIT_OK, EXIT_USAGE, Supervisor, add_child_arguments, start_child
@@ -76,7 +77,8 @@ def print_events(worker_id: int, stream: TextIO) -> Callable[[Any, str, str, int
 
     def print_event(data: Any, event: str, source: str, pid: int | None) -> None:
         nonlocal broken
-        if broken:
+        # Who comes and goes is in the log and in `status`; here it would bury what a newcomer looks for.
+        if broken or (source == LIFECYCLE_SOURCE and event != "gap"):
             return
         try:
             stream.write(f"[worker {worker_id}] {escape(source)} {escape(event)} {render_data(data)}\n")

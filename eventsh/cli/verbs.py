@@ -1,0 +1,332 @@
+"""The verbs of the command line: their options and their help. What they do is in commands/, imported when used.
+
+An option that eventsh.options knows takes its default, its range and its environment variable from there. As all
+annotations of this file are strings until typer asks for them, a verb that is not built costs nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from eventsh.cli.command import Command, Group, UsageException
+from eventsh.errors import UsageError
+
+__all__ = ["VERBS", "build_command", "run_verb"]
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        "-a",
+        metavar="ADDRESS",
+        help="Where the broker is; by default $EVENTSH_ADDRESS, else a socket of your own.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Count = Annotated[str | None, typer.Option("--count", "-n", metavar="N", help="How many events.")]
+Timeout = Annotated[
+    str | None,
+    typer.Option(
+        "--timeout", metavar="SECONDS", help="How long to wait for the broker: 5, 500ms or 1m.  [default: 10]"
+    ),
+]
+
+
+def post(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Who the event is from, such as cache.")],
+    event: Annotated[str, typer.Argument(metavar="EVENT", help="What happened, such as purge.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATA]...",
+            help="""JSON, or <"k":1> (an object in brackets), or pairs k=text k:=json, or @FILE, or - for standard"""
+            " input. Without it: null.",
+        ),
+    ] = None,
+    unique: Annotated[
+        str | None,
+        typer.Option(
+            "--unique", metavar="KEY", help="Have one worker run it; repeats of the key are ignored for a while."
+        ),
+    ] = None,
+    count: Annotated[
+        str | None, typer.Option("--count", "-n", metavar="N", help="Post it N times.  [default: 1]")
+    ] = None,
+    stdin: Annotated[
+        bool, typer.Option("--stdin", help="Post once for each line of standard input, each a JSON value.")
+    ] = False,
+    text: Annotated[bool, typer.Option("--text", help="DATA is a plain string, not JSON.")] = False,
+    address: Address = None,
+    timeout: Timeout = None,
+    json: Json = False,
+) -> None:
+    """Post an event, and wait until every live worker has it.
+
+    Exit status: 0 every live worker has it, 2 refused, 3 no broker there, 4 not confirmed in time, 5 no worker is
+    attached. DATA that begins with a dash goes behind two dashes.
+    """
+    from eventsh.cli.report import show_posted, show_progress
+    from eventsh.commands.arguments import parse_data
+    from eventsh.commands.post import post_data, post_lines
+
+    timeout_s = _seconds(timeout)
+    times = _whole("--count", count)
+    if stdin:
+        if data or text or times is not None:
+            raise UsageError("--stdin takes its data from standard input: leave out DATA, --text and --count")
+        progress = show_progress if sys.stderr.isatty() and not json else None
+        posted = post_lines(address, source, event, _read_stdin, unique=unique, timeout_s=timeout_s, on_progress=progress)
+    else:
+        value = parse_data(data or [], text=text, read_stdin=lambda: _read_file(0), read_file=_read_file)
+        posted = post_data(address, source, event, value, unique=unique, count=times or 1, timeout_s=timeout_s)
+    show_posted(posted, as_json=json, with_rate=stdin or times is not None)
+
+
+def tail(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[SOURCE]", help="Only of sources like this: *, ? and [abc] are wild.")
+    ] = None,
+    event: Annotated[str | None, typer.Argument(metavar="[EVENT]", help="Only events like this.")] = None,
+    count: Annotated[str | None, typer.Option("--count", "-n", metavar="N", help="End after N events.")] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="TEMPLATE",
+            help="A line for each event, with {time} {source} {event} {data} {data[key]} {pid} {seq}.",
+        ),
+    ] = None,
+    address: Address = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line, for programs.")] = False,
+) -> None:
+    """Watch the events that cross the broker, one a line, until Ctrl-C.
+
+    Nobody waits for a watcher: what it is too slow for is shown as a gap.
+
+    Exit status: 0 after N events or when nobody reads any more, 2 refused, 3 no broker there, 4 no answer in time,
+    130 after Ctrl-C.
+    """
+    from eventsh.cli.watch import watch
+
+    watch(address, source, event, count=_whole("--count", count), template=template, as_json=json)
+
+
+def status(address: Address = None, timeout: Timeout = None, json: Json = False) -> None:
+    """Show the broker and its workers.
+
+    For each worker: whether it is attached, what is queued for it, and what it has handled, dropped and failed.
+
+    Exit status: 0, 2 refused, 3 no broker there, 4 no answer in time.
+    """
+    from eventsh.cli.report import show_status
+    from eventsh.commands.status import status as ask
+
+    show_status(ask(address, timeout_s=_seconds(timeout)), as_json=json)
+
+
+def _option(name: str, metavar: str) -> Any:
+    """A command-line option for an option of eventsh.options, as text: that module parses and checks it."""
+    from eventsh.options import OPTIONS, format_option
+
+    option = OPTIONS[name]
+    default = format_option(name, option.default).removesuffix(".0")
+    return typer.Option(
+        option.flag,
+        metavar=metavar,
+        envvar=option.env,
+        show_envvar=False,
+        help=f"{option.help}  [${option.env}; default: {default}]",
+    )
+
+
+def serve(
+    workers: Annotated[
+        str | None,
+        typer.Option("--workers", "-w", metavar="N", help="How many workers; 0 runs the broker alone.  [default: 4]"),
+    ] = None,
+    handlers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--handlers",
+            metavar="FILE_OR_MODULE",
+            help="Python with @eventsh.on(...) handlers; may be given again. Without any, workers print what they get.",
+        ),
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            "--listen",
+            "-l",
+            metavar="ADDRESS",
+            help="Where to listen; by default $EVENTSH_ADDRESS, else a socket of your own.",
+        ),
+    ] = None,
+    timeout: Annotated[str | None, _option("timeout", "SECONDS")] = None,
+    unique_timeout: Annotated[str | None, _option("unique_timeout", "SECONDS")] = None,
+    max_queue_len: Annotated[str | None, _option("max_queue_len", "N")] = None,
+    max_payload_len: Annotated[str | None, _option("max_payload_len", "SIZE")] = None,
+    log_format: Annotated[
+        str,
+        typer.Option("--log-format", metavar="text|json", help="How to log to standard error.  [default: text]"),
+    ] = "text",
+) -> int:
+    """Run a broker and a pool of workers, and restart what dies.
+
+    Ctrl-C stops it, SIGHUP reloads the handlers.
+
+    Exit status: 0 after Ctrl-C or SIGTERM, 1 a process could not be kept running, or another broker has the address,
+    2 refused, 128 + N after a second signal N.
+    """
+    from eventsh.cli.report import say
+    from eventsh.commands.serve import DEFAULT_WORKERS, ServeArguments
+    from eventsh.commands.serve import serve as run
+    from eventsh.errors import ConfigureError
+    from eventsh.options import Options, parse_option
+    from eventsh.runtime.endpoint import find_endpoint
+
+    if log_format not in ("text", "json"):
+        raise ConfigureError(f"--log-format must be text or json, not {log_format!r}", option="log_format")
+    given = {
+        "timeout": timeout,
+        "unique_timeout": unique_timeout,
+        "max_queue_len": max_queue_len,
+        "max_payload_len": max_payload_len,
+    }
+    wanted = _whole("--workers", workers, minimum=0)
+    arguments = ServeArguments(
+        address=find_endpoint(listen)[1],
+        workers=DEFAULT_WORKERS if wanted is None else wanted,
+        handlers=tuple(handlers or ()),
+        options=Options.from_values(**{name: parse_option(name, text) for name, text in given.items() if text is not None}),
+        log_format=log_format,
+    )
+    return run(arguments, say)
+
+
+def _seconds(text: str | None) -> float:
+    from eventsh.commands.post import DEFAULT_TIMEOUT_S
+    from eventsh.options import parse_option
+
+    seconds = DEFAULT_TIMEOUT_S if text is None else parse_option("timeout", text)
+    assert isinstance(seconds, float)
+    return seconds
+
+
+def _whole(flag: str, text: str | None, *, minimum: int = 1) -> int | None:
+    """The number that `text` is; None when there is none."""
+    if text is None:
+        return None
+    # More digits are more than anything can count, and int() refuses thousands of them with an error of its own.
+    if not (text.isascii() and text.isdigit() and len(text) <= 18) or int(text) < minimum:
+        raise UsageError(f"{flag} must be a whole number of at least {minimum}, not {text[:40]!r}")
+    return int(text)
+
+
+def _read_file(path: str | int) -> bytes:
+    with open(path, "rb", closefd=path != 0) as file:
+        return file.read()
+
+
+def _read_stdin() -> bytes:
+    """What has come to standard input, as soon as something has; nothing at its end."""
+    import os
+
+    try:
+        return os.read(0, 256 * 1024)
+    except OSError as error:
+        raise UsageError(f"can't read standard input: {error.strerror}") from None
+
+
+VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
+    "serve": (
+        serve,
+        """\
+eventsh serve --workers 4
+eventsh serve --handlers handlers.py --max-payload-len 1MiB
+eventsh serve --workers 0 --listen unix:/run/app/events.sock""",
+    ),
+    "post": (
+        post,
+        """\
+eventsh post cache purge '{"key": "k1", "size": 3}'
+eventsh post cache purge key=k1 size:=3
+eventsh post jobs refresh --unique refresh-1
+seq 1000 | eventsh post load tick --stdin""",
+    ),
+    "tail": (
+        tail,
+        """\
+eventsh tail
+eventsh tail cache 'purge*'
+eventsh tail --json --count 10 | jq .data
+eventsh tail --format '{time} {source}/{event} {data[key]}'""",
+    ),
+    "status": (
+        status,
+        """\
+eventsh status
+eventsh status --json | jq '.workers[] | select(.dropped > 0)'""",
+    ),
+}
+EXAMPLES = """\
+eventsh serve --workers 4
+eventsh post greeting hello '{"text": "hi"}'    (in another terminal)
+eventsh COMMAND --help"""
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from eventsh import __version__
+
+        sys.stdout.write(f"eventsh {__version__}\n")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Events between the worker processes of one host."""
+
+
+def build_command(verb: str | None = None) -> Any:
+    """typer's command for one verb, or for `eventsh` with all of them: building all takes as long as a post."""
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    app = typer.Typer(
+        # Plain text: rich takes 0.1 s to import, and one line says more than a frame around it.
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    for name in VERBS if verb is None else [verb]:
+        function, examples = VERBS[name]
+        app.command(name, cls=Command, epilog=examples, context_settings=settings)(function)
+    if verb is None:
+        app.callback(cls=Group, epilog=EXAMPLES, context_settings=settings)(_root)
+    return get_command(app)
+
+
+def run_verb(arguments: list[str]) -> int:
+    """Run one command line; gives its exit status. Raises EventError, UsageError for a wrong line, and OSError when the
+    output can't be written."""
+    verb = arguments[0] if arguments and arguments[0] in VERBS else None
+    command = build_command(verb)
+    try:
+        if verb is not None:
+            context = command.make_context(f"eventsh {verb}", arguments[1:])
+        else:
+            context = command.make_context("eventsh", arguments or ["--help"])
+        with context:
+            return command.invoke(context) or 0
+    except typer.Exit as end:
+        # Without a command there is nothing to do: the help is shown, and a script learns of its mistake.
+        return end.exit_code if arguments else 2
+    except UsageException as error:
+        where = getattr(getattr(error, "ctx", None), "command_path", "eventsh")
+        raise UsageError(f"{error.format_message().removesuffix('.')} (see {where} --help)") from None  # type: ignore[attr-defined]
