@@ -6,6 +6,7 @@ are is in cli/verbs.py, which is imported inside, so that Ctrl-C is quiet also w
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import NoReturn, TextIO
@@ -17,34 +18,51 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     try:
         _open_streams()
-        status = _finish_output(_run(sys.argv[1:] if arguments is None else arguments))
+        status = _run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         status = 130
+    # Or Python looks through all of typer for garbage twice before it ends: a seventh of the time that a post takes.
+    gc.freeze()
     sys.exit(status)
 
 
 def _run(arguments: list[str]) -> int:
-    from eventsh.commands.outcome import exit_status
+    from eventsh.commands.outcome import advice, exit_status
     from eventsh.errors import EventError
 
     try:
         from eventsh.cli.verbs import run_verb
 
-        return run_verb(arguments)
+        status = run_verb(arguments)
+        # Left to Python's end, a failure would be a message of its own.
+        sys.stdout.flush()
+        return status
     except EventError as error:
-        return _complain(str(error), int(exit_status(error)))
-    except BrokenPipeError:
-        # As any filter: when nobody reads any more there is nothing more to do, and nobody to tell.
-        return 0
+        return _complain(f"{error}{advice(error)}", int(exit_status(error)))
     except OSError as error:
         # Commands turn what goes wrong with a broker or a file into an EventError: what is left is the output.
+        _drop_output(1)
+        if isinstance(error, BrokenPipeError):
+            # As any filter: when nobody reads any more there is nothing more to do, and nobody to tell.
+            return 0
         return _complain(f"can't write the output: {error.strerror or error}", 1)
+
+
+def _drop_output(descriptor: int) -> None:
+    """Let go of what could not be written: it would be tried again at the end, and fail again."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
 
 
 def _complain(message: str, status: int) -> int:
     from eventsh.escape import escape
 
-    sys.stderr.write(f"eventsh: {escape(message)}\n")
+    try:
+        sys.stderr.write(f"eventsh: {escape(message)}\n")
+    except OSError:
+        # The exit status still tells.
+        _drop_output(2)
     return status
 
 
@@ -54,7 +72,7 @@ def _open_streams() -> None:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
     if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it stays open until the end
     sys.stdout = _writable(sys.stdout, 1)
     sys.stderr = _writable(sys.stderr, 2)
 
@@ -65,20 +83,6 @@ def _writable(stream: TextIO | None, descriptor: int) -> TextIO:
         return open(descriptor, "w", errors="backslashreplace", closefd=False)
     stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
     return stream
-
-
-def _finish_output(status: int) -> int:
-    """Write what is still buffered; gives the exit status. Left to Python, a failure would be a message of its own."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        # What could not be written is tried again at the end, and must not fail again.
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.close(null)
-        if not isinstance(error, BrokenPipeError):
-            return _complain(f"can't write the output: {error.strerror or error}", 1)
-    return status
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 __all__ = ["Command", "Group", "UsageException"]
 
 # The base of what a wrong line raises. Older versions of typer have it from click, newer ones bring their own.
-UsageException: type[Exception] = next(
-    base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"
-)
+UsageException: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
 class _Examples:
@@ -64,7 +62,7 @@ class Command(_Examples, TyperCommand):
         return ["[OPTIONS]", *arguments]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        rows: dict[str, list[tuple[str, str]]] = {"argument": [], "option": []}
+        rows: dict[str, list[Any]] = {"argument": [], "option": []}
         for param in self.get_params(ctx):
             kind = param.param_type_name
             row = (param.metavar, getattr(param, "help", "")) if kind == "argument" else param.get_help_record(ctx)

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import orjson
+from eventsh.escape import escape, render_data
 
 if TYPE_CHECKING:
     from eventsh.commands.post import Posted
 
-__all__ = ["show_posted", "show_status"]
+__all__ = ["say", "show_posted", "show_progress", "show_status"]
+
+
+def say(text: str) -> None:
+    """Write it, and a newline, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def show_progress(count: int, seconds: float) -> None:
+    """How far a long post is, on a terminal: each call writes over the last one."""
+    sys.stderr.write(f"\r\x1b[K{count:,} posted, {count / seconds:,.0f}/s\r")
+    sys.stderr.flush()
 
 
 def show_posted(posted: Posted, *, as_json: bool, with_rate: bool) -> None:
@@ -19,24 +32,32 @@ def show_posted(posted: Posted, *, as_json: bool, with_rate: bool) -> None:
     if as_json:
         _print_json(asdict(posted))
         return
-    what = f"posted {posted.posted:,} event{'s' if posted.posted != 1 else ''}"
-    if posted.unique == "repeat":
-        text = "ignored: the unique key is taken (a repeat within the broker's timeout)"
-    elif not posted.posted:
-        text = "nothing to post: standard input was empty"
-    elif posted.unique == "given":
-        text = f"{what} to worker {posted.workers[0]}" if posted.workers[0] >= 0 else f"{what} to an observer"
-    else:
-        text = f"{what} to {len(posted.workers)} worker{'s' if len(posted.workers) != 1 else ''}"
-    if posted.missing:
-        text += f"; queued for {_slots(posted.missing)}, which did not take it yet"
-    if with_rate and posted.seconds:
+    text = _describe(posted)
+    if with_rate and posted.posted and posted.seconds:
         text += f" in {posted.seconds:.2f} s ({posted.posted / posted.seconds:,.0f}/s)"
-    sys.stdout.write(text + "\n")
+    say(text)
 
 
-def _slots(numbers: list[int]) -> str:
-    return f"slot{'s' if len(numbers) > 1 else ''} {', '.join(str(number) for number in numbers)}"
+def _describe(posted: Posted) -> str:
+    if not posted.posted and not posted.repeats:
+        return "nothing to post: standard input was empty"
+    repeats = f"{_number(posted.repeats, 'repeat')} ignored, as the unique key is taken"
+    if not posted.posted:
+        return repeats
+    text = f"posted {_number(posted.posted, 'event')}"
+    # The receipt of a repeat does not tell who had the first one.
+    if posted.unique == "given":
+        text += f" to worker {posted.workers[0]}" if posted.workers[0] >= 0 else " to an observer"
+    elif posted.unique is None:
+        text += f" to {_number(len(posted.workers), 'worker')}"
+    if posted.missing:
+        slots = ", ".join(str(number) for number in posted.missing)
+        text += f"; not yet to {slots}: not attached or stuck, gets it or is told of a gap"
+    return f"{text}; {repeats}" if posted.repeats else text
+
+
+def _number(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def show_status(status: dict[str, Any], *, as_json: bool) -> None:
@@ -44,30 +65,29 @@ def show_status(status: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         _print_json(status)
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    broker, workers = status["broker"], status["workers"]
+    lines = [
+        f"broker   {escape(broker['address'])}",
+        f"         pid {broker['pid']}, up {_duration(broker['uptime_s'])}",
+        f"events   {broker['events']:,} crossed it, {broker['unconfirmed']:,} unconfirmed, {broker['held']:,} held",
+        f"unique   {broker['unique_keys']:,} keys taken, {_number(broker['ignored_repeats'], 'repeat')} ignored",
+        f"clients  {_number(broker['connections'], 'connection')}, {_number(broker['observers'], 'observer')}",
+        "",
+    ]
+    if workers:
+        lines += _table(workers)
+    else:
+        lines.append("no workers: start some with 'eventsh serve --workers 4', or attach your own")
+    say("\n".join(lines))
 
-    console = Console(highlight=False)
-    broker = status["broker"]
-    console.print(f"broker  {broker['address']}  pid {broker['pid']}  up {_duration(broker['uptime_s'])}", markup=False)
-    console.print(
-        f"        {broker['events']:,} events, {broker['unconfirmed']:,} unconfirmed, {broker['held']:,} held,"
-        f" {broker['unique_keys']:,} unique keys, {broker['observers']} observers, {broker['connections']} connections",
-        markup=False,
-    )
-    workers = status["workers"]
-    if not workers:
-        console.print("no workers: start some with 'eventsh serve --workers 4', or attach your own", markup=False)
-        return
-    columns = [name for name in workers[0] if name != "worker_id"]
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("worker", justify="right")
-    for name in columns:
-        table.add_column(name, justify="left" if name == "state" else "right")
-    for worker in workers:
-        table.add_row(*(_cell(worker[name]) for name in ("worker_id", *columns)))
-    console.print(table)
+
+def _table(workers: Sequence[dict[str, Any]]) -> list[str]:
+    """Columns as wide as they must be. Not rich's table: it breaks numbers where it is narrow, and 80 columns in a
+    pipe, and takes longer to import than the broker to answer."""
+    names = list(workers[0])
+    rows = [["worker", *names[1:]]] + [[_cell(worker[name]) for name in names] for worker in workers]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
+    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
 
 
 def _cell(value: Any) -> str:
@@ -83,4 +103,4 @@ def _duration(seconds: float) -> str:
 
 
 def _print_json(value: Any) -> None:
-    sys.stdout.write(orjson.dumps(value).decode() + "\n")
+    say(render_data(value))

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.main import get_command
 
 from eventsh.cli.command import Command, Group, UsageException
 from eventsh.errors import UsageError
+
+if TYPE_CHECKING:
+    from eventsh.runtime.log import LogFormat
 
 __all__ = ["VERBS", "build_command", "run_verb"]
 
@@ -28,7 +31,6 @@ Address = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Count = Annotated[str | None, typer.Option("--count", "-n", metavar="N", help="How many events.")]
 Timeout = Annotated[
     str | None,
     typer.Option(
@@ -80,9 +82,13 @@ def post(
         if data or text or times is not None:
             raise UsageError("--stdin takes its data from standard input: leave out DATA, --text and --count")
         progress = show_progress if sys.stderr.isatty() and not json else None
-        posted = post_lines(address, source, event, _read_stdin, unique=unique, timeout_s=timeout_s, on_progress=progress)
+        posted = post_lines(
+            address, source, event, _read_stdin, unique=unique, timeout_s=timeout_s, on_progress=progress
+        )
     else:
-        value = parse_data(data or [], text=text, read_stdin=lambda: _read_file(0), read_file=_read_file)
+        value = parse_data(
+            data or [], text=text, read_stdin=lambda: b"".join(iter(_read_stdin, b"")), read_file=_read_file
+        )
         posted = post_data(address, source, event, value, unique=unique, count=times or 1, timeout_s=timeout_s)
     show_posted(posted, as_json=json, with_rate=stdin or times is not None)
 
@@ -172,7 +178,7 @@ def serve(
     max_payload_len: Annotated[str | None, _option("max_payload_len", "SIZE")] = None,
     log_format: Annotated[
         str,
-        typer.Option("--log-format", metavar="text|json", help="How to log to standard error.  [default: text]"),
+        typer.Option("--log-format", metavar="text|json", help="How to log to standard error."),
     ] = "text",
 ) -> int:
     """Run a broker and a pool of workers, and restart what dies.
@@ -189,7 +195,8 @@ def serve(
     from eventsh.options import Options, parse_option
     from eventsh.runtime.endpoint import find_endpoint
 
-    if log_format not in ("text", "json"):
+    formats: dict[str, LogFormat] = {"text": "text", "json": "json"}
+    if log_format not in formats:
         raise ConfigureError(f"--log-format must be text or json, not {log_format!r}", option="log_format")
     given = {
         "timeout": timeout,
@@ -202,8 +209,10 @@ def serve(
         address=find_endpoint(listen)[1],
         workers=DEFAULT_WORKERS if wanted is None else wanted,
         handlers=tuple(handlers or ()),
-        options=Options.from_values(**{name: parse_option(name, text) for name, text in given.items() if text is not None}),
-        log_format=log_format,
+        options=Options.from_values(
+            **{name: parse_option(name, text) for name, text in given.items() if text is not None}
+        ),
+        log_format=formats[log_format],
     )
     return run(arguments, say)
 
@@ -227,8 +236,8 @@ def _whole(flag: str, text: str | None, *, minimum: int = 1) -> int | None:
     return int(text)
 
 
-def _read_file(path: str | int) -> bytes:
-    with open(path, "rb", closefd=path != 0) as file:
+def _read_file(path: str) -> bytes:
+    with open(path, "rb") as file:
         return file.read()
 
 
@@ -321,12 +330,19 @@ def run_verb(arguments: list[str]) -> int:
         if verb is not None:
             context = command.make_context(f"eventsh {verb}", arguments[1:])
         else:
-            context = command.make_context("eventsh", arguments or ["--help"])
+            context = command.make_context("eventsh", list(arguments) or ["--help"])
         with context:
             return command.invoke(context) or 0
     except typer.Exit as end:
         # Without a command there is nothing to do: the help is shown, and a script learns of its mistake.
         return end.exit_code if arguments else 2
     except UsageException as error:
-        where = getattr(getattr(error, "ctx", None), "command_path", "eventsh")
-        raise UsageError(f"{error.format_message().removesuffix('.')} (see {where} --help)") from None  # type: ignore[attr-defined]
+        raise UsageError(_describe(error)) from None
+
+
+def _describe(error: Any) -> str:
+    where = getattr(getattr(error, "ctx", None), "command_path", "eventsh")
+    text = error.format_message().removesuffix(".")
+    if getattr(error, "option_name", "")[1:2].isdigit():
+        text += "; put -- before DATA that begins with a dash"
+    return f"{text} (see {where} --help)"

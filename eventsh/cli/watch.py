@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
+import stat
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
+from typing import TextIO
 
-import orjson
-
+from eventsh.cli.report import say
 from eventsh.cli.templates import Template
 from eventsh.cli.terminal import wants_color
+from eventsh.commands.arguments import check_utf8
 from eventsh.commands.patterns import Pattern
 from eventsh.commands.tail import Seen, tail
 from eventsh.errors import UsageError
@@ -33,33 +35,41 @@ def watch(
     count: int | None,
     template: str | None,
     as_json: bool,
-) -> int:
-    """Print events until `count` of them, or Ctrl-C; gives the exit status. Raises as `tail` does, and UsageError."""
-    if count is not None and count < 1:
-        raise UsageError(f"--count must be at least 1, not {count}")
+) -> None:
+    """Print events until `count` of them, or until nobody reads. Raises as `tail` does, UsageError, and OSError when
+    the output can't be written."""
     if as_json and template is not None:
-        raise UsageError("--json and --format exclude each other")
+        raise UsageError("--json and --format exclude each other: leave out one")
+    for word, text in (("source", source), ("event", event), ("template", template)):
+        if text is not None:
+            check_utf8(text, word)
     render = _renderer(template, as_json)
     left = count
 
     def show(seen: Seen) -> bool:
         nonlocal left
-        sys.stdout.write(render(seen) + "\n")
-        sys.stdout.flush()
+        say(render(seen))
         if left is not None:
             left -= 1
         return left != 0
 
-    # As any filter in a pipe: when nobody reads any more, it ends without a word.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    try:
-        tail(address, Pattern(source, event), show, on_state=_tell_state(), timeout_s=_ATTACH_TIMEOUT_S)
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    tail(
+        address,
+        Pattern(source, event),
+        show,
+        on_state=_state_teller(),
+        timeout_s=_ATTACH_TIMEOUT_S,
+        output=_pipe_of(sys.stdout),
+    )
 
 
-def _tell_state() -> Callable[[bool], None]:
+def _pipe_of(stream: TextIO) -> int | None:
+    """The descriptor of a stream that is a pipe, whose reader may leave at any time."""
+    descriptor = stream.fileno()
+    return descriptor if stat.S_ISFIFO(os.fstat(descriptor).st_mode) else None
+
+
+def _state_teller() -> Callable[[bool], None]:
     was_attached = False
 
     def tell(attached: bool) -> None:
@@ -69,8 +79,9 @@ def _tell_state() -> Callable[[bool], None]:
         else:
             text = "the broker is gone; attaching again as soon as there is one"
         was_attached = was_attached or attached
-        sys.stderr.write(f"eventsh: {text}\n")
-        sys.stderr.flush()
+        with suppress(OSError):  # nothing depends on it
+            sys.stderr.write(f"eventsh: {text}\n")
+            sys.stderr.flush()
 
     return tell
 
@@ -97,16 +108,10 @@ def _fields(seen: Seen) -> dict[str, object]:
 
 
 def _as_json(seen: Seen) -> str:
-    return orjson.dumps(
-        {
-            "source": seen.source,
-            "event": seen.event,
-            "data": seen.data,
-            "pid": seen.pid,
-            "seq": seen.seq or None,
-            "time_ns": seen.time_ns or None,
-        }
-    ).decode()
+    # Each member by itself, for `data` may be as deep as an event's data can be.
+    members = {**_fields(seen), "time_ns": seen.time_ns or None}
+    del members["time"]
+    return "{" + ",".join(f'"{name}":{render_data(value)}' for name, value in members.items()) + "}"
 
 
 def _as_line(seen: Seen, color: bool) -> str:

@@ -15,7 +15,7 @@ import orjson
 from eventsh.errors import NotSerializable, UsageError
 from eventsh.protocol.codec import parse_json
 
-__all__ = ["parse_data", "parse_line"]
+__all__ = ["check_utf8", "parse_data", "parse_line"]
 
 
 def parse_data(
@@ -31,7 +31,7 @@ def parse_data(
     the end stays). All that is returned can be posted. Raises UsageError, in one line that says what to do instead.
     """
     for argument in arguments:
-        _check_utf8(argument)
+        check_utf8(argument)
     if len(arguments) > 1:
         if text:
             raise UsageError(f"--text takes one argument, not {len(arguments)}: put the whole text in quotes")
@@ -134,12 +134,12 @@ def _read(path: str, read_file: Callable[[str], bytes]) -> bytes:
         raise UsageError(f"can't read {_shown(path)}: {error.strerror or type(error).__name__}") from None
 
 
-def _check_utf8(argument: str) -> None:
-    # The system hands over bytes that are no UTF-8 as lone surrogates.
+def check_utf8(argument: str, word: str = "argument") -> None:
+    """Raise UsageError for text with lone surrogates: as such the system hands over bytes that are no UTF-8."""
     try:
         argument.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"the argument {_shown(argument)} is not UTF-8") from None
+        raise UsageError(f"the {word} {_shown(argument)} is not UTF-8") from None
 
 
 def _is_short(text: str) -> bool:

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from eventsh.errors import EventError, NotConnected, QueueOverflow, TransportError, UsageError
 
-__all__ = ["Exit", "NobodyAttached", "exit_status"]
+__all__ = ["Exit", "NobodyAttached", "advice", "exit_status"]
 
 
 class Exit(IntEnum):
@@ -30,8 +30,19 @@ def exit_status(error: EventError) -> Exit:
         return Exit.USAGE
     if isinstance(error, NobodyAttached):
         return Exit.NOBODY
-    if isinstance(error, TransportError) and isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
-        return Exit.NO_BROKER
+    if isinstance(error, TransportError):
+        cause = error.__cause__
+        if isinstance(cause, FileNotFoundError | ConnectionRefusedError):
+            return Exit.NO_BROKER
+        # The broker is there, and its backlog is full: it accepts nobody.
+        return Exit.TIMEOUT if isinstance(cause, TimeoutError | BlockingIOError) else Exit.FAILED
     if isinstance(error, NotConnected | QueueOverflow):
         return Exit.TIMEOUT
     return Exit.FAILED
+
+
+def advice(error: EventError) -> str:
+    """What to do about it, as the end of a sentence, where the error's own text can't know; or nothing."""
+    if exit_status(error) is Exit.NO_BROKER:
+        return "; start one with 'eventsh serve --workers 4', or say where it is with --address"
+    return ""

@@ -3,41 +3,116 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eventsh.commands.arguments import parse_line
+from eventsh.commands.arguments import check_utf8, parse_line
 from eventsh.commands.outcome import NobodyAttached
-from eventsh.errors import UsageError
+from eventsh.errors import NotConnected, UsageError
+from eventsh.event import check_name
 from eventsh.runtime.blocking import BlockingClient
 from eventsh.runtime.endpoint import find_endpoint
 
 if TYPE_CHECKING:
     from eventsh.protocol.messages import Receipt
 
-__all__ = ["DEFAULT_TIMEOUT_S", "Posted", "post", "post_lines"]
+__all__ = ["DEFAULT_TIMEOUT_S", "Posted", "post_data", "post_lines"]
 
 # A worker that takes nothing for the broker's `timeout` (5 s) is no longer waited for; this is a little more, so that
 # the broker's answer, and not the end of our patience, is what a user sees.
 DEFAULT_TIMEOUT_S = 10.0
 # At most so often is progress told.
 _PROGRESS_S = 0.5
+# The largest event, each character of it written as an escape of six, with room to spare.
+_MAX_LINE_BYTES = 128 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Posted:
-    """What became of the posts. `workers` have the last event and all before it; `missing` are attached or awaited
-    workers that do not have it, for whom it is queued. `unique`: None, "given" or "repeat"."""
+    """What became of the posts.
+
+    `posted` counts those that were taken, `repeats` those that were ignored because their unique key was. `workers`
+    have the last event and all before it; `missing` are those that did not take it and are no longer waited for.
+    `unique` is None, "given" or "repeat".
+    """
 
     posted: int
+    repeats: int
     workers: list[int]
     missing: list[int]
     unique: str | None
     seconds: float
 
 
-def post(
+class _Sender:
+    """Posts events of one source and name, and keeps count."""
+
+    def __init__(self, client: BlockingClient, source: str, event: str, unique: str | None) -> None:
+        self.posted = 0
+        self.started = time.monotonic()
+        self._client = client
+        self._source = source
+        self._event = event
+        self._unique = unique
+        self._repeats = 0
+        self._receipt: Receipt | None = None
+        self._awaited = 0
+
+    def post(self, data: Any, *, receipt: bool) -> None:
+        """Post one event; ask for a receipt with the last one, it speaks for all before."""
+        if self._unique is not None:
+            # Each may be a repeat, and only its own receipt tells.
+            self._receipt = self._client.post_and_confirm(self._source, self._event, data, unique=self._unique)
+            if self._receipt.unique == "repeat":
+                self._repeats += 1
+                return
+            _check_attached(self._receipt)
+        else:
+            number = self._client.post(self._source, self._event, data, receipt=receipt)
+            self._awaited = number if receipt else self._awaited
+        self.posted += 1
+
+    def finish(self) -> Posted:
+        """Wait for what was posted. Raises NotConnected, which tells how much is confirmed, and NobodyAttached."""
+        if self._awaited:
+            try:
+                self._receipt = self._client.receipt(self._awaited)
+            except NotConnected as error:
+                raise self.incomplete(error) from error
+            _check_attached(self._receipt)
+        receipt, seconds = self._receipt, time.monotonic() - self.started
+        if receipt is None:
+            return Posted(0, 0, [], [], None, seconds)
+        return Posted(self.posted, self._repeats, receipt.workers, receipt.missing, receipt.unique, seconds)
+
+    def incomplete(self, error: NotConnected) -> NotConnected:
+        """The same error, with what is known of the many that were posted."""
+        if self.posted < 2:
+            return error
+        return NotConnected(f"{error}; {self._client.confirmed} of {self.posted} posted events are confirmed")
+
+
+def _check_attached(receipt: Receipt) -> None:
+    if receipt.workers:
+        return
+    if receipt.unique == "nobody":
+        raise NobodyAttached("no worker is attached that takes unique events: nothing was posted")
+    if receipt.missing:
+        slots = ", ".join(str(number) for number in receipt.missing)
+        raise NobodyAttached(f"no worker has it: it is queued for slot {slots}, for whoever attaches in time")
+    raise NobodyAttached("no worker is attached, so nobody got it: start some with 'eventsh serve --workers 4'")
+
+
+def _check_names(source: str, event: str, unique: str | None) -> None:
+    """Before a broker is looked for: a wrong name is wrong with any."""
+    for word, name in (("source", source), ("event", event), ("unique key", unique)):
+        if name is not None:
+            check_name(name, word)
+            check_utf8(name, word)
+
+
+def post_data(
     address: str | None,
     source: str,
     event: str,
@@ -49,68 +124,75 @@ def post(
 ) -> Posted:
     """Post one event `count` times. Raises UsageError, TransportError when no broker answers, NotConnected when it was
     not confirmed in time, NobodyAttached when no worker has it."""
-    if count < 1:
-        raise UsageError(f"--count must be at least 1, not {count}")
-    started = time.monotonic()
+    _check_names(source, event, unique)
     with BlockingClient(*find_endpoint(address), timeout_s=timeout_s) as client:
-        for _ in range(count - 1):
-            client.post(source, event, data, unique=unique)
-        receipt = client.post_and_confirm(source, event, data, unique=unique)
-    return _posted(receipt, count, started)
+        sender = _Sender(client, source, event, unique)
+        try:
+            for left in range(count - 1, -1, -1):
+                sender.post(data, receipt=not left)
+        except NotConnected as error:
+            raise sender.incomplete(error) from error
+        return sender.finish()
 
 
 def post_lines(
     address: str | None,
     source: str,
     event: str,
-    lines: Iterable[bytes],
+    read: Callable[[], bytes],
     *,
     unique: str | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     on_progress: Callable[[int, float], None] | None = None,
 ) -> Posted:
-    """Post one event for each line of JSON. An empty line is passed over.
+    """Post one event for each line of JSON that `read` gives, a piece at a time and nothing at the end. What came with
+    one piece is sent before the next is read. An empty line is passed over.
 
-    Raises as `post` does. A line that can't be posted ends it; what came before is confirmed first, and the error
-    says how many that were. `on_progress` gets the count and the seconds now and then.
+    Raises as `post_data` does. A line that can't be posted ends it: what came before is confirmed first, and the error
+    tells how many that were. `on_progress` gets the count and the seconds now and then.
     """
-    started = told = time.monotonic()
-    count = 0
+    _check_names(source, event, unique)
     with BlockingClient(*find_endpoint(address), timeout_s=timeout_s) as client:
-        # The last line carries the receipt, so each is posted when the next one is there.
-        last: list[Any] = []
+        sender = _Sender(client, source, event, unique)
+        told = sender.started
         try:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                data = parse_line(line, number)
-                if last:
-                    client.post(source, event, last.pop(), unique=unique)
-                    count += 1
-                last.append(data)
+            for lines in _lines(read):
+                for number, line in lines:
+                    _post_line(sender, line, number, receipt=number == lines[-1][0])
+                client.flush()
                 now = time.monotonic()
                 if on_progress is not None and now - told >= _PROGRESS_S:
                     told = now
-                    on_progress(count, now - started)
+                    on_progress(sender.posted, now - sender.started)
         except UsageError as error:
-            if last:
-                client.post_and_confirm(source, event, last.pop(), unique=unique)
-                count += 1
-            raise type(error)(f"{error} ({count} posted before it)") from error if isinstance(error, UsageError) else None
-        if not last:
-            return Posted(0, [], [], None, time.monotonic() - started)
-        receipt = client.post_and_confirm(source, event, last.pop(), unique=unique)
-    return _posted(receipt, count + 1, started)
+            client.confirm()
+            raise UsageError(f"{error} ({sender.posted} posted before it)") from error
+        except NotConnected as error:
+            raise sender.incomplete(error) from error
+        return sender.finish()
 
 
-def _posted(receipt: Receipt, count: int, started: float) -> Posted:
-    if receipt.unique == "repeat":
-        return Posted(count, [], [], receipt.unique, time.monotonic() - started)
-    if not receipt.workers:
-        if receipt.unique == "nobody":
-            raise NobodyAttached("no worker is attached that takes unique events: nothing was posted")
-        if receipt.missing:
-            slots = ", ".join(str(number) for number in receipt.missing)
-            raise NobodyAttached(f"no worker has it: it is queued for slot {slots}, for whoever attaches in time")
-        raise NobodyAttached("no worker is attached: nobody got it (start some with 'eventsh serve --workers 4')")
-    return Posted(count, receipt.workers, receipt.missing, receipt.unique, time.monotonic() - started)
+def _post_line(sender: _Sender, line: bytes, number: int, *, receipt: bool) -> None:
+    data = parse_line(line, number)
+    try:
+        sender.post(data, receipt=receipt)
+    except UsageError as error:
+        raise UsageError(f"line {number}: {error}") from error
+
+
+def _lines(read: Callable[[], bytes]) -> Iterator[list[tuple[int, bytes]]]:
+    """The lines that are complete after each piece, with their numbers, without those that are empty."""
+    rest = bytearray()
+    number = 0
+    while piece := read():
+        rest += piece
+        if b"\n" in piece:
+            *whole, rest = rest.split(b"\n")
+            lines = [(number + place, bytes(line)) for place, line in enumerate(whole, 1) if line.strip()]
+            number += len(whole)
+            if lines:
+                yield lines
+        if len(rest) > _MAX_LINE_BYTES:
+            raise UsageError(f"line {number + 1}: longer than {_MAX_LINE_BYTES} bytes")
+    if rest.strip():
+        yield [(number + 1, bytes(rest))]

@@ -18,7 +18,8 @@ def status(address: str | None, *, timeout_s: float) -> dict[str, Any]:
     transport, found = find_endpoint(address)
     with BlockingClient(transport, found, timeout_s=timeout_s) as client:
         answer: dict[str, Any] = client.ask("status")
-    answer["broker"]["address"] = str(found)
+    # A path can hold bytes that are no UTF-8, which JSON can't express.
+    answer["broker"]["address"] = str(found).encode("utf-8", "backslashreplace").decode()
     # The question itself is asked over a connection that is gone when the answer is read.
     answer["broker"]["connections"] -= 1
     return answer

@@ -45,7 +45,15 @@ class _Watcher:
     def __init__(self, pattern: Pattern, on_event: Callable[[Seen], bool]) -> None:
         self._pattern = pattern
         self._on_event = on_event
-        self.done = asyncio.Event()
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def finish(self, error: BaseException | None = None) -> None:
+        if self.done.done():
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
 
     def dispatch(self, delivery: Delivery) -> bool:
         seq = delivery.first_seq
@@ -54,11 +62,17 @@ class _Watcher:
             # What a process tells itself of its own life is nothing that crossed the broker; a gap is.
             is_wanted = is_wanted and (bool(seq) or (source == LIFECYCLE_SOURCE and event == "gap"))
             for data in datas:
-                if is_wanted and not self.done.is_set():
-                    if not self._on_event(Seen(source, event, data, delivery.pid, seq, delivery.time_ns)):
-                        self.done.set()
+                if is_wanted and not self.done.done():
+                    self._show(Seen(source, event, data, delivery.pid, seq, delivery.time_ns))
                 seq += bool(seq)
         return True
+
+    def _show(self, seen: Seen) -> None:
+        try:
+            if not self._on_event(seen):
+                self.finish()
+        except Exception as error:  # noqa: BLE001 - it is raised where the caller of `tail` can see it, not in the loop
+            self.finish(error)
 
     def close(self) -> None:
         pass
@@ -71,14 +85,17 @@ def tail(
     *,
     on_state: Callable[[bool], None],
     timeout_s: float,
+    output: int | None = None,
 ) -> None:
     """Call `on_event` for each event that matches, until it gives False or the caller is interrupted.
 
     `on_state` is told when the observer is attached, and when it no longer is; it attaches again by itself. What it
-    was too slow for is seen as an `eventsh` `gap` event. Raises TransportError when no broker answers at the start.
+    was too slow for is seen as an `eventsh` `gap` event. `output` is the writing end of a pipe: when nobody reads it
+    any more, the watch ends, not only with the next event. Raises TransportError when no broker listens at the start,
+    NotConnected when it does not answer, and what `on_event` raises.
     """
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(_watch(address, pattern, on_event, on_state, timeout_s))
+        runner.run(_watch(address, pattern, on_event, on_state, timeout_s, output))
 
 
 async def _watch(
@@ -87,6 +104,7 @@ async def _watch(
     on_event: Callable[[Seen], bool],
     on_state: Callable[[bool], None],
     timeout_s: float,
+    output: int | None,
 ) -> None:
     transport, found = find_endpoint(address)
     options = Options(role="observer", broker="never")
@@ -101,10 +119,22 @@ async def _watch(
     registry = Registry()
     session = Session(outbox, registry, identity=os.urandom(16).hex(), role="observer", take_unique=False)
     session.release()
-    client = Client(transport, found, options, session, registry, dispatcher=watcher, on_state=on_state)
+
+    def tell(attached: bool) -> None:
+        # Our own leaving is no news.
+        if not watcher.done.done():
+            on_state(attached)
+
+    client = Client(transport, found, options, session, registry, dispatcher=watcher, on_state=tell)
     client.start()
+    if output is not None:
+        # A pipe's writing end is never readable but when its reader is gone.
+        asyncio.get_running_loop().add_reader(output, watcher.finish)
     try:
         await client.wait_first_attempt(timeout_s)
-        await watcher.done.wait()
+        await watcher.done
     finally:
+        watcher.done.cancel()
+        if output is not None:
+            asyncio.get_running_loop().remove_reader(output)
         await client.close(leave=True, timeout=1.0)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Delivery"]
+from eventsh.errors import ProtocolError
+from eventsh.protocol.codec import decode
+
+__all__ = ["Delivery", "decode_runs"]
 
 
 @dataclass(slots=True)
@@ -28,3 +31,19 @@ class Delivery:
     # The two marks that its owners make: every handler has returned, and how many async calls are still owed.
     done: bool = False
     pending: int = 0
+
+
+def decode_runs(body: memoryview, count: int) -> list[Any]:
+    """The runs of a batch with `count` events. Raises ProtocolError: the broker passes on what it never looked at."""
+    runs = decode(body)
+    events = 0
+    try:
+        for source, event, data in runs:
+            if type(source) is not str or type(event) is not str or type(data) is not list:
+                raise ProtocolError("a batch holds something other than runs of events")
+            events += len(data)
+    except (TypeError, ValueError):
+        raise ProtocolError("a batch holds something other than runs of events") from None
+    if type(runs) is not list or events != count:
+        raise ProtocolError(f"a batch said to hold {count} events holds {events}")
+    return runs

@@ -13,12 +13,11 @@ from eventsh.core.queue import Entry, Queue
 from eventsh.errors import PayloadTooLarge, QueueOverflow, UsageError
 from eventsh.event import check_name
 from eventsh.protocol.codec import encode_data, encode_name
-from eventsh.protocol.frame import BATCH_BYTES, BATCH_EVENTS, HEADER, HEADER_BYTES, Flag, Kind
+from eventsh.protocol.frame import BATCH_BYTES, BATCH_EVENTS, FLAGS_OFFSET, HEADER, HEADER_BYTES, Flag, Kind
 
 __all__ = ["Outbox"]
 
 _BLANK_HEADER = bytes(HEADER_BYTES)
-_FLAGS_OFFSET = 5
 # Pairs of source and event whose encoded form is remembered. Programs have dozens; the limit is against those that put
 # an id into the name.
 _PREFIXES = 4096
@@ -84,6 +83,11 @@ class Outbox:
     def queued(self) -> int:
         """How many posts are not confirmed."""
         return self.number - self.confirmed
+
+    @property
+    def has_closed_batch(self) -> bool:
+        """Whether a batch waits that will not grow any more."""
+        return len(self._unsent) > 0
 
     @property
     def has_room(self) -> bool:
@@ -204,7 +208,7 @@ class Outbox:
         entries = []
         while self._kept:
             entry = self._kept.popleft()
-            entry.frame[_FLAGS_OFFSET] |= Flag.RESENT
+            entry.frame[FLAGS_OFFSET] |= Flag.RESENT
             entries.append(entry)
         self._unsent.put_back(entries)
 

@@ -12,26 +12,19 @@ it is confirmed when every live worker has received it. While a worker's queue i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from eventsh.core.dealer import Dealer
+from eventsh.core.fanout import Fanout
 from eventsh.core.link import Link
 from eventsh.core.poster import Post, Poster, Posters
-from eventsh.core.queue import Entry
 from eventsh.core.roster import Roster, RosterFull, SlotTaken
-from eventsh.core.slot import Slot
-from eventsh.core.uniques import Uniques
 from eventsh.errors import NotSerializable, ProtocolError
-from eventsh.event import LIFECYCLE_SOURCE
-from eventsh.protocol.codec import encode_data
 from eventsh.protocol.frame import (
     HEADER,
     KIND_OFFSET,
-    ORIGIN,
-    ORIGIN_OFFSET,
     PROTOCOL_VERSION,
-    STAMP,
-    STAMP_OFFSET,
     Flag,
     Kind,
     encode_frame,
@@ -39,15 +32,13 @@ from eventsh.protocol.frame import (
 from eventsh.protocol.messages import Error, Goodbye, Hello, Receipt, Reply, Report, Request, Welcome
 
 if TYPE_CHECKING:
+    from eventsh.core.slot import Slot
     from eventsh.options import Options
 
 __all__ = ["Router"]
 
 _ROLES = ("worker", "observer", "poster")
 _EVENTS, _ACK = int(Kind.EVENTS), int(Kind.ACK)
-_FLAGS_OFFSET = 5
-# What a new broker routes before the first worker of the one before it is back: short, for these come in milliseconds.
-_FOUNDER_EVENTS = 256
 
 
 class Router:
@@ -57,29 +48,24 @@ class Router:
         self.options = options
         self.epoch = epoch
         self.pid = pid
-        self.seq = 0
         self.started_at = now
         self.links: set[Link] = set()
         self.roster = Roster(
             slots=options.slots, max_slots=options.max_slots, max_queue_len=options.max_queue_len, now=now
         )
-        # Everything since the start, for a while: workers of an earlier broker must miss nothing of it.
-        self._founder: Slot | None = Slot(None, _FOUNDER_EVENTS, now)
         # The last event that all live workers have received.
         self.floor = 0
-        self.ignored_repeats = 0
-        self._wall_clock_ns = wall_clock_ns
         self._posters = Posters()
-        self._uniques = Uniques(options.unique_timeout or options.timeout, options.max_unique_keys)
+        self._fanout = Fanout(self.roster, pid=pid, wall_clock_ns=wall_clock_ns, now=now)
+        self._dealer = Dealer(
+            self.roster,
+            self._fanout,
+            timeout_s=options.unique_timeout or options.timeout,
+            max_keys=options.max_unique_keys,
+        )
         # Accepted and not routed, because a queue is full; bounded by the posters' windows.
         self._held: deque[Post] = deque()
-        self._full: set[Slot] = set()
-        # Routed and not confirmed, in the order of seq.
-        self._routed: deque[tuple[int, Post]] = deque()
-        # Unique events that no worker can take at present.
-        self._parked: deque[Post] = deque()
         self._confirmed: set[Poster] = set()
-        self._changed: dict[Link, None] = {}
         self._notices: list[str] = []
         self._on_message: dict[int, Callable[[Link, bytearray, float], None]] = {
             Kind.HELLO: self._take_hello,
@@ -89,12 +75,17 @@ class Router:
             Kind.ERROR: self._take_error,
         }
 
+    @property
+    def seq(self) -> int:
+        """The last event that crossed the broker."""
+        return self._fanout.seq
+
     # --- what the owner does with the result ---
 
     def take_changed(self) -> list[Link]:
         """The links that have output or are to be closed, since the last call."""
-        changed = list(self._changed)
-        self._changed.clear()
+        changed = list(self._fanout.changed)
+        self._fanout.changed.clear()
         return changed
 
     def take_notices(self) -> list[str]:
@@ -139,24 +130,21 @@ class Router:
     def disconnect(self, link: Link, now: float) -> Slot | None:
         """A connection is gone. Gives the slot whose process the owner should watch and report to `end_process`."""
         self.links.discard(link)
-        self._changed.pop(link, None)
+        self._fanout.changed.pop(link, None)
         poster, slot = link.poster, link.slot
         link.poster = link.slot = None
         if poster is not None and poster.link is link:
             poster.link = None
-            # Those that a worker was given before are no longer the poster's, who may know them as confirmed.
-            for post in [post for post in self._parked if post.poster is poster and post.unique is None]:
-                self._parked.remove(post)
-                poster.take_back(post)
+            self._dealer.return_to(poster)
         if slot is None:
             return None
         slot.detach(now)
         if not slot.is_observer:
             self._announce("worker_left", slot, now)
         if slot.leaving:
-            self._full.discard(slot)
+            self._fanout.full.discard(slot)
             self.roster.remove(slot)
-            self._reassign(slot, now)
+            self._dealer.reassign(slot, now)
         self._settle(now)
         return None if slot.leaving else slot
 
@@ -164,7 +152,7 @@ class Router:
         """The process that held this slot, and lost its connection, has ended: what it alone had goes to others."""
         if slot.link is None:
             slot.is_gone = True
-            self._reassign(slot, now)
+            self._dealer.reassign(slot, now)
             if slot.is_observer and slot in self.roster.observers:
                 self.roster.remove(slot)
             self._settle(now)
@@ -176,23 +164,23 @@ class Router:
                 self._refuse(link, "slow_hello", f"no hello within {self.options.hello_timeout:g} s (hello_timeout)")
         timeout = self.options.timeout
         if now - self.started_at > timeout:
-            self._founder = None
+            self._fanout.founder = None
         for slot in self.roster.expire(now, timeout):
-            self._full.discard(slot)
-            self._reassign(slot, now)
+            self._fanout.full.discard(slot)
+            self._dealer.reassign(slot, now)
             if not slot.is_observer and (slot.missed or slot.doubts):
                 self._notices.append(f"slot {slot.worker_id} was not taken for {timeout:g} s: its events are dropped")
         for slot in self.roster:
             if slot.link is None or now - slot.progress_at <= timeout:
                 continue
-            if slot in self._full:
-                self._full.discard(slot)
+            if slot in self._fanout.full:
+                self._fanout.full.discard(slot)
                 slot.start_losing(f"{slot.label} made no progress for {timeout:g} s with a full queue")
                 self._notices.append(f"{slot.gap_reason} ({slot.queue.events} events): what follows is dropped for it")
             elif slot.is_live and slot.is_behind:
                 slot.stalled = True
                 self._notices.append(f"{slot.label} took nothing for {timeout:g} s: nobody waits for it now")
-        self._uniques.expire(now)
+        self._dealer.keys.expire(now)
         self._settle(now)
 
     # --- hello, goodbye and the rest ---
@@ -235,7 +223,7 @@ class Router:
         if hello.epoch in (0, self.epoch) or now - self.started_at > self.options.timeout:
             return
         mine = [hello.worker_id] if hello.role == "worker" and hello.worker_id is not None else []
-        self.roster.expect({number for number in hello.slots + mine if 0 <= number <= 65535}, self._founder, now)
+        self.roster.expect({number for number in hello.slots + mine if 0 <= number <= 65535}, self._fanout.founder, now)
 
     def _welcome(self, slot: Slot | None, resumed: bool) -> Welcome:
         options = self.options
@@ -257,28 +245,27 @@ class Router:
             # The client has noticed the end of its old connection before we have.
             previous.slot = None
             previous.is_closing = True
-            self._changed[previous] = None
+            self._fanout.changed[previous] = None
         elif slot.identity != hello.identity:
-            self._reassign(slot, now)
+            self._dealer.reassign(slot, now)
         if not resumed:
             slot.received = slot.last_seq = self.seq
         slot.takes_unique = hello.take_unique
         had = (hello.received, hello.handled) if hello.epoch == self.epoch else None
         slot.attach(link, hello.identity, link.pid or hello.pid, had, now)
-        self._relieve(slot)
+        self._fanout.relieve(slot)
         again = slot.take_unreceived_uniques()
         slot.send_backlog()
         for seq, post in slot.uniques.items():
             if post.last_seq is None:
                 post.last_seq = seq
                 self._confirm(post)
-        for post in again:
-            self._give(post, slot, now)
+        self._dealer.give_again(again, slot, now)
         if slot.lossy:
             self._recover(slot, now)
         if not slot.is_observer:
             self._announce("worker_joined", slot, now)
-        self._unpark(now)
+        self._dealer.unpark(now)
 
     def _take_goodbye(self, link: Link, frame: bytearray, now: float) -> None:
         if not link.is_greeted:
@@ -292,7 +279,7 @@ class Router:
         slot.draining = True
         if slot.leaving:
             # Nothing more is kept for it, so nobody has to wait until it has room.
-            self._full.discard(slot)
+            self._fanout.full.discard(slot)
         self._send(link, Goodbye(slot.leaving).encode())
 
     def _take_report(self, link: Link, frame: bytearray, now: float) -> None:
@@ -302,10 +289,9 @@ class Router:
         link.slot.failed += report.failed
         data = {**report.last, "worker_id": link.slot.worker_id, "failed": report.failed}
         try:
-            body = self._encode_own("handler_error", data)
+            self._fanout.place_own("handler_error", data, self.roster.observers, now)
         except NotSerializable as error:
             raise ProtocolError(f"a report that can't be passed on: {error}") from None
-        self._route_own(body, self.roster.observers, now)
 
     def _take_request(self, link: Link, frame: bytearray, now: float) -> None:
         if not link.is_greeted:
@@ -319,7 +305,7 @@ class Router:
 
     def _take_error(self, link: Link, frame: bytearray, now: float) -> None:
         link.is_closing = True
-        self._changed[link] = None
+        self._fanout.changed[link] = None
 
     def _refuse(self, link: Link, code: str, message: str) -> None:
         if not link.is_closing:
@@ -328,7 +314,7 @@ class Router:
 
     def _send(self, link: Link, frame: bytearray) -> None:
         link.output.append(frame)
-        self._changed[link] = None
+        self._fanout.changed[link] = None
 
     # --- events ---
 
@@ -340,136 +326,21 @@ class Router:
         if post is None:
             # Sent again after a reconnect; the confirmation may have been lost with the connection.
             self._confirmed.add(poster)
-        elif self._held or self._full or not self._route(post, now):
+        elif self._held or self._fanout.full or not self._route(post, now):
             self._held.append(post)
 
     def _route(self, post: Post, now: float) -> bool:
         """Give a post its place among all events and put it into the queues. False: not now."""
         if post.flags & Flag.UNIQUE:
-            return self._route_unique(post, now)
-        frame = post.frame
-        assert frame is not None
-        post.frame = None
+            return self._dealer.route(post, now)
         if post.flags & Flag.RECEIPT:
             post.targets = [slot for slot in self.roster.workers.values() if not (slot.lossy or slot.leaving)]
-        first = self.seq + 1
-        post.last_seq = self.seq = self.seq + post.count
-        self._stamp(frame, post.poster.origin, first)
-        self._routed.append((self.seq, post))
-        self._broadcast(Entry(self.seq, post.count, frame), first, now)
+        self._fanout.place(post, None, now)
+        post.frame = None
         return True
-
-    def _stamp(self, frame: bytearray, origin: int, seq: int) -> None:
-        ORIGIN.pack_into(frame, ORIGIN_OFFSET, origin)
-        STAMP.pack_into(frame, STAMP_OFFSET, seq, self._wall_clock_ns())
-
-    def _broadcast(self, entry: Entry, first: int, now: float) -> None:
-        self._fan_out(entry, first, self.roster, now)
-        founder = self._founder
-        if founder is not None:
-            if founder.queue.is_full and not founder.lossy:
-                founder.start_losing("the broker was new, and this worker not yet attached to it")
-            founder.offer(entry, first, now)
-
-    def _fan_out(self, entry: Entry, first: int, slots: Iterable[Slot], now: float) -> None:
-        for slot in slots:
-            if slot.leaving:
-                continue
-            if slot.queue.is_full and slot.is_observer and not slot.lossy:
-                slot.start_losing("the observer was too slow")
-            if slot.offer(entry, first, now) and slot.link is not None:
-                self._changed[slot.link] = None
-            if slot.queue.is_full and not slot.is_observer and not slot.lossy:
-                self._full.add(slot)
-
-    def _encode_own(self, event: str, data: dict[str, Any]) -> bytes:
-        return b'[["' + LIFECYCLE_SOURCE.encode() + b'","' + event.encode() + b'",[' + encode_data(data) + b"]]]"
-
-    def _route_own(self, body: bytes, slots: Iterable[Slot] | None, now: float) -> None:
-        """An event of the broker's own, to all when no `slots` are given. It has no poster (its origin is 0), so nobody
-        waits for its confirmation."""
-        self.seq += 1
-        stamp = self._wall_clock_ns()
-        frame = encode_frame(Kind.EVENTS, body, count=1, pid=self.pid, origin_seq=self.seq, seq=self.seq, time_ns=stamp)
-        entry = Entry(self.seq, 1, frame)
-        if slots is None:
-            self._broadcast(entry, self.seq, now)
-        else:
-            self._fan_out(entry, self.seq, slots, now)
 
     def _announce(self, event: str, slot: Slot, now: float) -> None:
-        self._route_own(self._encode_own(event, {"worker_id": slot.worker_id, "pid": slot.pid}), None, now)
-
-    # --- unique events ---
-
-    def _route_unique(self, post: Post, now: float) -> bool:
-        if self._uniques.is_taken(post.key, now):
-            self.ignored_repeats += 1
-            self._finish_unique(post, "repeat")
-            return True
-        if self._uniques.is_full(now):
-            return False
-        slot = self._choose()
-        if slot is not None:
-            # Only now: an event that nobody gets must not keep its key from the next one.
-            self._uniques.take(post.key, now)
-            self._give(post, slot, now)
-        elif post.flags & Flag.RECEIPT:
-            self._finish_unique(post, "nobody")
-        else:
-            self._parked.append(post)
-        return True
-
-    def _choose(self) -> Slot | None:
-        """The live worker with the least to do; of equals, the one that was given the fewest."""
-        able = [slot for slot in self.roster if slot.can_take_unique]
-        return min(able, key=lambda slot: (slot.queue.events, slot.uniques_given), default=None)
-
-    def _give(self, post: Post, slot: Slot, now: float) -> None:
-        frame = post.frame
-        assert frame is not None
-        if post.unique is not None:
-            # Given before: the old frame may still be under way, with its old place among the events.
-            frame = post.frame = bytearray(frame)
-            # A process that had it before, was given up and came back must know it again.
-            frame[_FLAGS_OFFSET] |= Flag.RESENT
-        post.unique = "given"
-        post.targets = [slot]
-        self.seq += 1
-        post.last_seq = self.seq
-        self._stamp(frame, post.poster.origin, self.seq)
-        self._routed.append((self.seq, post))
-        slot.uniques[self.seq] = post
-        slot.uniques_given += 1
-        self._fan_out(Entry(self.seq, 1, frame), self.seq, (slot,), now)
-
-    def _finish_unique(self, post: Post, outcome: str) -> None:
-        """Nobody gets it. It is confirmed in its turn, behind what its poster posted before."""
-        post.unique = outcome
-        post.frame = None
-        post.last_seq = self.seq
-        self._routed.append((self.seq, post))
-
-    def _reassign(self, slot: Slot, now: float) -> None:
-        """Give the unique events that a lost worker did not handle to others. Their keys stay taken."""
-        for post in slot.take_uniques():
-            other = self._choose()
-            if other is None:
-                post.last_seq = None
-                self._parked.append(post)
-            else:
-                self._give(post, other, now)
-        self._relieve(slot)
-
-    def _unpark(self, now: float) -> None:
-        """A worker came: give it what waited for one."""
-        parked, self._parked = self._parked, deque()
-        for post in parked:
-            slot = self._choose()
-            if slot is not None and post.unique is not None:
-                self._give(post, slot, now)
-            elif slot is None or not self._route_unique(post, now):
-                self._parked.append(post)
+        self._fanout.place_own(event, {"worker_id": slot.worker_id, "pid": slot.pid}, None, now)
 
     # --- acks, confirmations and pressure ---
 
@@ -478,20 +349,16 @@ class Router:
         if slot is None:
             raise ProtocolError("an ack from one who gets no events")
         _, _, _, _, _, _, handled, received, _ = HEADER.unpack_from(frame)
+        # Not the slot's own last event: a process that held another place before may be beyond that.
         if handled > received or received > self.seq:
             raise ProtocolError(f"acked {received} and {handled}, but only {self.seq} was sent")
-        # A process that held another place before may be beyond the last event that was for this one.
-        slot.take_ack(min(received, slot.last_seq), min(handled, slot.last_seq), now)
-        self._relieve(slot)
+        slot.take_ack(received, handled, now)
+        self._fanout.relieve(slot)
         if slot.lossy:
             self._recover(slot, now)
-        if self._parked and slot.can_take_unique:
+        if self._dealer.has_parked and slot.can_take_unique:
             # It could take none a moment ago, when it was stalled or losing.
-            self._unpark(now)
-
-    def _relieve(self, slot: Slot) -> None:
-        if not slot.queue.is_full:
-            self._full.discard(slot)
+            self._dealer.unpark(now)
 
     def _recover(self, slot: Slot, now: float) -> None:
         """Let a slot that was losing have events again, once it has worked off half of its queue."""
@@ -499,18 +366,18 @@ class Router:
             if slot.missed:
                 self._notices.append(f"{slot.label} missed {slot.missed} events: {slot.gap_reason}")
             if slot.end_losing(now) and slot.link is not None:
-                self._changed[slot.link] = None
+                self._fanout.changed[slot.link] = None
 
     def _settle(self, now: float) -> None:
         """Route what was held, and confirm what every live worker has."""
         held = self._held
-        while held and not self._full and self._route(held[0], now):
+        while held and not self._fanout.full and self._route(held[0], now):
             held.popleft()
-        if self._routed:
+        if self._fanout.placed:
             behind = [slot.received for slot in self.roster.workers.values() if slot.is_live and slot.is_behind]
             self.floor = max(self.floor, min(behind, default=self.seq))
-            while self._routed and self._routed[0][0] <= self.floor:
-                seq, post = self._routed.popleft()
+            while self._fanout.placed and self._fanout.placed[0][0] <= self.floor:
+                seq, post = self._fanout.placed.popleft()
                 if post.last_seq == seq:
                     self._confirm(post)
         if self._confirmed:
@@ -550,10 +417,10 @@ class Router:
                 "connections": len(self.links),
                 "observers": len(self.roster.observers),
                 "events": self.seq,
-                "unconfirmed": sum(post.count for _, post in self._routed),
+                "unconfirmed": sum(post.count for _, post in self._fanout.placed),
                 "held": sum(post.count for post in self._held),
-                "unique_keys": len(self._uniques),
-                "ignored_repeats": self.ignored_repeats,
+                "unique_keys": len(self._dealer.keys),
+                "ignored_repeats": self._dealer.ignored_repeats,
             },
             "workers": [
                 {

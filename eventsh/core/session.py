@@ -16,10 +16,9 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from eventsh.core.delivery import Delivery
+from eventsh.core.delivery import Delivery, decode_runs
 from eventsh.errors import ProtocolError, QueueOverflow
 from eventsh.event import LIFECYCLE_SOURCE, check_name
-from eventsh.protocol.codec import decode
 from eventsh.protocol.frame import HEADER, HEADER_BYTES, KIND_OFFSET, PROTOCOL_VERSION, Flag, Kind, encode_frame
 from eventsh.protocol.messages import Error, Gap, Goodbye, Hello, Message, Receipt, Reply, Report, Request, Welcome
 
@@ -196,7 +195,7 @@ class Session:
 
     def _note_workers(self, frame: bytearray) -> None:
         """Follow in the broker's own events who holds which slot."""
-        for _, event, data in _decode_runs(memoryview(frame)[HEADER_BYTES:], 1):
+        for _, event, data in decode_runs(memoryview(frame)[HEADER_BYTES:], 1):
             number = data[0].get("worker_id") if isinstance(data[0], dict) else None
             if event == "worker_joined" and isinstance(number, int):
                 self._slots.add(number)
@@ -328,7 +327,7 @@ class Session:
         if flags & Flag.UNIQUE:
             start += 2 + int.from_bytes(frame[start : start + 2], "little")
         try:
-            delivery.runs = _decode_runs(memoryview(frame)[start:], count)
+            delivery.runs = decode_runs(memoryview(frame)[start:], count)
         except ProtocolError:
             self.complete(delivery)
             raise
@@ -394,19 +393,3 @@ class Session:
             frames += self._control
             self._control.clear()
         return frames
-
-
-def _decode_runs(body: memoryview, count: int) -> list[Any]:
-    """The runs of a batch with `count` events. Raises ProtocolError: the broker passes on what it never looked at."""
-    runs = decode(body)
-    events = 0
-    try:
-        for source, event, data in runs:
-            if type(source) is not str or type(event) is not str or type(data) is not list:
-                raise ProtocolError("a batch holds something other than runs of events")
-            events += len(data)
-    except (TypeError, ValueError):
-        raise ProtocolError("a batch holds something other than runs of events") from None
-    if type(runs) is not list or events != count:
-        raise ProtocolError(f"a batch said to hold {count} events holds {events}")
-    return runs

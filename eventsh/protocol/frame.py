@@ -17,6 +17,7 @@ from eventsh.errors import ProtocolError
 __all__ = [
     "BATCH_BYTES",
     "BATCH_EVENTS",
+    "FLAGS_OFFSET",
     "HEADER",
     "HEADER_BYTES",
     "MAX_BODY_BYTES",
@@ -49,6 +50,7 @@ STAMP_OFFSET = 24
 
 LENGTH = Struct("<I")
 KIND_OFFSET = 4
+FLAGS_OFFSET = 5
 
 # The largest event that any option allows.
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024

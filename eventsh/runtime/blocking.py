@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 __all__ = ["BlockingClient"]
 
 _READ_BYTES = 256 * 1024
+# What did not happen in time, and what to do about it.
+_NO_ANSWER = "the broker is stopped or overloaded: no answer"
+_NOT_CONFIRMED = "a worker or the broker is stuck (see 'eventsh status'): not confirmed"
+_NO_ROOM = "a worker or the broker is stuck (see 'eventsh status'): no room for posts"
+# poll() takes a C int.
+_LONGEST_POLL_MS = 2**31 - 1
 
 
 class BlockingClient:
@@ -50,9 +56,7 @@ class BlockingClient:
             max_payload_len=MAX_PAYLOAD_BYTES,
             on_batch=lambda: None,
         )
-        self.session = Session(
-            self.outbox, Registry(), identity=os.urandom(16).hex(), role="poster", take_unique=False
-        )
+        self.session = Session(self.outbox, Registry(), identity=os.urandom(16).hex(), role="poster", take_unique=False)
         self.receipts: dict[int, Receipt] = {}
         self._replies: dict[int, Reply] = {}
         self._decoder = FrameDecoder(MAX_BODY_BYTES)
@@ -69,7 +73,7 @@ class BlockingClient:
         connection.setblocking(False)
         self._unsent += self.session.connected()
         try:
-            self._exchange(lambda: self.session.state is SessionState.ATTACHED, "the broker did not answer")
+            self._exchange(lambda: self.session.state is SessionState.ATTACHED, _NO_ANSWER)
         except BaseException:
             connection.close()
             raise
@@ -80,25 +84,41 @@ class BlockingClient:
         if self._socket is not None:
             self._socket.close()
 
-    def post(self, source: str, event: str, data: Any, *, unique: str | None = None) -> None:
-        """Post one event; waits for room when the queue is full. It is on its way, and not confirmed."""
-        self._when_room(lambda: self._put(source, event, data, unique, receipt=False))
+    @property
+    def confirmed(self) -> int:
+        """How many posts every live worker has, counted from the first."""
+        return self.outbox.confirmed
+
+    def post(self, source: str, event: str, data: Any, *, unique: str | None = None, receipt: bool = False) -> int:
+        """Post one event, and give its number; waits for room when the queue is full. It leaves with the next `flush`,
+        or with any call that waits."""
+        self._when_room(lambda: self._put(source, event, data, unique, receipt=receipt))
+        return self.outbox.number
+
+    def receipt(self, number: int) -> Receipt:
+        """Wait until every live worker has the post with this number, which asked for a receipt, and all before it.
+        Receipts of earlier ones are forgotten."""
+        self._exchange(lambda: number in self.receipts and self.outbox.confirmed >= number, _NOT_CONFIRMED)
+        receipt = self.receipts[number]
+        self.receipts.clear()
+        return receipt
 
     def post_and_confirm(self, source: str, event: str, data: Any, *, unique: str | None = None) -> Receipt:
         """Post one event and wait until every live worker has it, and all that was posted before."""
-        self._when_room(lambda: self._put(source, event, data, unique, receipt=True))
-        number = self.outbox.number
-        self._exchange(lambda: number in self.receipts and self.outbox.confirmed >= number, "not confirmed")
-        return self.receipts.pop(number)
+        return self.receipt(self.post(source, event, data, unique=unique, receipt=True))
+
+    def flush(self) -> None:
+        """Send what was posted, without waiting until it is confirmed."""
+        self._exchange(lambda: not self._unsent, _NO_ROOM)
 
     def confirm(self) -> None:
         """Wait until every live worker has all that was posted."""
-        self._exchange(lambda: not self.outbox.queued, "not confirmed")
+        self._exchange(lambda: not self.outbox.queued, _NOT_CONFIRMED)
 
     def ask(self, what: str, arguments: dict[str, Any] | None = None) -> Any:
         """Ask the broker a question. Raises EventError when it has no answer."""
         number = self.session.request(what, arguments or {})
-        self._exchange(lambda: number in self._replies, "the broker did not answer")
+        self._exchange(lambda: number in self._replies, _NO_ANSWER)
         reply = self._replies.pop(number)
         if reply.error is not None:
             raise EventError(reply.error)
@@ -117,7 +137,7 @@ class BlockingClient:
             put()
         except QueueOverflow:
             half = self.outbox.max_queue_len // 2
-            self._exchange(lambda: self.outbox.queued <= half, "no room for posts")
+            self._exchange(lambda: self.outbox.queued <= half, _NO_ROOM)
             put()
 
     def _exchange(self, until: Callable[[], bool], what: str) -> None:
@@ -133,8 +153,8 @@ class BlockingClient:
                 return
             poll.register(connection, select.POLLIN | (select.POLLOUT if self._unsent else 0))
             left_s = deadline - time.monotonic()
-            if left_s <= 0 or not poll.poll(left_s * 1000):
-                raise NotConnected(f"{what} by {self.address} within {self.timeout_s:g} s")
+            if left_s <= 0 or not poll.poll(min(left_s * 1000, _LONGEST_POLL_MS)):
+                raise NotConnected(f"{self.address}: {what} within {self.timeout_s:g} s")
             try:
                 if self._unsent:
                     self._send(connection)

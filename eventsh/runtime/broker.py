@@ -16,12 +16,12 @@ import time
 from typing import TYPE_CHECKING
 
 from eventsh.core.router import Router
-from eventsh.errors import EventError
+from eventsh.errors import EventError, TransportError
 from eventsh.options import Options, parse_broker_arguments
 from eventsh.plugins import plugins
 from eventsh.protocol.frame import MAX_BODY_BYTES
 from eventsh.runtime.child import EXIT_OK, EXIT_USAGE, Supervisor, add_child_arguments, start_child
-from eventsh.runtime.election import remove_log, unlock_address
+from eventsh.runtime.election import lock_address, remove_log, unlock_address
 from eventsh.runtime.endpoint import find_endpoint
 from eventsh.runtime.loop import new_event_loop
 
@@ -207,21 +207,34 @@ def _parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, Opti
     return known, parse_broker_arguments(rest)
 
 
+def _lock_for(transport: Transport, address: Address, inherited: int | None) -> int | None:
+    """The lock of the address, from whoever started this broker, or else taken here: listening removes what stands at the
+    address, so without the lock a second broker would displace a live one. None where the transport has no lock."""
+    if inherited is not None or transport.lock_path(address) is None:
+        return inherited
+    lock = lock_address(transport, address)
+    if lock is None:
+        raise TransportError(f"a broker is already running at {address}")
+    return lock
+
+
 async def _serve(known: argparse.Namespace, options: Options, supervisor: Supervisor) -> int:
     try:
         transport, address = find_endpoint(known.address)
+        lock = _lock_for(transport, address, known.lock_fd)
         broker = Broker(transport, address, options)
         await broker.start()
     except EventError as error:
+        _log.error("%s", error)
         return supervisor.fail(str(error))
     supervisor.follow(asyncio.get_running_loop(), lambda _command: broker.stopping.set())
     supervisor.report("ready", address=broker.listening, pid=os.getpid(), epoch=broker.router.epoch)
     _log.info("broker %d listens on %s", os.getpid(), broker.listening)
     await broker.stopping.wait()
     await broker.close()
-    if known.lock_fd is not None and not known.keep_lock_file:
+    if lock is not None and not known.keep_lock_file:
         remove_log(transport, address)
-        unlock_address(transport, address, known.lock_fd)
+        unlock_address(transport, address, lock)
     return EXIT_OK
 
 

@@ -138,6 +138,9 @@ class Client:
         self._woken = False
         self._was_attached = False
         self._pump_at: asyncio.Handle | None = None
+        # When events are given out though no handler was ever registered. Apart, for it must not keep a pump from being
+        # scheduled before that.
+        self._hold_ends_at: asyncio.TimerHandle | None = None
         self._ack_at: asyncio.TimerHandle | None = None
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._replies: dict[int, asyncio.Future[Reply]] = {}
@@ -320,9 +323,7 @@ class Client:
 
     def _pump(self) -> None:
         """Give deliveries to the handlers until none is left or the turn has lasted long enough."""
-        if self._pump_at is not None:
-            self._pump_at.cancel()
-            self._pump_at = None
+        self._cancel_pump()
         session, dispatcher = self.session, self._dispatcher
         now = time.monotonic()
         until = now + _PUMP_BUDGET_S
@@ -334,7 +335,7 @@ class Client:
                 continue
             if delivery is None:
                 if session.has_work and session.hold_until is not None:
-                    self._pump_at = self._loop.call_later(max(0.0, session.hold_until - now), self._pump)
+                    self._hold_ends_at = self._loop.call_later(max(0.0, session.hold_until - now), self._pump)
                 break
             try:
                 is_done = dispatcher.dispatch(delivery)
@@ -349,6 +350,12 @@ class Client:
                 self._schedule_pump()
                 break
         self._after_handling()
+
+    def _cancel_pump(self) -> None:
+        for handle in (self._pump_at, self._hold_ends_at):
+            if handle is not None:
+                handle.cancel()
+        self._pump_at = self._hold_ends_at = None
 
     def _complete(self, delivery: Delivery) -> None:
         """The last async handler of a delivery returned."""
@@ -391,7 +398,10 @@ class Client:
 
     def wake(self) -> None:
         """Something was posted: send it at the end of the loop's turn. Callable in any thread, under the lock."""
-        if not self._woken:
+        if not self._is_shared and self.session.outbox.has_closed_batch:
+            # A program that posts without giving the loop its turn would else keep the workers waiting until it does.
+            self.flush()
+        elif not self._woken:
             self._woken = True
             if self._is_shared:
                 self._loop.call_soon_threadsafe(self.flush)
@@ -536,8 +546,7 @@ class Client:
             attachment.connection.close()
             await asyncio.wait((attachment.lost,), timeout=_CLOSE_TIMEOUT_S)
             attachment.connection.abort()
-        if self._pump_at is not None:
-            self._pump_at.cancel()
+        self._cancel_pump()
         self._dispatcher.close()
 
     def abandon(self) -> None:

@@ -13,11 +13,13 @@ from eventsh.core.outbox import Outbox
 from eventsh.core.registry import Registry
 from eventsh.core.router import Router
 from eventsh.core.session import Session, SessionState
+from eventsh.errors import QueueOverflow
 from eventsh.options import Options
 from eventsh.protocol.frame import HEADER_BYTES, MAX_BODY_BYTES, FrameDecoder, Header, Kind, decode_header
 from eventsh.protocol.messages import Error, Message
 
 BROKER_PID = 7
+TIMEOUT_S = 5.0
 
 
 class Channel:
@@ -93,9 +95,7 @@ class Net:
 
     def _new_router(self, epoch: int) -> Router:
         stamps = count(1)
-        return Router(
-            self.options, epoch=epoch, pid=BROKER_PID, wall_clock_ns=lambda: next(stamps), now=self.now
-        )
+        return Router(self.options, epoch=epoch, pid=BROKER_PID, wall_clock_ns=lambda: next(stamps), now=self.now)
 
     # --- connections ---
 
@@ -226,6 +226,7 @@ class Net:
         everybody = processes or [channel.process for channel in self.channels]
         for _ in range(1000):
             for process in everybody:
+                self.handle(process)
                 self.flush(process)
             channels = [channel for process in everybody if (channel := process.channel) is not None]
             if not any(channel.up or channel.down for channel in channels):
@@ -234,8 +235,6 @@ class Net:
                 self.up(channel)
             for channel in channels:
                 self.down(channel)
-            for process in everybody:
-                self.handle(process)
         raise AssertionError("they never stop talking")
 
 
@@ -249,3 +248,89 @@ def error_codes(process: Process) -> list[str]:
 
 def body(frame: bytes) -> bytes:
     return frame[HEADER_BYTES:]
+
+
+# What the tests say in a word.
+
+
+def worker(net, number, slot=None, **options):
+    return net.attach(Process(number, worker_id=slot, **options))
+
+
+def workers(net, count):
+    attached = [worker(net, number, number - 1) for number in range(1, count + 1)]
+    net.run()
+    return attached
+
+
+def observer(net, number=90, **options):
+    return net.attach(Process(number, role="observer", take_unique=False, **options))
+
+
+def poster(net, number=80, **options):
+    return net.attach(Process(number, role="poster", take_unique=False, **options))
+
+
+def post(net, process, *data, batch=True):
+    """Post, and have it arrive at the broker in one batch or in several."""
+    for value in data:
+        process.outbox.post("app", "e", value)
+        if not batch:
+            net.flush(process, ack=False)
+    net.flush(process, ack=False)
+    net.up(process.channel)
+
+
+def post_unique(net, process, value, key, *, receipt=False):
+    process.outbox.post_unique("app", "u", value, key, receipt=receipt)
+    net.flush(process, ack=False)
+    net.up(process.channel)
+
+
+def ack(net, process):
+    """What has arrived is acknowledged as received; nothing is handled."""
+    net.down(process.channel)
+    net.flush(process)
+    net.up(process.channel)
+
+
+def slot_of(net, number):
+    return net.router.roster.workers[number]
+
+
+def confirmed(net, process):
+    """Let the confirmations that are under way arrive; give the last number confirmed."""
+    net.down(process.channel)
+    return process.outbox.confirmed
+
+
+def ran(*processes):
+    return [process.data_of("app") for process in processes]
+
+
+def fill(net, process, count):
+    """Post as many, one a batch, and as far as the window allows."""
+    for value in range(count):
+        post(net, process, value)
+
+
+def slow_pool(limit=4):
+    """Two workers and a poster; the second worker receives everything and handles nothing."""
+    net = Net(max_queue_len=limit)
+    first, second = workers(net, 2)
+    return net, first, second, poster(net)
+
+
+def feed(net, posting, fast, slow, count):
+    """Post one after the other; everybody but the slow worker handles, and it says what it has received."""
+    accepted = 0
+    for _ in range(count):
+        try:
+            posting.outbox.post("app", "e", posting.outbox.number + 1)
+        except QueueOverflow:
+            break
+        accepted += 1
+        net.run(posting, fast)
+        ack(net, slow)
+        net.run(posting, fast)
+    return accepted

@@ -1,0 +1,108 @@
+"""Which one worker gets a unique event, and what becomes of it when that worker is lost."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from eventsh.core.uniques import Uniques
+from eventsh.protocol.frame import FLAGS_OFFSET, Flag
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from eventsh.core.fanout import Fanout
+    from eventsh.core.poster import Post, Poster
+    from eventsh.core.roster import Roster
+    from eventsh.core.slot import Slot
+
+__all__ = ["Dealer"]
+
+
+class Dealer:
+    """Unique events: their keys, and those that wait for a worker."""
+
+    def __init__(self, roster: Roster, fanout: Fanout, *, timeout_s: float, max_keys: int) -> None:
+        self.keys = Uniques(timeout_s, max_keys)
+        self.ignored_repeats = 0
+        self._roster = roster
+        self._fanout = fanout
+        # Events that no worker can take at present.
+        self._parked: deque[Post] = deque()
+
+    @property
+    def has_parked(self) -> bool:
+        return bool(self._parked)
+
+    def route(self, post: Post, now: float) -> bool:
+        """Give a new unique event to a worker, drop a repeat, or let it wait for a worker. False: not now."""
+        if self.keys.is_taken(post.key, now):
+            self.ignored_repeats += 1
+            post.unique = "repeat"
+            self._fanout.place_nowhere(post)
+            return True
+        if self.keys.is_full(now):
+            return False
+        slot = self._choose()
+        if slot is not None:
+            # Only now: an event that nobody gets must not keep its key from the next one.
+            self.keys.take(post.key, now)
+            self._give(post, slot, now)
+        elif post.flags & Flag.RECEIPT:
+            post.unique = "nobody"
+            self._fanout.place_nowhere(post)
+        else:
+            self._parked.append(post)
+        return True
+
+    def give_again(self, posts: Iterable[Post], slot: Slot, now: float) -> None:
+        """A process came back to its slot: it gets what it was given before and did not receive."""
+        for post in posts:
+            self._give(post, slot, now)
+
+    def reassign(self, slot: Slot, now: float) -> None:
+        """Give the unique events that a lost worker did not handle to others. Their keys stay taken."""
+        for post in slot.take_uniques():
+            other = self._choose()
+            if other is None:
+                post.last_seq = None
+                self._parked.append(post)
+            else:
+                self._give(post, other, now)
+        self._fanout.relieve(slot)
+
+    def unpark(self, now: float) -> None:
+        """A worker came, or can take events again: give it what waited for one."""
+        parked, self._parked = self._parked, deque()
+        for post in parked:
+            slot = self._choose()
+            if slot is not None and post.unique is not None:
+                self._give(post, slot, now)
+            elif slot is None or not self.route(post, now):
+                self._parked.append(post)
+
+    def return_to(self, poster: Poster) -> None:
+        """This poster's connection is gone: what waits for a worker is the poster's to send again. But not what a worker
+        was given before, for the poster may know that as confirmed."""
+        for post in [post for post in self._parked if post.poster is poster and post.unique is None]:
+            self._parked.remove(post)
+            poster.take_back(post)
+
+    def _choose(self) -> Slot | None:
+        """The live worker with the least to do; of equals, the one that was given the fewest."""
+        able = [slot for slot in self._roster if slot.can_take_unique]
+        return min(able, key=lambda slot: (slot.queue.events, slot.uniques_given), default=None)
+
+    def _give(self, post: Post, slot: Slot, now: float) -> None:
+        if post.unique is not None:
+            assert post.frame is not None
+            # Given before: the old frame may still be under way, with its old place among the events.
+            post.frame = bytearray(post.frame)
+            # A process that had it before, was given up and came back must know it again.
+            post.frame[FLAGS_OFFSET] |= Flag.RESENT
+        post.unique = "given"
+        post.targets = [slot]
+        self._fanout.place(post, (slot,), now)
+        assert post.last_seq is not None
+        slot.uniques[post.last_seq] = post
+        slot.uniques_given += 1

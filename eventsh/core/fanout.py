@@ -1,0 +1,89 @@
+"""Give every event its place among all, and put it into the queues of those who are to get it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from eventsh.core.queue import Entry
+from eventsh.core.slot import Slot
+from eventsh.event import LIFECYCLE_SOURCE
+from eventsh.protocol.codec import encode_data
+from eventsh.protocol.frame import ORIGIN, ORIGIN_OFFSET, STAMP, STAMP_OFFSET, Kind, encode_frame
+
+if TYPE_CHECKING:
+    from eventsh.core.link import Link
+    from eventsh.core.poster import Post
+    from eventsh.core.roster import Roster
+
+__all__ = ["Fanout"]
+
+# What a new broker routes before the first worker of the one before it is back: short, for these come in milliseconds.
+_FOUNDER_EVENTS = 256
+
+
+class Fanout:
+    """The order of events: one number for each, `seq` is the last one given."""
+
+    def __init__(self, roster: Roster, *, pid: int, wall_clock_ns: Callable[[], int], now: float) -> None:
+        self.seq = 0
+        # Everything since the start, for a while: workers of an earlier broker must miss nothing of it.
+        self.founder: Slot | None = Slot(None, _FOUNDER_EVENTS, now)
+        # Workers with a full queue: while there is one, nothing that a poster sent is placed.
+        self.full: set[Slot] = set()
+        # Placed and not confirmed, in the order of seq.
+        self.placed: deque[tuple[int, Post]] = deque()
+        # Links that have output or are to be closed.
+        self.changed: dict[Link, None] = {}
+        self._roster = roster
+        self._pid = pid
+        self._wall_clock_ns = wall_clock_ns
+
+    def place(self, post: Post, slots: Iterable[Slot] | None, now: float) -> None:
+        """Stamp a post and queue it for these slots, or for everybody."""
+        frame = post.frame
+        assert frame is not None
+        first = self.seq + 1
+        post.last_seq = self.seq = self.seq + post.count
+        ORIGIN.pack_into(frame, ORIGIN_OFFSET, post.poster.origin)
+        STAMP.pack_into(frame, STAMP_OFFSET, first, self._wall_clock_ns())
+        self.placed.append((self.seq, post))
+        self._offer(Entry(self.seq, post.count, frame), first, slots, now)
+
+    def place_nowhere(self, post: Post) -> None:
+        """Nobody gets it. It is confirmed in its turn, behind what its poster posted before."""
+        post.frame = None
+        post.last_seq = self.seq
+        self.placed.append((self.seq, post))
+
+    def place_own(self, event: str, data: dict[str, Any], slots: Iterable[Slot] | None, now: float) -> None:
+        """An event of the broker's own. It has no poster (its origin is 0), so nobody waits for its confirmation.
+
+        Raises NotSerializable; then nothing has changed."""
+        body = b'[["' + LIFECYCLE_SOURCE.encode() + b'","' + event.encode() + b'",[' + encode_data(data) + b"]]]"
+        self.seq = seq = self.seq + 1
+        stamp = self._wall_clock_ns()
+        frame = encode_frame(Kind.EVENTS, body, count=1, pid=self._pid, origin_seq=seq, seq=seq, time_ns=stamp)
+        self._offer(Entry(seq, 1, frame), seq, slots, now)
+
+    def _offer(self, entry: Entry, first: int, slots: Iterable[Slot] | None, now: float) -> None:
+        founder = self.founder
+        if founder is not None and slots is None:
+            if founder.queue.is_full and not founder.lossy:
+                founder.start_losing("the broker was new, and this worker not yet attached to it")
+            founder.offer(entry, first, now)
+        for slot in self._roster if slots is None else slots:
+            if slot.leaving:
+                continue
+            if slot.queue.is_full and slot.is_observer and not slot.lossy:
+                slot.start_losing("the observer was too slow")
+            if slot.offer(entry, first, now) and slot.link is not None:
+                self.changed[slot.link] = None
+            if slot.queue.is_full and not slot.is_observer and not slot.lossy:
+                self.full.add(slot)
+
+    def relieve(self, slot: Slot) -> None:
+        """Something was taken out of this slot's queue."""
+        if not slot.queue.is_full:
+            self.full.discard(slot)

@@ -1,0 +1,552 @@
+"""One client's rules, fed with frames as a broker would send them."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from eventsh.core.outbox import Outbox
+from eventsh.core.registry import Registry
+from eventsh.core.session import Session, SessionState
+from eventsh.errors import ProtocolError, QueueOverflow, UsageError
+from eventsh.protocol.frame import Flag, Kind, decode_header, encode_frame
+from eventsh.protocol.messages import Error, Gap, Goodbye, Hello, Receipt, Reply, Report, Request, Welcome
+
+NOW = 50.0
+
+
+def make(*, handles=True, **options):
+    registry = Registry()
+    if handles:
+        registry.register(print)
+    outbox = Outbox(origin=5, pid=42, max_queue_len=100, max_payload_len=65536, on_batch=lambda: None)
+    return Session(outbox, registry, identity="me", **options)
+
+
+def welcome(*, epoch=1, resumed=False, seq=0, worker_id=0, slots=(), **changes):
+    values = {"pid": 9, "timeout": 5.0, "max_queue_len": 50, "max_payload_len": 1000, **changes}
+    return Welcome(epoch=epoch, resumed=resumed, seq=seq, worker_id=worker_id, slots=list(slots), **values).encode()
+
+
+def attach(session, **facts):
+    hello = Hello.decode(session.connected())
+    session.receive([welcome(**facts)])
+    return hello
+
+
+def attached(**options):
+    session = make(**options)
+    attach(session)
+    return session
+
+
+def batch(seq, *data, origin=8, number=None, flags=0, count=None, source="s"):
+    body = orjson.dumps([[source, "e", list(data)]])
+    if flags & Flag.UNIQUE:
+        body = b"\x01\x00k" + body
+    return encode_frame(
+        Kind.EVENTS, body, flags=flags, count=len(data) if count is None else count, pid=77, origin=origin,
+        origin_seq=seq if number is None else number, seq=seq, time_ns=1,
+    )  # fmt: skip
+
+
+def take(session, now=NOW):
+    deliveries = []
+    while (delivery := session.next_delivery(now)) is not None:
+        deliveries.append(delivery)
+    return deliveries
+
+
+def data_of(deliveries):
+    return [data for delivery in deliveries for _, _, several in delivery.runs for data in several]
+
+
+def handle(session, now=NOW):
+    deliveries = take(session, now)
+    for delivery in deliveries:
+        session.complete(delivery)
+    return data_of(deliveries)
+
+
+def ack_of(session):
+    frame = session.take_ack()
+    if frame is None:
+        return None
+    header = decode_header(frame)
+    assert header.kind == Kind.ACK
+    return header.seq, header.origin_seq
+
+
+# --- attaching ---
+
+
+def test_the_hello_says_who_this_is_and_what_it_has():
+    session = make(worker_id=3, take_unique=False)
+    assert attach(session, slots=[3, 1], worker_id=3) == Hello("me", 5, 42, "worker", 3, False, 0, 0, 0, [])
+    session.receive([batch(1, "a"), batch(2, "b")])
+    session.complete(session.next_delivery(NOW))
+    session.disconnected()
+    assert Hello.decode(session.connected()) == Hello("me", 5, 42, "worker", 3, False, 1, 2, 1, [1, 3])
+
+
+def test_the_welcome_tells_slot_and_limits():
+    session = make()
+    attach(session, worker_id=7)
+    assert session.state is SessionState.ATTACHED
+    assert (session.worker_id, session.epoch, session.outbox.window, session.outbox.max_payload_len) == (7, 1, 50, 1000)
+
+
+def test_nothing_leaves_before_the_welcome():
+    session = make()
+    session.outbox.post("s", "e", 1)
+    session.request("status", {})
+    assert session.take_output() == []
+    session.connected()
+    assert session.take_output() == []
+    assert session.take_ack() is None
+    session.receive([welcome()])
+    assert [decode_header(frame).kind for frame in session.take_output()] == [Kind.EVENTS, Kind.REQUEST]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        batch(1, "a"),
+        encode_frame(Kind.CONFIRM),
+        Gap(1, 1, 1, "slow").encode(seq=1),
+        Goodbye(True).encode(),
+        Receipt(1, [], [], None).encode(),
+        Reply(1, None, None).encode(),
+    ],
+    ids=lambda frame: Kind(decode_header(frame).kind).name,
+)
+def test_a_broker_that_begins_with_anything_but_a_welcome_or_an_error_breaks_the_protocol(frame):
+    session = make()
+    session.connected()
+    with pytest.raises(ProtocolError, match="before the welcome"):
+        session.receive([frame])
+    assert session.state is SessionState.GREETING
+
+
+def test_an_error_in_place_of_a_welcome_is_the_owners():
+    session = make()
+    session.connected()
+    assert session.receive([Error("too_many", "full").encode()]) == [Error("too_many", "full")]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        welcome(),
+        encode_frame(Kind.HELLO, b"{}"),
+        encode_frame(Kind.ACK),
+        encode_frame(Kind.REPORT, b"{}"),
+        encode_frame(Kind.CONFIRM, origin_seq=1),
+        encode_frame(Kind.REPLY, b"{"),
+        batch(1, count=0),
+    ],
+    ids=["a second welcome", "hello", "ack", "report", "a confirmation of nothing", "no JSON", "an empty batch"],
+)
+def test_what_a_broker_never_sends_breaks_the_protocol(frame):
+    session = attached()
+    with pytest.raises(ProtocolError):
+        session.receive([frame])
+
+
+def test_a_welcome_of_another_version_breaks_the_protocol():
+    session = make()
+    session.connected()
+    with pytest.raises(ProtocolError, match="version 2"):
+        session.receive([welcome(version=2)])
+
+
+def test_an_event_with_the_place_of_an_earlier_one_breaks_the_protocol():
+    session = attached()
+    session.receive([batch(1, "a", "b")])
+    with pytest.raises(ProtocolError):
+        session.receive([batch(2, "again")])
+    assert handle(session) == ["a", "b"]
+
+
+def test_leaving_ends_when_the_broker_says_that_this_was_all():
+    session = attached()
+    session.outbox.post("s", "e", 1)
+    session.leave(leave=False)
+    frames = session.take_output()
+    assert [decode_header(frame).kind for frame in frames] == [Kind.EVENTS, Kind.GOODBYE]
+    assert Goodbye.decode(frames[1]) == Goodbye(leave=False)
+    assert str(session.state) == str(SessionState.LEAVING)
+    session.receive([batch(1, "last"), Goodbye(leave=False).encode()])
+    assert session.state is SessionState.DRAINED
+    assert not session.is_idle
+    assert handle(session) == ["last"]
+    assert session.is_idle
+    assert ack_of(session) == (1, 1)
+
+
+def test_leaving_means_nothing_to_one_who_is_not_attached():
+    session = make()
+    session.leave()
+    assert session.state is SessionState.DETACHED
+
+
+# --- deliveries ---
+
+
+def test_a_delivery_tells_the_posters_pid_and_its_place():
+    session = attached()
+    session.receive([batch(4, "a", "b")])
+    (delivery,) = take(session)
+    assert delivery.runs == [["s", "e", ["a", "b"]]]
+    assert (delivery.pid, delivery.count, delivery.first_seq, delivery.last_seq, delivery.time_ns) == (77, 2, 4, 5, 1)
+
+
+def test_a_unique_event_comes_without_its_key():
+    session = attached()
+    session.receive([batch(1, "u", flags=Flag.UNIQUE)])
+    assert handle(session) == ["u"]
+
+
+def test_events_wait_for_the_first_handler():
+    session = attached(handles=False, timeout_s=5.0)
+    session.receive([batch(1, "a")])
+    session.post_local("s", "e", "local")
+    assert session.next_delivery(NOW) is None
+    assert session.has_work
+    assert session.hold_until == NOW + 5.0
+    session._registry.register(print)
+    session.post_local("s", "e", "later")
+    assert handle(session) == ["a", "local", "later"]
+
+
+def test_events_wait_for_a_handler_no_longer_than_the_timeout():
+    session = attached(handles=False, timeout_s=5.0)
+    session.receive([batch(1, "a")])
+    assert take(session, NOW) == []
+    assert take(session, NOW + 4.9) == []
+    assert handle(session, NOW + 5.0) == ["a"]
+
+
+def test_events_do_not_wait_for_a_handler_once_they_are_many():
+    session = attached(handles=False, max_queue_len=10)
+    session.receive([batch(1, 1, 2, 3, 4)])
+    assert take(session) == []
+    session.receive([batch(5, 5)])
+    assert handle(session) == [1, 2, 3, 4, 5]
+
+
+def test_an_owner_that_closes_stops_waiting_for_a_handler():
+    session = attached(handles=False)
+    session.receive([batch(1, "a")])
+    assert take(session) == []
+    session.release()
+    assert handle(session) == ["a"]
+
+
+def test_a_local_event_takes_its_place_behind_what_has_arrived():
+    session = attached()
+    session.receive([batch(1, "a")])
+    session.post_local("s", "e", "local")
+    session.receive([batch(2, "b")])
+    deliveries = take(session)
+    assert data_of(deliveries) == ["a", "local", "b"]
+    assert [delivery.pid for delivery in deliveries] == [77, None, 77]
+
+
+def test_a_local_event_needs_no_broker_and_is_not_copied():
+    session, data = make(), object()
+    session.post_local("s", "e", data)
+    session.post_local("s", "e", 2)
+    assert handle(session)[0] is data
+    assert session.is_idle
+
+
+def test_what_is_posted_first_comes_before_everything_that_waits():
+    session = attached()
+    session.receive([batch(1, "a")])
+    session.post_first("eventsh", "started", "first")
+    assert handle(session) == ["first", "a"]
+
+
+@pytest.mark.parametrize(("source", "event"), [("", "e"), ("s", ""), (None, "e"), ("s", 1)])
+def test_a_local_event_needs_its_names(source, event):
+    session = make()
+    with pytest.raises(UsageError):
+        session.post_local(source, event, 1)
+    assert not session.has_work
+
+
+def test_a_full_local_queue_refuses_until_one_is_taken():
+    session = make(max_queue_len=2)
+    session.post_local("s", "e", 1)
+    session.post_local("s", "e", 2)
+    with pytest.raises(QueueOverflow, match="local queue holds 2 events, its limit is 2"):
+        session.post_local("s", "e", 3)
+    session.next_delivery(NOW)
+    session.post_local("s", "e", 4)
+    assert handle(session) == [2, 4]
+
+
+MALFORMED = {
+    "no JSON": b"[",
+    "nothing": b"",
+    "no list": b"{}",
+    "a number": b"1",
+    "null": b"null",
+    "an empty list": b"[]",
+    "runs that are none": b"[1]",
+    "runs that are too short": b'[["s","e"]]',
+    "names that are none": b'[["s",1,[1]]]',
+    "no source": b'[[null,"e",[1]]]',
+    "no list of data": b'[["s","e",1]]',
+    "a string of data": b'[["s","e","x"]]',
+    "an object of runs": b'{"abc":1}',
+    "more events than it said": b'[["s","e",[1,2]]]',
+}
+
+
+@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_batch_is_an_error_and_counts_as_handled(body):
+    session = attached()
+    bad = encode_frame(Kind.EVENTS, body, count=1, pid=1, origin=8, origin_seq=1, seq=1)
+    session.receive([bad, batch(2, "good")])
+    with pytest.raises(ProtocolError):
+        session.next_delivery(NOW)
+    assert ack_of(session) == (2, 1)
+    assert handle(session) == ["good"]
+    assert ack_of(session) == (2, 2)
+    assert session.is_idle
+
+
+# --- acks ---
+
+
+def test_received_is_acknowledged_at_once_and_handled_when_the_handlers_returned():
+    session = attached()
+    assert ack_of(session) is None
+    session.receive([batch(1, "a", "b")])
+    assert (session.unacked_received, session.unacked_handled) == (2, 0)
+    assert ack_of(session) == (2, 0)
+    (delivery,) = take(session)
+    assert ack_of(session) is None
+    session.complete(delivery)
+    assert (session.unacked_received, session.unacked_handled) == (0, 2)
+    assert ack_of(session) == (2, 2)
+    assert ack_of(session) is None
+
+
+def test_handled_goes_only_as_far_as_everything_before_it_is_done():
+    session = attached()
+    session.receive([batch(1, "a"), batch(2, "b"), batch(3, "c")])
+    first, second, third = take(session)
+    session.complete(third)
+    assert ack_of(session) == (3, 0)
+    session.complete(first)
+    assert ack_of(session) == (3, 1)
+    assert not session.is_idle
+    session.complete(second)
+    assert ack_of(session) == (3, 3)
+    assert session.is_idle
+
+
+def test_what_was_handled_between_hello_and_welcome_is_acknowledged_too():
+    session = attached()
+    session.receive([batch(1, "a")])
+    (delivery,) = take(session)
+    session.disconnected()
+    assert Hello.decode(session.connected()).handled == 0
+    session.complete(delivery)
+    session.receive([welcome(resumed=True, seq=1)])
+    assert ack_of(session) == (1, 1)
+
+
+def test_failures_are_reported_once_for_a_turn_with_their_number_and_the_last_one():
+    session = attached()
+    session.report_failure({"handler": "a"})
+    session.report_failure({"handler": "b"})
+    (frame,) = session.take_output()
+    assert Report.decode(frame) == Report(2, {"handler": "b"})
+    assert session.take_output() == []
+
+
+def test_requests_are_numbered():
+    session = attached()
+    numbers = [session.request("status", {"a": 1}), session.request("status", {})]
+    assert [Request.decode(frame) for frame in session.take_output()] == [
+        Request(numbers[0], "status", {"a": 1}),
+        Request(numbers[1], "status", {}),
+    ]
+    assert numbers[0] != numbers[1]
+
+
+# --- gaps ---
+
+
+def test_a_gap_is_an_event_at_its_place():
+    session = attached()
+    session.receive([batch(1, "a"), Gap(7, 2, 8, "slow").encode(seq=8), batch(9, "b")])
+    deliveries = take(session)
+    source, event, (data,) = deliveries[1].runs[0]
+    assert (source, event) == ("eventsh", "gap")
+    assert data == {"missed": 7, "first_seq": 2, "last_seq": 8, "reason": "slow", "epoch": 1}
+    assert (session.gaps, session.missed) == (1, 7)
+    assert deliveries[1].pid is None
+    for delivery in deliveries[:2]:
+        session.complete(delivery)
+    assert ack_of(session) == (9, 8)
+
+
+# --- reconnects ---
+
+
+def test_in_the_same_epoch_the_stream_goes_on_where_it_was():
+    session = attached()
+    session.receive([batch(1, "a"), batch(2, "b")])
+    busy = session.next_delivery(NOW)
+    session.disconnected()
+    attach(session, resumed=True, seq=3)
+    session.receive([batch(3, "c")])
+    session.complete(busy)
+    assert handle(session) == ["b", "c"]
+    assert ack_of(session) == (3, 3)
+
+
+def test_in_the_same_epoch_another_slot_means_that_what_passed_meanwhile_is_missing():
+    session = attached()
+    session.receive([batch(1, "a")])
+    session.disconnected()
+    attach(session, resumed=False, seq=6, worker_id=4)
+    assert data_of(take(session))[1] | {"reason": ""} == {
+        "missed": 5, "first_seq": 2, "last_seq": 6, "reason": "", "epoch": 1,
+    }  # fmt: skip
+    session.receive([batch(7, "b")])
+    assert session.worker_id == 4
+
+
+def test_in_the_same_epoch_another_slot_without_anything_missed_is_no_gap():
+    session = attached()
+    session.receive([batch(1, "a")])
+    (busy,) = take(session)
+    session.disconnected()
+    attach(session, resumed=False, seq=1)
+    assert session.gaps == 0
+    session.complete(busy)
+    assert ack_of(session) == (1, 1)
+
+
+def test_a_poster_misses_nothing():
+    session = make(role="poster")
+    attach(session, worker_id=None)
+    session.disconnected()
+    attach(session, seq=100, worker_id=None)
+    assert not session.has_work
+
+
+@pytest.mark.parametrize(("resumed", "start"), [(False, 40), (True, 0)])
+def test_a_new_epoch_starts_where_the_broker_says(resumed, start):
+    session = attached()
+    session.receive([batch(1, "a"), batch(2, "b"), batch(3, "c")])
+    running, waiting_for_async = session.next_delivery(NOW), session.next_delivery(NOW)
+    session.disconnected()
+    attach(session, epoch=2, resumed=resumed, seq=40)
+    assert (session.received, session.handled) == (start, start)
+    assert ack_of(session) is None
+    session.receive([batch(41, "d", number=4)])
+    # What arrived before is handled first, and nobody is told: the broker that could be is no more.
+    old, new = take(session)
+    assert data_of([old, new]) == ["c", "d"]
+    session.complete(new)
+    assert ack_of(session) == (41, 41)
+    for delivery in (old, waiting_for_async):
+        session.complete(delivery)
+        assert not session.is_idle
+    session.complete(running)
+    assert session.is_idle
+    assert ack_of(session) is None
+
+
+def test_after_a_brokers_death_what_this_process_has_is_dropped_and_acknowledged_in_its_turn():
+    session = attached()
+    session.receive([batch(1, "a", number=1), batch(2, "b", "c", number=2)])
+    handle(session)
+    session.disconnected()
+    attach(session, epoch=2, resumed=True, seq=0)
+    session.receive([
+        batch(1, "other", origin=9, number=1),
+        batch(2, "b", "c", number=2, flags=Flag.RESENT),
+        batch(4, "d", number=4, flags=Flag.RESENT),
+    ])  # fmt: skip
+    assert handle(session) == ["other", "d"]
+    assert ack_of(session) == (4, 4)
+
+
+def test_what_is_not_marked_as_resent_is_never_taken_for_a_repeat():
+    session = attached()
+    session.receive([batch(1, "a", "b", "c", number=1)])
+    # By chance another poster drew the origin of one that has left.
+    session.receive([batch(4, "new", number=1)])
+    assert handle(session) == ["a", "b", "c", "new"]
+
+
+def test_a_unique_event_between_broadcasts_does_not_hide_one_that_is_resent():
+    session = attached()
+    session.receive([batch(1, "u", number=5, flags=Flag.UNIQUE)])
+    session.disconnected()
+    attach(session, epoch=2)
+    session.receive([
+        batch(1, "b", number=4, flags=Flag.RESENT),
+        batch(2, "u", number=5, flags=Flag.UNIQUE | Flag.RESENT),
+        batch(3, "v", number=6, flags=Flag.UNIQUE | Flag.RESENT),
+    ])  # fmt: skip
+    assert handle(session) == ["u", "b", "v"]
+
+
+def test_posts_that_are_not_confirmed_leave_again_on_the_next_connection():
+    session = attached()
+    session.outbox.post("s", "e", 1)
+    session.take_output()
+    session.outbox.post("s", "e", 2)
+    session.take_output()
+    session.receive([encode_frame(Kind.CONFIRM, origin_seq=1)])
+    session.disconnected()
+    attach(session, epoch=2)
+    (frame,) = session.take_output()
+    assert (decode_header(frame).origin_seq, decode_header(frame).flags) == (2, Flag.RESENT)
+
+
+def test_requests_die_with_their_connection():
+    session = attached()
+    session.request("status", {})
+    session.disconnected()
+    attach(session)
+    assert session.take_output() == []
+
+
+# --- who else is there ---
+
+
+def own_event(seq, event, data):
+    body = orjson.dumps([["eventsh", event, [data]]])
+    return encode_frame(Kind.EVENTS, body, count=1, pid=9, origin_seq=seq, seq=seq)
+
+
+def test_the_slots_of_the_others_are_known_when_the_broker_dies():
+    session = make()
+    attach(session, slots=[1, 2])
+    session.receive([
+        own_event(1, "worker_joined", {"worker_id": 0, "pid": 42}),
+        own_event(2, "worker_joined", {"worker_id": 7, "pid": 43}),
+        own_event(3, "worker_left", {"worker_id": 2, "pid": 44}),
+        own_event(4, "handler_error", {"worker_id": 99}),
+    ])  # fmt: skip
+    session.disconnected()
+    assert Hello.decode(session.connected()).slots == [0, 1, 7]
+
+
+def test_events_of_a_poster_say_nothing_of_slots():
+    session = attached()
+    forged = own_event(1, "worker_joined", {"worker_id": 5})
+    forged[12] = 8
+    session.receive([forged])
+    session.disconnected()
+    assert Hello.decode(session.connected()).slots == []

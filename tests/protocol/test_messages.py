@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict, fields
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eventsh.errors import ProtocolError
+from eventsh.protocol.frame import (
+    PRE_HELLO_BODY_BYTES,
+    PROTOCOL_VERSION,
+    FrameDecoder,
+    Kind,
+    decode_header,
+    encode_frame,
+)
+from eventsh.protocol.messages import (
+    Error,
+    Gap,
+    Goodbye,
+    Hello,
+    Message,
+    Receipt,
+    Reply,
+    Report,
+    Request,
+    Welcome,
+)
+
+MESSAGES: list[Message] = [
+    Hello("id", 7, 42, "worker", 3, True, 10, 9, 8, [0, 1]),
+    Hello("id", 7, 42, "observer", None, False, 0, 0, 0, []),
+    Welcome(1, 2, 3, True, 99, 5.0, 10240, 65536, [1, 2]),
+    Welcome(1, 2, None, False, 99, 0.25, 1, 65536, []),
+    Gap(5, 1, 5, "slow"),
+    Request(1, "status", {"deep": [1, {"a": None}]}),
+    Reply(1, {"any": [1, "x"]}, None),
+    Reply(1, None, "no"),
+    Error("protocol", 'text with " and \n and é'),
+    Goodbye(True),
+    Report(2, {"handler": "h"}),
+    Receipt(4, [0, 1], [2], "given"),
+    Receipt(4, [], [], None),
+]
+WRONG: dict[str, list[Any]] = {
+    "int": ["1", 1.5, None, True, [], {}],
+    "int | None": ["1", 1.5, False, [], {}],
+    "float": ["1", None, True, [], {}],
+    "str": [1, None, True, [], {}],
+    "str | None": [1, True, [], {}],
+    "bool": [0, 1, "true", None, [], {}],
+    "list[int]": [1, "1", None, {}, [1, "2"], [True], [None], [1.0]],
+    "dict[str, Any]": [1, "1", None, [], True],
+}
+
+
+def frame_of(kind, body):
+    return encode_frame(kind, orjson.dumps(body))
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=repr)
+def test_a_message_reads_as_it_was_written(message):
+    frame = message.encode(seq=12)
+    assert type(message).decode(frame) == message
+    assert type(message).decode(bytes(frame)) == message
+    header = decode_header(frame)
+    assert (header.kind, header.seq) == (type(message).kind, 12)
+    assert FrameDecoder().receive_data(frame) == [frame]
+
+
+def test_every_kind_that_has_a_body_has_one_message():
+    # Events hold no object, and acks and confirmations are headers alone.
+    kinds = [kind.kind for kind in {type(message) for message in MESSAGES}]
+    assert sorted(kinds) == sorted(set(Kind) - {Kind.EVENTS, Kind.ACK, Kind.CONFIRM})
+
+
+def test_the_first_frames_carry_the_version():
+    assert asdict(MESSAGES[0])["version"] == asdict(MESSAGES[2])["version"] == PROTOCOL_VERSION
+
+
+@pytest.mark.parametrize(
+    ("message", "name"),
+    [(message, field.name) for message in MESSAGES for field in fields(message)],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_a_missing_member_is_refused_by_its_name(message, name):
+    body = asdict(message)
+    del body[name]
+    with pytest.raises(ProtocolError, match=rf"a {type(message).__name__.lower()} frame has no '{name}'"):
+        type(message).decode(frame_of(message.kind, body))
+
+
+@pytest.mark.parametrize(
+    ("message", "name", "value"),
+    [
+        (message, field.name, value)
+        for message in MESSAGES
+        for field in fields(message)
+        for value in WRONG.get(str(field.type), ())
+    ],
+    ids=repr,
+)
+def test_a_member_of_another_type_is_refused_by_its_name(message, name, value):
+    with pytest.raises(ProtocolError, match=rf"'{name}' of a {type(message).__name__.lower()} frame"):
+        type(message).decode(frame_of(message.kind, asdict(message) | {name: value}))
+
+
+def test_a_whole_number_of_seconds_is_taken():
+    body = asdict(MESSAGES[2]) | {"timeout": 5}
+    assert Welcome.decode(frame_of(Kind.WELCOME, body)).timeout == 5
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=repr)
+def test_unknown_members_are_ignored(message):
+    body = asdict(message) | {"of a later version": [1, 2]}
+    assert type(message).decode(frame_of(message.kind, body)) == message
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"nonsense", b"\xff", b'{"id":NaN}', b"{} {}", b'"\\ud800"'])
+def test_a_body_that_is_not_json_is_refused(body):
+    with pytest.raises(ProtocolError, match="the body of a goodbye frame is not JSON"):
+        Goodbye.decode(encode_frame(Kind.GOODBYE, body))
+
+
+@pytest.mark.parametrize("body", [[], [True], 1, "leave", None, True])
+def test_a_body_that_is_no_object_is_refused(body):
+    with pytest.raises(ProtocolError, match="not an object"):
+        Goodbye.decode(frame_of(Kind.GOODBYE, body))
+
+
+def test_a_body_nested_a_million_deep_is_refused():
+    with pytest.raises(ProtocolError):
+        Request.decode(encode_frame(Kind.REQUEST, b"[" * 1_000_000))
+
+
+def test_a_hello_that_knows_as_many_slots_as_are_told_fits_into_what_a_broker_accepts_before_it():
+    hello = Hello("x" * 100, 2**32 - 1, 2**31, "observer", 65535, True, 2**63, 2**63, 2**63, [65535] * 8192)
+    assert decode_header(hello.encode()).length < PRE_HELLO_BODY_BYTES
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(st.sampled_from(MESSAGES), st.binary(max_size=40), st.data())
+def test_any_body_is_read_or_refused(message, junk, data):
+    body = orjson.dumps(asdict(message))
+    start = data.draw(st.integers(0, len(body)))
+    end = data.draw(st.integers(start, len(body)))
+    with suppress(ProtocolError):
+        type(message).decode(encode_frame(message.kind, body[:start] + junk + body[end:]))

@@ -1,0 +1,457 @@
+"""What a program sees of the API beyond the delivery of events: those rules are in tests/conformance/."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from eventsh.api import AsyncEvents, Events
+from eventsh.errors import ConfigureError, EventError, NotConnected
+from eventsh.runtime.election import python_environment
+
+DEADLINE_S = 30.0
+
+# What the programs below begin with: the default bus with a handler that fills `seen`, and waits for it.
+PREAMBLE = """
+import json, os, sys, threading
+import eventsh
+
+address = sys.argv[1]
+changed = threading.Condition()
+seen = []
+
+def record(data, event, source, pid):
+    with changed:
+        seen.append([event, data, pid])
+        changed.notify_all()
+
+def wait_seen(*events):
+    with changed:
+        assert changed.wait_for(lambda: {one[0] for one in seen} >= set(events), 30), seen
+
+def of(*events):
+    return [one for one in seen if one[0] in events]
+
+eventsh.register(record, "app")
+"""
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    # Not tmp_path: a socket's path has to be short.
+    with tempfile.TemporaryDirectory(prefix="evsh-", dir="/tmp", ignore_cleanup_errors=True) as directory:
+        yield f"unix:{directory}/a.sock"
+
+
+@pytest.fixture
+def make_events() -> Iterator[Callable[..., Events]]:
+    made: list[Events] = []
+
+    def make(address: str, **options: Any) -> Events:
+        made.append(Events(address, **{"linger": 0.2, **options}))
+        return made[-1]
+
+    yield make
+    for events in made:
+        events.close(timeout=1.0)
+
+
+class Collector:
+    """A handler that waits for what comes."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self.seen: list[tuple[str, Any, int | None]] = []
+
+    def __call__(self, data: Any, event: str, source: str, pid: int | None) -> None:
+        with self._changed:
+            self.seen.append((event, data, pid))
+            self._changed.notify_all()
+
+    def wait(self, event: str, count: int = 1) -> None:
+        def is_there() -> bool:
+            return sum(one[0] == event for one in self.seen) >= count
+
+        with self._changed:
+            assert self._changed.wait_for(is_there, DEADLINE_S), self.seen
+
+
+def run_program(text: str, *arguments: str) -> Any:
+    """Run a Python program to its end; give what it printed, as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PREAMBLE + dedent(text), *arguments],
+        env=python_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=DEADLINE_S * 1.5,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+# --- at import ---
+
+
+def test_nothing_happens_at_import_nor_before_configure() -> None:
+    facts = run_program(
+        """
+        import eventsh.api
+        eventsh.post("app", "e", 1)
+        eventsh.post_local("app", "e", 2)
+        links = []
+        for descriptor in os.listdir("/proc/self/fd"):
+            try:
+                links.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+            except FileNotFoundError:
+                pass
+        print(json.dumps({
+            "threads": threading.active_count(),
+            "descriptors": [link for link in links if "socket" in link or "eventpoll" in link],
+            "configured": eventsh.configured(),
+        }))
+        """,
+        "unix:/nowhere",
+    )
+    assert facts == {"threads": 1, "descriptors": [], "configured": False}
+
+
+def test_importing_the_package_loads_no_asyncio() -> None:
+    program = "import sys, eventsh; print([name in sys.modules for name in ('asyncio', 'socket', 'threading')])"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program], env=python_environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[False, False, False]"
+
+
+# --- configure ---
+
+
+def test_the_functions_of_the_package_act_on_one_default_bus(address: str) -> None:
+    facts = run_program(
+        """
+        same = eventsh.configure(address, linger=0.2)
+        eventsh.wait_ready(30)
+        eventsh.on("app", "decorated")(record)
+        eventsh.post("app", "first", {"a": 1})
+        same.post("app", "decorated")
+        wait_seen("first", "decorated")
+        eventsh.flush(30)
+        eventsh.drain(30)
+        eventsh.close()
+        print(json.dumps([seen, eventsh.configured(), same.configured(), os.getpid()]))
+        """,
+        address,
+    )
+    seen, *configured, pid = facts
+    assert seen == [["first", {"a": 1}, pid], *[["decorated", None, pid]] * 2]
+    assert configured == [False, False]
+
+
+def test_configure_again_changes_options_and_nothing_else(
+    address: str, make_events: Callable[..., Events], caplog: pytest.LogCaptureFixture
+) -> None:
+    events, collector = make_events(address, max_queue_len=100), Collector()
+    events.register(collector, "app")
+    events.configure()
+    events.wait_ready(DEADLINE_S)
+    worker_id = events.worker_id
+    assert events.configure(max_payload_len=300, timeout=7.0) is events
+    assert events.configure(address) is events
+    assert events.worker_id == worker_id
+    assert events.address == address
+    with pytest.raises(EventError, match="limit of 300"):
+        events.post("app", "e", "x" * 300)
+    events.post("app", "e", "x")
+    collector.wait("e")
+    assert collector.seen == [("e", "x", os.getpid())]
+
+
+@pytest.mark.parametrize(
+    "change", [{"worker_id": 7}, {"role": "observer"}, {"take_unique": False}, {"broker": "never"}], ids=str
+)
+def test_configure_again_can_not_change_what_the_process_is(
+    address: str, make_events: Callable[..., Events], change: dict[str, Any]
+) -> None:
+    events = make_events(address).configure()
+    with pytest.raises(ConfigureError, match="close") as caught:
+        events.configure(**change)
+    assert caught.value.option == next(iter(change))
+    with pytest.raises(ConfigureError, match="already configured at"):
+        events.configure(address + "2")
+    assert events.configured()
+    assert events.address == address
+
+
+def test_a_configuration_that_is_refused_changes_nothing(address: str) -> None:
+    threads = threading.active_count()
+    events = Events(address)
+    with pytest.raises(ConfigureError, match="timeout must be a number of seconds above 0"):
+        events.configure(timeout="soon")
+    with pytest.raises(ConfigureError, match="there is no option 'time_out'"):
+        events.configure(time_out=1)
+    assert not events.configured()
+    assert threading.active_count() == threads
+
+
+def test_after_close_it_can_be_configured_anew_and_keeps_its_handlers(
+    address: str, make_events: Callable[..., Events]
+) -> None:
+    events, collector = make_events(address), Collector()
+    events.register(collector, "app")
+    for round_number in range(2):
+        events.configure()
+        events.post("app", "e", round_number)
+        collector.wait("e", round_number + 1)
+        events.close()
+        events.close()
+        assert events.worker_id is None
+        assert events.address is None
+    assert [data for _, data, _ in collector.seen] == [0, 1]
+
+
+# --- waiting ---
+
+
+def test_waits_need_a_configuration() -> None:
+    events = Events()
+    for wait in (events.wait_ready, events.flush, events.drain):
+        with pytest.raises(EventError, match="not configured: call configure"):
+            wait()
+
+
+def test_a_handler_can_not_wait_for_its_own_bus(address: str, make_events: Callable[..., Events]) -> None:
+    events, collector = make_events(address), Collector()
+    raised: list[str] = []
+
+    def wait(data: Any, event: str, source: str, pid: int | None) -> None:
+        for method in (events.flush, events.drain, events.wait_ready, events.close):
+            try:
+                method()
+            except EventError as error:
+                raised.append(str(error))
+
+    events.register(wait, "app", "e")
+    events.register(collector, "app")
+    events.configure()
+    events.post("app", "e")
+    events.post("app", "done")
+    collector.wait("done")
+    assert len(raised) == 4
+    assert all("a handler can't wait for its own bus" in text for text in raised)
+    assert events.configured()
+
+
+def test_wait_ready_says_where_nobody_answered_and_why(address: str, make_events: Callable[..., Events]) -> None:
+    events = make_events(address, broker="never").configure()
+    with pytest.raises(NotConnected, match=r"not attached to unix:.* within 0\.2 s: nobody listens at unix:"):
+        events.wait_ready(0.2)
+
+
+def test_flush_says_how_much_is_not_confirmed(address: str, make_events: Callable[..., Events]) -> None:
+    events = make_events(address, broker="never").configure()
+    events.post("app", "e")
+    with pytest.raises(NotConnected, match=r"not confirmed within 0\.1 s: nobody listens"):
+        events.flush(0.1)
+    with pytest.raises(NotConnected, match="not confirmed within 0 s"):
+        events.flush(0)
+
+
+def test_a_handler_registered_later_gets_what_waited_for_it_at_once(address: str) -> None:
+    async def run() -> list[Any]:
+        seen: list[Any] = []
+        done = asyncio.Event()
+
+        def handler(data: Any, event: str, source: str, pid: int | None) -> None:
+            seen.append(data)
+            done.set()
+
+        # Longer than the test may take: it is not to be waited for.
+        async with AsyncEvents(address, timeout=600.0, linger=0.2) as events:
+            events.post("app", "e", 1)
+            await events.flush(DEADLINE_S)
+            assert not seen
+            events.register(handler, "app")
+            await asyncio.wait_for(done.wait(), DEADLINE_S)
+        return seen
+
+    assert asyncio.run(run()) == [1]
+
+
+def test_close_does_not_wait_for_a_first_handler(address: str, make_events: Callable[..., Events]) -> None:
+    events = make_events(address, timeout=600.0).configure()
+    events.post("app", "e")
+    events.flush(DEADLINE_S)
+    events.close()
+    assert not events.configured()
+
+
+# --- the end of the process ---
+
+
+@pytest.mark.parametrize("is_ready", [True, False], ids=["attached", "not attached yet"])
+def test_a_program_that_posts_and_ends_loses_nothing(
+    address: str, make_events: Callable[..., Events], is_ready: bool
+) -> None:
+    events, collector = make_events(address, linger=1.0), Collector()
+    events.register(collector, "app")
+    events.configure()
+    events.wait_ready(DEADLINE_S)
+    run_program(
+        f"""
+        eventsh.configure(address)
+        {"eventsh.wait_ready(30)" if is_ready else ""}
+        for number in range(1000):
+            eventsh.post("app", "e", number)
+        print("null")
+        """,
+        address,
+    )
+    collector.wait("e", 1000)
+    assert [data for _, data, _ in collector.seen] == list(range(1000))
+
+
+def test_a_program_that_ends_before_there_is_a_broker_loses_nothing(address: str) -> None:
+    # Its own handler sees what it posted, for it starts the broker while it ends.
+    seen = run_program(
+        """
+        import atexit
+        atexit.register(lambda: print(json.dumps(seen)))
+        eventsh.configure(address, timeout=20.0, linger=0.2)
+        eventsh.post("app", "e", 1)
+        """,
+        address,
+    )
+    assert [data for _, data, _ in seen] == [1]
+
+
+# --- forks ---
+
+
+def test_a_forked_child_attaches_as_a_process_of_its_own(address: str) -> None:
+    facts = run_program(
+        """
+        eventsh.configure(address, linger=0.5)
+        eventsh.wait_ready(30)
+        parent = eventsh.api.default_events()
+        eventsh.post("app", "before", 1)
+        wait_seen("before")
+        slot = parent.worker_id
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            seen.clear()
+            eventsh.wait_ready(30)
+            eventsh.post("app", "child", 1)
+            wait_seen("child", "parent")
+            facts = [os.getpid(), eventsh.api.default_events().worker_id, of("before", "child", "parent")]
+            os.write(write, json.dumps(facts).encode())
+            eventsh.close()
+            os._exit(0)
+        os.close(write)
+        wait_seen("child")
+        eventsh.post("app", "parent", 2)
+        wait_seen("parent")
+        with os.fdopen(read) as reports:
+            of_child = json.load(reports)
+        assert os.waitpid(child, 0)[1] == 0
+        eventsh.post("app", "after", 3)
+        wait_seen("after")
+        eventsh.flush(30)
+        assert parent.worker_id == slot
+        print(json.dumps([os.getpid(), slot, seen, of_child]))
+        """,
+        address,
+    )
+    pid, slot, seen, (child_pid, child_slot, seen_by_child) = facts
+    assert pid != child_pid
+    assert slot != child_slot
+    assert seen == [["before", 1, pid], ["child", 1, child_pid], ["parent", 2, pid], ["after", 3, pid]]
+    assert seen_by_child == [["child", 1, child_pid], ["parent", 2, pid]]
+
+
+def test_a_child_forked_while_posts_wait_does_not_post_them_again(address: str) -> None:
+    facts = run_program(
+        """
+        eventsh.configure(address, linger=0.5)
+        for number in range(500):
+            eventsh.post("app", "e", number)
+        child = os.fork()
+        if not child:
+            eventsh.wait_ready(30)
+            eventsh.post("app", "child", 1)
+            eventsh.close()
+            os._exit(0)
+        wait_seen("child")
+        assert os.waitpid(child, 0)[1] == 0
+        eventsh.post("app", "done")
+        wait_seen("done")
+        print(json.dumps(of("e")))
+        """,
+        address,
+    )
+    assert [data for _, data, _ in facts] == list(range(500))
+
+
+def test_children_of_multiprocessing_attach_and_lose_nothing_at_their_end(address: str) -> None:
+    facts = run_program(
+        """
+        import multiprocessing
+
+        def work(number):
+            eventsh.post("app", "child", number)
+
+        eventsh.configure(address, linger=0.5)
+        eventsh.wait_ready(30)
+        context = multiprocessing.get_context("fork")
+        children = [context.Process(target=work, args=(number,)) for number in range(3)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        eventsh.post("app", "done")
+        wait_seen("done")
+        print(json.dumps([[child.pid for child in children], [child.exitcode for child in children], of("child")]))
+        """,
+        address,
+    )
+    pids, statuses, seen = facts
+    assert statuses == [0, 0, 0]
+    assert sorted(seen, key=lambda one: one[1]) == [["child", number, pids[number]] for number in range(3)]
+
+
+def test_a_bus_in_the_programs_own_loop_is_not_configured_in_a_forked_child(address: str) -> None:
+    facts = run_program(
+        """
+        import asyncio
+
+        async def run():
+            async with eventsh.AsyncEvents(address, linger=0.2) as events:
+                await events.wait_ready(30)
+                child = os.fork()
+                if not child:
+                    os._exit(int(events.configured()))
+                status = os.waitpid(child, 0)[1]
+                events.register(record, "app")
+                events.post("app", "after")
+                await events.flush(30)
+            return status
+
+        status = asyncio.run(run())
+        print(json.dumps([status, [event for event, _, _ in seen]]))
+        """,
+        address,
+    )
+    assert facts == [0, ["after"]]
