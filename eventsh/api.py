@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, Self, TypeVar
 
@@ -241,6 +243,15 @@ def _close_at_exit() -> None:
     if not _closes_at_exit:
         _closes_at_exit = True
         atexit.register(_close_all)
+        os.register_at_fork(after_in_child=_close_with_multiprocessing)
+
+
+def _close_with_multiprocessing() -> None:
+    """A child of multiprocessing ends without atexit, and with finalizers of its own. It forgets those that were there
+    before it, so that ours is made once it has."""
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.register_after_fork(_close_all, lambda close: util.Finalize(None, close, exitpriority=0))
 
 
 def _close_all() -> None:

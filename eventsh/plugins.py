@@ -256,6 +256,23 @@ def plugins() -> PluginManager:
     return _manager
 
 
+def _hold_over_fork() -> None:
+    # Plugins are loaded in a thread. A child that is forked meanwhile would have them half loaded, and the lock held by a
+    # thread that it does not have.
+    _manager_lock.acquire()
+    if _manager is not None:
+        _manager._lock.acquire()
+
+
+def _go_on_after_fork() -> None:
+    if _manager is not None:
+        _manager._lock.release()
+    _manager_lock.release()
+
+
+os.register_at_fork(before=_hold_over_fork, after_in_parent=_go_on_after_fork, after_in_child=_go_on_after_fork)
+
+
 def find_transport(scheme: str) -> Transport:
     """`PluginManager.find_transport` of this process."""
     return plugins().find_transport(scheme)

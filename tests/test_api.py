@@ -405,6 +405,39 @@ def test_a_child_forked_while_posts_wait_does_not_post_them_again(address: str) 
     assert [data for _, data, _ in facts] == list(range(500))
 
 
+def test_a_child_forked_while_a_broker_is_started_does_not_keep_the_brokers_lock(address: str) -> None:
+    seen = run_program(
+        """
+        import signal, time
+        from eventsh.commands.status import status
+
+        eventsh.configure(address, linger=0.5)
+        deadline = time.monotonic() + 30
+        while not os.path.exists(address.removeprefix("unix:") + ".lock"):
+            assert time.monotonic() < deadline
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(write)
+            # It neither attaches nor starts a broker, and lives on until the parent is done.
+            eventsh.close(timeout=0.1)
+            os.read(read, 1)
+            os._exit(0)
+        eventsh.wait_ready(30)
+        eventsh.post("app", "before")
+        wait_seen("before")
+        os.kill(status(address, timeout_s=30)["broker"]["pid"], signal.SIGKILL)
+        eventsh.post("app", "after")
+        wait_seen("after")
+        os.close(write)
+        assert os.waitpid(child, 0)[1] == 0
+        print(json.dumps([event for event, _, _ in seen]))
+        """,
+        address,
+    )
+    assert seen == ["before", "after"]
+
+
 def test_children_of_multiprocessing_attach_and_lose_nothing_at_their_end(address: str) -> None:
     facts = run_program(
         """

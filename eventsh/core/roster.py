@@ -88,7 +88,6 @@ class Roster:
                 if founder is not None:
                     slot.start_from(founder, now)
             if slot.identity is None and not slot.is_expired:
-                slot.awaited = True
                 slot.is_gone = False
 
     def remove(self, slot: Slot) -> None:

@@ -140,7 +140,7 @@ class Router:
             return None
         slot.detach(now)
         if not slot.is_observer:
-            self._announce("worker_left", slot, now)
+            self._announce("worker_left", slot, now, kept=not slot.leaving)
         if slot.leaving:
             self._fanout.full.discard(slot)
             self.roster.remove(slot)
@@ -236,7 +236,7 @@ class Router:
             timeout=options.timeout,
             max_queue_len=options.max_queue_len,
             max_payload_len=options.max_payload_len,
-            slots=[number for number, slot in self.roster.workers.items() if slot.link is not None or slot.awaited],
+            slots=[number for number, slot in self.roster.workers.items() if not (slot.is_gone or slot.is_expired)],
         )
 
     def _attach(self, link: Link, slot: Slot, hello: Hello, resumed: bool, now: float) -> None:
@@ -339,8 +339,8 @@ class Router:
         post.frame = None
         return True
 
-    def _announce(self, event: str, slot: Slot, now: float) -> None:
-        self._fanout.place_own(event, {"worker_id": slot.worker_id, "pid": slot.pid}, None, now)
+    def _announce(self, event: str, slot: Slot, now: float, **more: Any) -> None:
+        self._fanout.place_own(event, {"worker_id": slot.worker_id, "pid": slot.pid, **more}, None, now)
 
     # --- acks, confirmations and pressure ---
 

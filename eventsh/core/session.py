@@ -196,11 +196,12 @@ class Session:
     def _note_workers(self, frame: bytearray) -> None:
         """Follow in the broker's own events who holds which slot."""
         for _, event, data in decode_runs(memoryview(frame)[HEADER_BYTES:], 1):
-            number = data[0].get("worker_id") if isinstance(data[0], dict) else None
-            if event == "worker_joined" and isinstance(number, int):
-                self._slots.add(number)
-            elif event == "worker_left":
-                self._slots.discard(number)
+            for facts in data:
+                match event, facts:
+                    case "worker_joined", {"worker_id": int(number)}:
+                        self._slots.add(number)
+                    case "worker_left", {"worker_id": int(number), "kept": False}:
+                        self._slots.discard(number)
 
     def _is_repeat(self, flags: int, origin: int, number: int) -> bool:
         """Whether this process already has this batch, from an earlier broker or before another worker gave it back.

@@ -24,7 +24,6 @@ class Slot:
 
     __slots__ = (
         "absent_since",
-        "awaited",
         "doubts",
         "draining",
         "dropped",
@@ -59,10 +58,10 @@ class Slot:
         self.identity: str | None = None
         self.pid: int | None = None
         self.link: Link | None = None
-        # The process that held it has ended: it will not come back for its place.
+        # No process is known that will come for it: the last one has ended, or said goodbye. While one may come back, from
+        # a connection that broke or from an earlier broker, posts are not confirmed without it: if this broker died
+        # before it is back, nobody would have them for it.
         self.is_gone = True
-        # A worker of an earlier broker holds it and is on its way here: posts are not confirmed without it.
-        self.awaited = False
         # Everything that is not acknowledged as handled, sent or not.
         self.queue = Queue(limit)
         # It has everything up to here. Exact also where it got nothing for a while: see `offer`.
@@ -96,8 +95,7 @@ class Slot:
     @property
     def is_live(self) -> bool:
         """Whether an event counts as delivered only once this receiver has it."""
-        is_here = self.link is not None or self.awaited
-        return is_here and not (self.is_observer or self.draining or self.lossy or self.stalled)
+        return not (self.is_gone or self.is_observer or self.draining or self.lossy or self.stalled)
 
     @property
     def label(self) -> str:
@@ -202,7 +200,7 @@ class Slot:
         process to which this epoch is new: that one gets everything that its predecessor had not handled."""
         self.link, link.slot = link, self
         self.identity, self.pid = identity, pid
-        self.is_gone = self.draining = self.leaving = self.stalled = self.awaited = self.is_expired = False
+        self.is_gone = self.draining = self.leaving = self.stalled = self.is_expired = False
         self.progress_at = now
         self._settle_doubts(had[0] if had is not None else 0)
         if had is not None:
@@ -234,6 +232,7 @@ class Slot:
     def detach(self, now: float) -> None:
         """Its connection is gone. What it had not handled stays queued."""
         self.link = None
+        self.is_gone = self.is_gone or self.draining
         self.draining = False
         self.absent_since = now
         for post in self.uniques.values():

@@ -161,7 +161,7 @@ class Broker:
 
     def _watch_end(self, slot: Slot, pid: int, identity: str | None, delay_s: float) -> None:
         """Tell the router when the process that held `slot` has ended, unless somebody holds the slot again."""
-        if slot.link is not None or slot.identity != identity or slot.lossy or self.stopping.is_set():
+        if slot.link is not None or slot.identity != identity or slot.is_expired or self.stopping.is_set():
             return
         if _has_ended(pid):
             self.router.end_process(slot, time.monotonic())

@@ -51,6 +51,8 @@ class Bus:
         # Told of each post, once plugins are loaded and one of them wants to know.
         self.on_posted: Callable[[str, str, Any, str | None], None] | None = None
         self.renew()
+        _buses.add(self)
+        _survive_forks()
 
     def renew(self) -> None:
         """Begin as a client that no broker knows yet, with nothing posted."""
@@ -113,8 +115,6 @@ class Bus:
                 on_plugins=self._ask_plugins,
             )
             self.client.start()
-            _survive_forks()
-            _open_buses.add(self)
 
         return start
 
@@ -163,15 +163,20 @@ class Bus:
             await client.close(leave=leave, timeout=self.options.timeout if timeout is None else timeout)
             self.client = self.loop = self.address = None
             self.renew()
-            _open_buses.discard(self)
 
     def forget_client(self) -> None:
         self.client = self.loop = self.thread = self.address = None
         self.renew()
 
+    def configuration(self) -> tuple[str, dict[str, Any]]:
+        """The address, and the options, with which another process configures itself like this one. It has a slot of its
+        own."""
+        values = {field.name: getattr(self.options, field.name) for field in fields(self.options)}
+        return str(self.address), {**values, "worker_id": None}
+
 
 _default: Bus | None = None
-_open_buses: weakref.WeakSet[Bus] = weakref.WeakSet()
+_buses: weakref.WeakSet[Bus] = weakref.WeakSet()
 _forks_survived = False
 # Loops of the parent process, in its forked child. They share the parent's kernel objects, so they must never be closed
 # here, not even by the garbage collector.
@@ -180,32 +185,36 @@ _parents_loops: list[Any] = []
 
 def open_buses() -> list[Bus]:
     """Every bus of this process that is configured."""
-    return list(_open_buses)
+    return [bus for bus in list(_buses) if bus.client is not None]
 
 
 def _survive_forks() -> None:
     global _forks_survived
     if not _forks_survived:
         _forks_survived = True
+        # Its lock is held across a fork, and freed in the child by a hook of its own, which must be registered, and so be
+        # called, before ours: ours starts a loop that uses it.
+        import concurrent.futures.thread  # noqa: F401
+
         os.register_at_fork(after_in_child=_attach_anew)
 
 
 def _attach_anew() -> None:
     """In a forked child: let go of what is the parent's. A bus with a thread becomes a client of the child's own, with
     the handlers that were registered; one in a loop of the program's is not configured any more, as that loop is not
-    the child's."""
-    for bus in open_buses():
-        client, thread, address, options = bus.client, bus.thread, bus.address, bus.options
-        _open_buses.discard(bus)
+    the child's. What the parent posted is the parent's to send."""
+    for bus in list(_buses):
+        client, thread = bus.client, bus.thread
         if client is None:
+            # Configured later, it must not be taken for its parent, or for another child, by the broker.
+            bus.renew()
             continue
         _parents_loops.append((client, thread))
+        address, values = bus.configuration()
         client.abandon()
         bus.forget_client()
         if thread is not None:
-            # The parent has its slot; the child takes a free one.
-            values = {field.name: getattr(options, field.name) for field in fields(options)}
-            bus.host(str(address), {**values, "worker_id": None})
+            bus.host(address, values)
 
 
 def default_bus() -> Bus:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from eventsh.core.session import SessionState
 from eventsh.errors import EventError, NotConnected, ProtocolError, TransportError
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from eventsh.transport import Connection, Transport
 
 __all__ = ["Client", "Deliveries"]
+
+T = TypeVar("T")
 
 _log = logging.getLogger("eventsh")
 
@@ -163,7 +165,7 @@ class Client:
 
     async def _keep_attached(self) -> None:
         # In a thread, for it reads files; and before the first event, so that no hook misses one.
-        await self._loop.run_in_executor(None, plugins().load)
+        await self._in_thread(plugins().load)
         if self._on_plugins is not None:
             self._on_plugins()
         attempt = 0
@@ -225,10 +227,19 @@ class Client:
             return False
         start = start_broker if self.transport.capabilities.crosses_processes else start_hosted_broker
         try:
-            return await self._loop.run_in_executor(None, start, self.transport, self.address, self.options)
-        except (EventError, OSError, RuntimeError) as reason:
+            return await self._in_thread(start, self.transport, self.address, self.options)
+        except (EventError, OSError) as reason:
             self._note(reason)
             return False
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call what blocks without holding up the loop; at the end of the process, when there are no more threads to be
+        had, holding it up."""
+        try:
+            work = self._loop.run_in_executor(None, function, *arguments)
+        except RuntimeError:
+            return function(*arguments)
+        return await work
 
     def _yield_slot(self, attachment: _Attachment) -> bool:
         """After a refusal that another name or place mends: take one. True when it is worth trying at once."""

@@ -21,6 +21,8 @@ from eventsh.errors import TransportError
 from eventsh.options import broker_arguments
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from eventsh.address import Address
     from eventsh.options import Options
     from eventsh.transport import Transport
@@ -115,17 +117,39 @@ def start_broker(transport: Transport, address: Address, options: Options) -> bo
     lock = lock_address(transport, address)
     if lock is None:
         return False
-    try:
+    # The broker has its own copy of the lock in the end; if it has none, the lock is let go.
+    with _open_here(lock):
         report_read, report_write = os.pipe()
-        try:
-            _spawn(transport, address, options, lock, report_write)
-        finally:
-            os.close(report_write)
-        _await_ready(address, report_read)
-    finally:
-        # The broker has its own copy by now; if it has none, this lets the lock go.
-        os.close(lock)
+        with _open_here(report_read):
+            with _open_here(report_write):
+                _spawn(transport, address, options, lock, report_write)
+            _await_ready(address, report_read)
     return True
+
+
+# What is open while a broker is started.
+_open_descriptors: set[int] = set()
+
+
+@contextlib.contextmanager
+def _open_here(descriptor: int) -> Iterator[None]:
+    """Close `descriptor` in the end; and at once in a child that the program forks meanwhile, as servers do that fork
+    their workers right after `configure`: it would hold the lock for as long as it lives, and no broker could follow."""
+    _open_descriptors.add(descriptor)
+    try:
+        yield
+    finally:
+        _open_descriptors.discard(descriptor)
+        os.close(descriptor)
+
+
+def _close_in_child() -> None:
+    for descriptor in _open_descriptors:
+        os.close(descriptor)
+    _open_descriptors.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _spawn(transport: Transport, address: Address, options: Options, lock: int, report: int) -> None:
@@ -154,7 +178,7 @@ def _spawn(transport: Transport, address: Address, options: Options, lock: int, 
 
 def _await_ready(address: Address, report: int) -> None:
     """Read the broker's first report. Its end without one means that the broker died."""
-    with os.fdopen(report, "rb") as stream:
+    with os.fdopen(report, "rb", closefd=False) as stream:
         line = stream.readline()
     try:
         state = orjson.loads(line)

@@ -19,6 +19,7 @@ from tests.core.net import (
     poster,
     ran,
     slot_of,
+    worker,
     workers,
 )
 
@@ -75,7 +76,7 @@ def test_workers_are_told_who_joins_and_who_leaves():
     told = [(event, data) for source, event, data in first.events if source == "eventsh"]
     assert told[-2:] == [
         ("worker_joined", {"worker_id": 1, "pid": 1002}),
-        ("worker_left", {"worker_id": 1, "pid": 1002}),
+        ("worker_left", {"worker_id": 1, "pid": 1002, "kept": True}),
     ]
 
 
@@ -102,11 +103,31 @@ def test_handlers_that_are_still_busy_delay_no_confirmation():
     assert ran(first) == [[]]
 
 
-def test_observers_absent_and_draining_workers_delay_no_confirmation():
+def test_a_worker_that_may_come_back_delays_confirmations_until_its_process_ends_or_for_the_timeout():
+    net = Net()
+    first, second = workers(net, 2)
+    slot = net.disconnect(second)
+    post(net, first, 1)
+    ack(net, first)
+    net.advance(TIMEOUT_S - 0.5)
+    assert confirmed(net, first) == 0
+    net.router.end_process(slot, net.now)
+    net.collect()
+    assert confirmed(net, first) == 1
+    third = worker(net, 3, 1)
+    net.run()
+    net.disconnect(third)
+    post(net, first, 2)
+    ack(net, first)
+    net.advance(TIMEOUT_S + 0.5)
+    assert confirmed(net, first) == 2
+
+
+def test_observers_ended_and_draining_workers_delay_no_confirmation():
     net = Net()
     first, second, third = workers(net, 3)
     observer(net)
-    net.disconnect(second)
+    net.router.end_process(net.disconnect(second), net.now)
     third.session.leave()
     net.flush(third)
     net.up(third.channel)
@@ -207,7 +228,7 @@ def test_a_request_is_answered_with_its_number():
 def test_status_tells_of_every_slot():
     net = Net(slots=3)
     first, second = workers(net, 2)
-    net.disconnect(second)
+    net.router.end_process(net.disconnect(second), net.now)
     post(net, first, 1, 2)
     post_unique(net, first, 3, "key")
     net.run()

@@ -324,6 +324,22 @@ def test_workers_that_come_late_to_a_new_broker_miss_nothing_that_others_posted_
     assert first.outbox.queued == 0
 
 
+def test_a_worker_whose_connection_broke_just_before_its_broker_died_misses_nothing():
+    net = Net()
+    first, second = workers(net, 2)
+    net.disconnect(second)
+    post(net, first, 1)
+    net.run()
+    assert first.outbox.queued == 1
+    net.replace_broker()
+    net.attach(first)
+    post(net, first, 2)
+    net.run()
+    net.attach(second)
+    net.run()
+    assert ran(first, second) == [[1, 2]] * 2
+
+
 def test_a_worker_that_never_comes_to_the_new_broker_is_waited_for_no_longer_than_the_timeout():
     net = Net()
     first, second = workers(net, 2)

@@ -368,7 +368,7 @@ def test_a_receipt_names_the_workers_that_have_a_broadcast_and_those_that_do_not
     net = Net()
     first, second, third = workers(net, 3)
     posting = poster(net)
-    net.disconnect(third)
+    net.router.end_process(net.disconnect(third), net.now)
     posting.outbox.post_receipt("app", "e", 1)
     net.flush(posting)
     net.up(posting.channel)

@@ -478,6 +478,10 @@ def test_after_a_brokers_death_what_this_process_has_is_dropped_and_acknowledged
     ])  # fmt: skip
     assert handle(session) == ["other", "d"]
     assert ack_of(session) == (4, 4)
+    session.disconnected()
+    attach(session, epoch=3)
+    session.receive([batch(1, "d", number=4, flags=Flag.RESENT), batch(2, "e", number=5, flags=Flag.RESENT)])
+    assert handle(session) == ["e"]
 
 
 def test_what_is_not_marked_as_resent_is_never_taken_for_a_repeat():
@@ -536,8 +540,10 @@ def test_the_slots_of_the_others_are_known_when_the_broker_dies():
     session.receive([
         own_event(1, "worker_joined", {"worker_id": 0, "pid": 42}),
         own_event(2, "worker_joined", {"worker_id": 7, "pid": 43}),
-        own_event(3, "worker_left", {"worker_id": 2, "pid": 44}),
-        own_event(4, "handler_error", {"worker_id": 99}),
+        own_event(3, "worker_left", {"worker_id": 2, "pid": 44, "kept": False}),
+        own_event(4, "worker_left", {"worker_id": 1, "pid": 45, "kept": True}),
+        own_event(5, "handler_error", {"worker_id": 99}),
+        own_event(6, "worker_joined", None),
     ])  # fmt: skip
     session.disconnected()
     assert Hello.decode(session.connected()).slots == [0, 1, 7]

@@ -1,0 +1,94 @@
+"""gunicorn's server hooks: every worker takes part, and the master that forks them never does.
+
+    # gunicorn.conf.py
+    from eventsh.integrations.gunicorn import post_fork, pre_fork, worker_exit
+
+The application then need not call `eventsh.configure`. With an address or options:
+
+    from eventsh.integrations.gunicorn import hooks
+    pre_fork, post_fork, worker_exit = hooks("unix:/run/app/events.sock", timeout=10)
+
+Handlers run in a thread of each worker, so the workers must have threads: sync, gthread or an ASGI one, not gevent.
+Knows gunicorn only by the objects that it hands to its hooks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from eventsh.api import default_events
+from eventsh.options import Options
+from eventsh.runtime.bus import default_bus
+from eventsh.runtime.endpoint import find_endpoint
+
+__all__ = ["Hooks", "hooks", "post_fork", "pre_fork", "worker_exit"]
+
+# How a preloaded application has configured the master. Kept here and not with the hooks: gunicorn makes those anew at
+# each reload, but does not load the application again.
+_preloaded: tuple[str | None, dict[str, Any]] = (None, {})
+
+
+class Hooks(NamedTuple):
+    """The settings of gunicorn, in the order in which it calls them."""
+
+    pre_fork: Callable[[Any, Any], None]
+    post_fork: Callable[[Any, Any], None]
+    worker_exit: Callable[[Any, Any], None]
+
+
+def hooks(address: str | None = None, **options: Any) -> Hooks:
+    """The hooks for workers that are configured so. Raises ConfigureError, which keeps gunicorn from starting."""
+    Options.from_values(**options)
+    find_endpoint(address)
+
+    def post_fork(server: Any, worker: Any) -> None:
+        _configure_when_loaded(worker, address, options)
+
+    return Hooks(pre_fork, post_fork, worker_exit)
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """Detach the master, which a preloaded application has attached: it must not take events that are meant for workers,
+    and must not have threads when it forks. Its workers are configured as it was."""
+    global _preloaded
+    if default_events().configured():
+        _preloaded = default_bus().configuration()
+        default_events().close()
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Configure this worker as soon as it has loaded the application."""
+    _configure_when_loaded(worker, None, {})
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Finish what this worker was given and detach it.
+
+    Its slot is kept for a successor if gunicorn is about to start one, because this worker was aborted, failed or has
+    served its `max_requests`. One that is told to end has no successor, or has it already.
+    """
+    # The master calls this hook too, for a worker that was gone when it wanted to kill it.
+    if worker.pid == os.getpid():
+        default_events().close(leave=_is_told_to_end(worker))
+
+
+def _configure_when_loaded(worker: Any, address: str | None, options: dict[str, Any]) -> None:
+    # Not at once: what is kept for a worker that died would arrive before the application has registered its handlers.
+    after_load = worker.cfg.post_worker_init
+
+    def post_worker_init(worker: Any) -> None:
+        preloaded_address, preloaded_options = _preloaded
+        default_events().configure(address or preloaded_address, **{**preloaded_options, **options})
+        after_load(worker)
+
+    worker.cfg.set("post_worker_init", post_worker_init)
+
+
+def _is_told_to_end(worker: Any) -> bool:
+    # gunicorn calls worker_exit on the way out of the worker, with what ends it under way.
+    reason = sys.exc_info()[1]
+    is_regular = isinstance(reason, SystemExit) and not reason.code
+    return is_regular and worker.nr < worker.max_requests

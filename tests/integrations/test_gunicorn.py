@@ -1,0 +1,187 @@
+"""gunicorn with its hooks: who takes part, and what happens when workers come and go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import eventsh
+from eventsh.errors import ConfigureError
+from eventsh.integrations.gunicorn import hooks, worker_exit
+from tests.integrations.servers import DEADLINE_S, Server, gunicorn, wait_until
+
+Start = Callable[..., Server]
+
+
+@pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["each-loads", "preload"])
+def test_a_request_posts_every_worker_handles_and_the_master_takes_no_part(start: Start, preload: tuple[str, ...]):
+    server = start(gunicorn, "--workers", "3", *preload)
+    workers = server.wait_attached(3)
+    assert server.process.pid not in workers
+    poster = server.post("e", data="1")
+    server.wait_handled("e", workers)
+    assert {(line.source, line.data, line.poster) for line in server.lines("e")} == {("app", "1", poster)}
+    for _ in range(6):
+        server.post("once", unique="k")
+    server.post("last")
+    server.wait_handled("last", workers)
+    assert len(server.lines("once")) == 1
+    assert server.stop() == 0
+    # Each has been closed in order, and told so.
+    assert {line.pid for line in server.lines("stopping")} == workers
+    assert server.lines("gap") == []
+
+
+def test_a_preloaded_application_that_configures_itself_leaves_no_master_attached(start: Start):
+    plain = "from eventsh.integrations.gunicorn import post_fork, pre_fork, worker_exit"
+    server = start(gunicorn, "--workers", "2", "--preload", hooks=plain, CONFIGURE_AT_IMPORT="1")
+    workers = server.wait_attached(2)
+    assert server.process.pid not in workers
+    server.post("e")
+    server.wait_handled("e", workers)
+    # Those that are forked much later, after a reload of the configuration, know the address too.
+    server.process.send_signal(signal.SIGHUP)
+    successors = server.wait_attached(2, without=workers)
+    server.post("after")
+    server.wait_handled("after", successors)
+    assert {line.pid for line in server.lines("after")} == successors
+
+
+@pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["each-loads", "preload"])
+def test_the_successor_of_a_killed_worker_takes_part(start: Start, preload: tuple[str, ...]):
+    server = start(gunicorn, "--workers", "3", *preload)
+    before = server.wait_attached(3)
+    server.post("before")
+    server.wait_handled("before", before)
+    killed = min(before)
+    os.kill(killed, signal.SIGKILL)
+    after = server.wait_attached(3, without={killed})
+    assert len(after - before) == 1
+    server.post("after")
+    server.wait_handled("after", after)
+    assert server.lines("gap") == []
+
+
+def test_a_successor_gets_what_was_posted_while_it_was_loading(start: Start, directory: Path):
+    gate = directory / "gate"
+    server = start(gunicorn, "--workers", "2", IMPORT_GATE=str(gate))
+    (killed, other) = server.wait_attached(2)
+    gate.touch()
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: server.attached() == {other}, server.attached)
+    # Connections that the killed one had accepted may break.
+    server.post("meanwhile")
+    server.wait_handled("meanwhile", {other})
+    gate.unlink()
+    successor = server.wait_attached(2, without={killed}) - {other}
+    server.wait_handled("meanwhile", {other} | successor)
+    assert server.lines("gap") == []
+
+
+def test_a_worker_aborted_for_timeout_leaves_its_events_to_a_successor(start: Start, directory: Path):
+    server = start(gunicorn, "--workers", "2", "--timeout", "3")
+    before = server.wait_attached(2)
+    # One of them begins a unique event that it will never finish, and so do its requests.
+    server.post("freeze", data=str(directory / "once"), unique="k")
+    wait_until(lambda: bool(server.lines("freeze")), lambda: server.lines("freeze"))
+    frozen = server.lines("freeze")[0].pid
+    (other,) = before - {frozen}
+
+    def meets_frozen() -> bool:
+        try:
+            server.get("/", timeout_s=0.3)
+        except TimeoutError:
+            return True
+        return False
+
+    wait_until(meets_frozen, lambda: "the frozen worker accepts nothing")
+    server.post("meanwhile")
+    successor = server.wait_attached(2, without={frozen}) - {other}
+    assert "WORKER TIMEOUT" in server.log.read_text()
+    server.wait_handled("meanwhile", {other} | successor)
+    # The unique event was begun again, by one of those that live.
+    wait_until(lambda: len(server.lines("freeze")) == 2, lambda: server.lines("freeze"))
+    assert server.lines("freeze")[1].pid in {other} | successor
+    assert server.lines("gap") == []
+
+
+def test_a_reload_under_load_loses_nothing_and_handles_nothing_twice(start: Start):
+    server = start(gunicorn, "--workers", "2")
+    generations = [server.wait_attached(2)]
+    posted: list[str] = []
+    done = threading.Event()
+
+    def load() -> None:
+        while not done.is_set():
+            number = str(len(posted))
+            server.post("load", data=number)
+            posted.append(number)
+            time.sleep(0.005)
+
+    poster = threading.Thread(target=load)
+    poster.start()
+    try:
+        for _ in range(2):
+            server.process.send_signal(signal.SIGHUP)
+            generations.append(server.wait_attached(2, without=set().union(*generations)))
+    finally:
+        done.set()
+        poster.join(DEADLINE_S)
+    server.post("last")
+    server.wait_handled("last", generations[-1])
+    lines = server.lines("load")
+    assert max(Counter((line.pid, line.data) for line in lines).values()) == 1
+    # Posted while at least two workers were attached, so each was handled by two or more.
+    handled_by = Counter(line.data for line in lines)
+    assert [number for number in posted if handled_by[number] < 2] == []
+    assert len(posted) > 20
+    # No worker has a hole in what it handled.
+    for pid in set().union(*generations):
+        numbers = [int(line.data) for line in lines if line.pid == pid]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
+    assert server.lines("gap") == []
+
+
+def test_a_worker_that_has_served_enough_keeps_its_place_for_its_successor(start: Start, directory: Path):
+    gate = directory / "gate"
+    server = start(gunicorn, "--workers", "2", "--max-requests", "5", IMPORT_GATE=str(gate))
+    before = server.wait_attached(2)
+    gate.touch()
+    wait_until(lambda: bool(server.get("/")) and len(server.attached()) == 1, server.attached)
+    (other,) = server.attached()
+    server.post("meanwhile")
+    gate.unlink()
+    successors = server.wait_attached(2, without=before - {other}) - {other}
+    server.wait_handled("meanwhile", successors)
+
+
+def test_wrong_options_keep_the_server_from_starting(start: Start):
+    wrong = "from eventsh.integrations.gunicorn import hooks\npre_fork, post_fork, worker_exit = hooks(timeout=-1)"
+    server = start(gunicorn, hooks=wrong)
+    assert server.process.wait(DEADLINE_S) != 0
+    assert "timeout must be a number of seconds above 0" in server.log.read_text()
+
+
+@pytest.mark.parametrize("wrong", [{"tiemout": 1}, {"address": "nowhere:/x"}], ids=str)
+def test_hooks_refuse_what_configure_would(wrong: dict[str, object]):
+    with pytest.raises(ConfigureError):
+        hooks(**wrong)  # type: ignore[arg-type]
+
+
+def test_worker_exit_for_another_process_does_nothing():
+    events = eventsh.configure("inproc:worker-exit")
+    try:
+        worker_exit(None, SimpleNamespace(pid=os.getpid() + 1, nr=0, max_requests=10))
+        assert events.configured()
+        worker_exit(None, SimpleNamespace(pid=os.getpid(), nr=0, max_requests=10))
+        assert not events.configured()
+    finally:
+        events.close()
