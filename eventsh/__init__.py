@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eventsh.api import AsyncEvents as AsyncEvents
     from eventsh.api import Events as Events
+    from eventsh.api import default_events
     from eventsh.api import event_list as event_list
     from eventsh.errors import AuthenticationError as AuthenticationError
     from eventsh.errors import ConfigureError as ConfigureError
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from eventsh.errors import TransportError as TransportError
     from eventsh.errors import UsageError as UsageError
 
-    _bus: Events
+    _bus = default_events()
     configure = _bus.configure
     configured = _bus.configured
     post = _bus.post
@@ -91,7 +92,7 @@ _FUNCTIONS = (
     "unregister",
     "wait_ready",
 )
-__all__ = [*_OBJECTS, *_ERRORS, *_FUNCTIONS, "__version__"]  # noqa: PLE0604 - a test compares it with the README
+__all__ = [*_OBJECTS, *_ERRORS, *_FUNCTIONS, "__version__"]
 
 
 # Looked up when first asked for: the broker's and the command line's processes import this package too, and must not

@@ -23,6 +23,10 @@ __all__ = ["AsyncEvents", "Events", "default_events", "event_list"]
 T = TypeVar("T")
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
+# A loop that has not come to the end of its `timeout` by so much later stands still: a handler does not return.
+_HUNG_S = 1.0
+
+
 class _Face:
     """What `Events` and `AsyncEvents` have in common: all that does not wait."""
 
@@ -164,20 +168,25 @@ class Events(_Face):
         if bus.client is None:
             return
         thread = bus.thread
-        self._wait(bus.close(leave=leave, timeout=timeout))
+        limit = bus.options.timeout if timeout is None else timeout
+        try:
+            self._wait(bus.close(leave=leave, timeout=limit), limit + _HUNG_S)
+        except TimeoutError:
+            bus.give_up()
+            return
         bus.thread = None
         if thread is not None:
             thread.stop()
 
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+    def _wait(self, work: Coroutine[Any, Any, T], limit_s: float | None = None) -> T:
         loop = self._bus.loop
         assert loop is not None
         if asyncio._get_running_loop() is loop:
             work.close()
             raise EventError("a handler can't wait for its own bus: the wait would hold up what it waits for")
         if self._bus.thread is not None:
-            return self._bus.thread.run(work)
-        return asyncio.run_coroutine_threadsafe(work, loop).result()
+            return self._bus.thread.run(work, limit_s)
+        return asyncio.run_coroutine_threadsafe(work, loop).result(limit_s)
 
     def __enter__(self) -> Self:
         return self.configure()
@@ -243,6 +252,9 @@ def _close_at_exit() -> None:
     if not _closes_at_exit:
         _closes_at_exit = True
         atexit.register(_close_all)
+        if util := sys.modules.get("multiprocessing.util"):
+            # A child of multiprocessing ends without atexit.
+            util.Finalize(None, _close_all, exitpriority=0)
         os.register_at_fork(after_in_child=_close_with_multiprocessing)
 
 

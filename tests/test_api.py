@@ -388,12 +388,17 @@ def test_a_child_forked_while_posts_wait_does_not_post_them_again(address: str) 
         eventsh.configure(address, linger=0.5)
         for number in range(500):
             eventsh.post("app", "e", number)
+        read, write = os.pipe()
         child = os.fork()
         if not child:
+            # Not before the parent is attached, who could not see it otherwise.
+            os.read(read, 1)
             eventsh.wait_ready(30)
             eventsh.post("app", "child", 1)
             eventsh.close()
             os._exit(0)
+        eventsh.wait_ready(30)
+        os.write(write, b".")
         wait_seen("child")
         assert os.waitpid(child, 0)[1] == 0
         eventsh.post("app", "done")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eventsh.core.uniques import Uniques
 from eventsh.protocol.frame import FLAGS_OFFSET, Flag
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["Dealer"]
 
 
+# How many of an earlier broker's events are known at most: those of a whole pool, 100 bytes each.
+_INHERITED = 65536
+
+
 class Dealer:
     """Unique events: their keys, and those that wait for a worker."""
 
@@ -29,13 +33,32 @@ class Dealer:
         self._fanout = fanout
         # Events that no worker can take at present.
         self._parked: deque[Post] = deque()
+        # Unique events, by origin and number, that workers have from an earlier broker.
+        self._inherited: dict[tuple[int, int], Slot] = {}
 
     @property
     def has_parked(self) -> bool:
         return bool(self._parked)
 
     def route(self, post: Post, now: float) -> bool:
-        """Give a new unique event to a worker, drop a repeat, or let it wait for a worker. False: not now."""
+        """Give a new unique event to a worker, drop a repeat, or let it wait for a worker. False: not now.
+
+        While workers of an earlier broker have not told which ones they have, every unique event waits: it may be one of
+        those, sent again, or a repeat of one.
+        """
+        if not self._roster.is_complete:
+            self._parked.append(post)
+            return True
+        heir = self._inherited.get((post.poster.origin, post.first)) if post.flags & Flag.RESENT else None
+        if heir is not None:
+            # Whoever has it drops it, and acknowledges it as if it were new. The key is its own, so it is no repeat, and
+            # if its worker has died since, another one gets it.
+            slot = heir if heir.link is not None else self._choose()
+            if slot is None:
+                self._parked.append(post)
+            else:
+                self._give(post, slot, now)
+            return True
         if self.keys.is_taken(post.key, now):
             self.ignored_repeats += 1
             post.unique = "repeat"
@@ -54,6 +77,17 @@ class Dealer:
         else:
             self._parked.append(post)
         return True
+
+    def inherit(self, events: Iterable[list[Any]], slot: Slot, now: float, wall_ns: int) -> None:
+        """A worker tells which unique events it has from an earlier broker, as in a Taken. Their keys stay taken for what
+        is left of their time."""
+        for origin, number, time_ns, key in events:
+            self._inherited[origin, number] = slot
+            age_s = max(0.0, (wall_ns - time_ns) / 1e9)
+            if age_s < self.keys.timeout_s and not self.keys.is_full(now):
+                self.keys.take(bytes.fromhex(key), now, age_s=age_s)
+        while len(self._inherited) > _INHERITED:
+            del self._inherited[next(iter(self._inherited))]
 
     def give_again(self, posts: Iterable[Post], slot: Slot, now: float) -> None:
         """A process came back to its slot: it gets what it was given before and did not receive."""

@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from eventsh.errors import ProtocolError
-from eventsh.protocol.frame import HEADER, HEADER_BYTES, Flag
+from eventsh.protocol.frame import HEADER, Flag, read_key
 
 if TYPE_CHECKING:
     from eventsh.core.link import Link
@@ -72,7 +72,7 @@ class Poster:
             raise ProtocolError(f"more than {window} events are under way unconfirmed (max_queue_len of the broker)")
         post = Post(self, first, count, flags, frame)
         if flags & Flag.UNIQUE:
-            post.key = _read_key(frame)
+            post.key = read_key(frame)
         self.number = first + count - 1
         self.pending.append(post)
         self.pending_events += count
@@ -81,7 +81,7 @@ class Poster:
     def _take_again(self, first: int, flags: int, frame: bytearray) -> Post | None:
         post = self.returned.pop(first, None)
         if post is not None:
-            post.flags, post.frame, post.key = flags, frame, _read_key(frame)
+            post.flags, post.frame, post.key = flags, frame, read_key(frame)
             self.pending_events += post.count
         return post
 
@@ -101,14 +101,6 @@ class Poster:
         post.frame = None
         self.pending_events -= post.count
         self.returned[post.first] = post
-
-
-def _read_key(frame: bytearray) -> bytes:
-    length = int.from_bytes(frame[HEADER_BYTES : HEADER_BYTES + 2], "little")
-    key = bytes(frame[HEADER_BYTES + 2 : HEADER_BYTES + 2 + length])
-    if not length or len(key) != length:
-        raise ProtocolError("a unique event without its key")
-    return key
 
 
 class Posters:

@@ -90,6 +90,14 @@ class Roster:
             if slot.identity is None and not slot.is_expired:
                 slot.is_gone = False
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every worker of an earlier broker has come back, and told what it has, or was given up."""
+        return not any(
+            slot.is_telling or (slot.identity is None and not slot.is_gone and not slot.is_expired)
+            for slot in self.workers.values()
+        )
+
     def remove(self, slot: Slot) -> None:
         """Give a place up for good."""
         if slot.worker_id is None:

@@ -29,7 +29,7 @@ from eventsh.protocol.frame import (
     Kind,
     encode_frame,
 )
-from eventsh.protocol.messages import Error, Goodbye, Hello, Receipt, Reply, Report, Request, Welcome
+from eventsh.protocol.messages import Error, Goodbye, Hello, Receipt, Reply, Report, Request, Taken, Welcome
 
 if TYPE_CHECKING:
     from eventsh.core.slot import Slot
@@ -55,6 +55,7 @@ class Router:
         )
         # The last event that all live workers have received.
         self.floor = 0
+        self._wall_clock_ns = wall_clock_ns
         self._posters = Posters()
         self._fanout = Fanout(self.roster, pid=pid, wall_clock_ns=wall_clock_ns, now=now)
         self._dealer = Dealer(
@@ -73,6 +74,7 @@ class Router:
             Kind.GOODBYE: self._take_goodbye,
             Kind.REQUEST: self._take_request,
             Kind.ERROR: self._take_error,
+            Kind.TAKEN: self._take_taken,
         }
 
     @property
@@ -173,6 +175,7 @@ class Router:
         for slot in self.roster:
             if slot.link is None or now - slot.progress_at <= timeout:
                 continue
+            slot.is_telling = False
             if slot in self._fanout.full:
                 self._fanout.full.discard(slot)
                 slot.start_losing(f"{slot.label} made no progress for {timeout:g} s with a full queue")
@@ -181,6 +184,8 @@ class Router:
                 slot.stalled = True
                 self._notices.append(f"{slot.label} took nothing for {timeout:g} s: nobody waits for it now")
         self._dealer.keys.expire(now)
+        if self._dealer.has_parked:
+            self._dealer.unpark(now)
         self._settle(now)
 
     # --- hello, goodbye and the rest ---
@@ -251,6 +256,7 @@ class Router:
         if not resumed:
             slot.received = slot.last_seq = self.seq
         slot.takes_unique = hello.take_unique
+        slot.is_telling = hello.tells and hello.epoch not in (0, self.epoch)
         had = (hello.received, hello.handled) if hello.epoch == self.epoch else None
         slot.attach(link, hello.identity, link.pid or hello.pid, had, now)
         self._fanout.relieve(slot)
@@ -292,6 +298,16 @@ class Router:
             self._fanout.place_own("handler_error", data, self.roster.observers, now)
         except NotSerializable as error:
             raise ProtocolError(f"a report that can't be passed on: {error}") from None
+
+    def _take_taken(self, link: Link, frame: bytearray, now: float) -> None:
+        slot = link.slot
+        if slot is None:
+            raise ProtocolError("unique events of one who gets none")
+        taken = Taken.decode(frame)
+        taken.check()
+        slot.is_telling = False
+        self._dealer.inherit(taken.events, slot, now, self._wall_clock_ns())
+        self._dealer.unpark(now)
 
     def _take_request(self, link: Link, frame: bytearray, now: float) -> None:
         if not link.is_greeted:

@@ -19,8 +19,29 @@ from typing import TYPE_CHECKING, Any
 from eventsh.core.delivery import Delivery, decode_runs
 from eventsh.errors import ProtocolError, QueueOverflow
 from eventsh.event import LIFECYCLE_SOURCE, check_name
-from eventsh.protocol.frame import HEADER, HEADER_BYTES, KIND_OFFSET, PROTOCOL_VERSION, Flag, Kind, encode_frame
-from eventsh.protocol.messages import Error, Gap, Goodbye, Hello, Message, Receipt, Reply, Report, Request, Welcome
+from eventsh.protocol.frame import (
+    HEADER,
+    HEADER_BYTES,
+    KIND_OFFSET,
+    PROTOCOL_VERSION,
+    Flag,
+    Kind,
+    encode_frame,
+    read_key,
+)
+from eventsh.protocol.messages import (
+    Error,
+    Gap,
+    Goodbye,
+    Hello,
+    Message,
+    Receipt,
+    Reply,
+    Report,
+    Request,
+    Taken,
+    Welcome,
+)
 
 if TYPE_CHECKING:
     from eventsh.core.outbox import Outbox
@@ -32,6 +53,8 @@ __all__ = ["Session", "SessionState"]
 # a broker's death. Only posters whose batches are unconfirmed at that moment matter, so this is generous; 4 MiB full.
 _REMEMBERED = 65536
 
+# How many unique events a new broker is told: those of its timeout, in all but the busiest pools. 1 MiB full.
+_MAX_TAKEN = 8192
 # A hello has to fit into what a broker accepts before it.
 _MAX_HELLO_SLOTS = 8192
 
@@ -97,7 +120,8 @@ class Session:
         # Deliveries of an earlier epoch whose handlers have not returned: nobody can be told when they do.
         self._stale = 0
         self._seen: dict[int, int] = {}
-        self._uniques_seen: dict[tuple[int, int], None] = {}
+        # The key of each unique event, and when the broker stamped it: a new broker has to know.
+        self._uniques_seen: dict[tuple[int, int], tuple[str, int]] = {}
         # Events wait for the first handler: a program that calls configure() and then register() must not lose what
         # arrives between the two. Not for ever, for a program may want to post only.
         self._holding = True
@@ -128,6 +152,7 @@ class Session:
             received=self.received,
             handled=self.handled,
             slots=sorted(self._slots)[:_MAX_HELLO_SLOTS],
+            tells=bool(self._uniques_seen),
         )
         return hello.encode()
 
@@ -172,13 +197,13 @@ class Session:
         return messages
 
     def _take_events(self, frame: bytearray) -> None:
-        _, _, flags, count, pid, origin, number, seq, _ = HEADER.unpack_from(frame)
+        _, _, flags, count, pid, origin, number, seq, time_ns = HEADER.unpack_from(frame)
         if seq <= self.received or not count:
             raise ProtocolError(f"event {seq} (of {count}) came after event {self.received}")
         self.received = last = seq + count - 1
         if not origin:
             self._note_workers(frame)
-        if flags and self._is_repeat(flags, origin, number):
+        if flags and self._is_repeat(flags, origin, number, time_ns, frame):
             # Passed on empty, so that it is acknowledged in its turn.
             self._inbox.append(Delivery(last, 0, pid, [], epoch=self.epoch))
             return
@@ -203,7 +228,7 @@ class Session:
                     case "worker_left", {"worker_id": int(number), "kept": False}:
                         self._slots.discard(number)
 
-    def _is_repeat(self, flags: int, origin: int, number: int) -> bool:
+    def _is_repeat(self, flags: int, origin: int, number: int, time_ns: int, frame: bytearray) -> bool:
         """Whether this process already has this batch, from an earlier broker or before another worker gave it back.
 
         Only what is marked as resent can be known: origins are random, and a new poster may by chance have the origin
@@ -213,7 +238,7 @@ class Session:
             known = self._uniques_seen
             if (origin, number) in known and flags & Flag.RESENT:
                 return True
-            known[origin, number] = None
+            known[origin, number] = (read_key(frame).hex(), time_ns)
             if len(known) > _REMEMBERED:
                 del known[next(iter(known))]
             return False
@@ -250,6 +275,9 @@ class Session:
                 self.received = welcome.seq
                 self._deliver_gap(missed, first, welcome.seq, "the slot was given up while this process was away")
             return
+        if self.epoch and self._uniques_seen:
+            taken = [[*name, time_ns, key] for name, (key, time_ns) in self._uniques_seen.items()]
+            self._control.append(Taken(taken[-_MAX_TAKEN:]).encode())
         self.epoch = welcome.epoch
         # A new worker's stream starts here, but an old slot's starts with what its last process did not handle.
         start = 0 if welcome.resumed else welcome.seq
@@ -326,7 +354,7 @@ class Session:
         self._give_out(delivery)
         start = HEADER_BYTES
         if flags & Flag.UNIQUE:
-            start += 2 + int.from_bytes(frame[start : start + 2], "little")
+            start += 2 + len(read_key(frame))
         try:
             delivery.runs = decode_runs(memoryview(frame)[start:], count)
         except ProtocolError:

@@ -34,6 +34,7 @@ class Slot:
         "is_expired",
         "is_gone",
         "is_observer",
+        "is_telling",
         "last_seq",
         "leaving",
         "link",
@@ -62,6 +63,8 @@ class Slot:
         # a connection that broke or from an earlier broker, posts are not confirmed without it: if this broker died
         # before it is back, nobody would have them for it.
         self.is_gone = True
+        # It is about to tell which unique events it has from an earlier broker.
+        self.is_telling = False
         # Everything that is not acknowledged as handled, sent or not.
         self.queue = Queue(limit)
         # It has everything up to here. Exact also where it got nothing for a while: see `offer`.

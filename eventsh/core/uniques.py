@@ -32,10 +32,12 @@ class Uniques:
         self.expire(now)
         return len(self._expires) >= self.limit
 
-    def take(self, key: bytes, now: float) -> None:
-        # Out and in again, so that a key that is taken anew moves to the end.
+    def take(self, key: bytes, now: float, *, age_s: float = 0.0) -> None:
+        """Take a key, or note that it was taken `age_s` seconds ago."""
+        # Out and in again, so that a key that is taken anew moves to the end. Of those that were taken earlier, some are
+        # forgotten a little late, and `is_taken` knows.
         self._expires.pop(key, None)
-        self._expires[key] = now + self.timeout_s
+        self._expires[key] = now + self.timeout_s - age_s
 
     def expire(self, now: float) -> None:
         """Forget keys whose time is over."""

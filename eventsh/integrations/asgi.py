@@ -1,7 +1,8 @@
 """ASGI: a bus in the application's own loop, attached from the lifespan's startup to its shutdown.
 
 For Starlette and FastAPI, `lifespan`; for any other application, `EventsMiddleware`. Both take an `AsyncEvents` whose
-handlers are already registered, and put it at `state["events"]`. Knows ASGI only by its messages.
+handlers are already registered, and put it at `state["events"]`. At shutdown the worker's place is kept for `timeout`
+seconds, so that a successor misses nothing. Knows ASGI only by its messages.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def lifespan(
         try:
             yield {_KEY: bus}
         finally:
-            await bus.close()
+            await bus.close(leave=False)
 
     return attached
 
@@ -73,7 +74,7 @@ class EventsMiddleware:
         try:
             await self._pass_lifespan(startup, scope, receive, send)
         finally:
-            await self.events.close()
+            await self.events.close(leave=False)
 
     async def _pass_lifespan(self, startup: Message, scope: Scope, receive: Receive, send: Send) -> None:
         """Give the lifespan to the application, and if it knows none, answer in its place."""
@@ -85,7 +86,7 @@ class EventsMiddleware:
         async def send_closed(message: Message) -> None:
             # The server may end the process as soon as it has the last message.
             if message["type"] in _LAST_MESSAGES:
-                await self.events.close()
+                await self.events.close(leave=False)
             await send(message)
 
         try:

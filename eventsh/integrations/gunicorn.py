@@ -15,7 +15,6 @@ Knows gunicorn only by the objects that it hands to its hooks.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -65,14 +64,11 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Finish what this worker was given and detach it.
-
-    Its slot is kept for a successor if gunicorn is about to start one, because this worker was aborted, failed or has
-    served its `max_requests`. One that is told to end has no successor, or has it already.
-    """
+    """Finish what this worker was given and detach it. Its place is kept for `timeout` seconds, so that a successor
+    misses nothing: at a reload, gunicorn ends the workers before their successors have loaded the application."""
     # The master calls this hook too, for a worker that was gone when it wanted to kill it.
     if worker.pid == os.getpid():
-        default_events().close(leave=_is_told_to_end(worker))
+        default_events().close(leave=False)
 
 
 def _configure_when_loaded(worker: Any, address: str | None, options: dict[str, Any]) -> None:
@@ -85,10 +81,3 @@ def _configure_when_loaded(worker: Any, address: str | None, options: dict[str, 
         after_load(worker)
 
     worker.cfg.set("post_worker_init", post_worker_init)
-
-
-def _is_told_to_end(worker: Any) -> bool:
-    # gunicorn calls worker_exit on the way out of the worker, with what ends it under way.
-    reason = sys.exc_info()[1]
-    is_regular = isinstance(reason, SystemExit) and not reason.code
-    return is_regular and worker.nr < worker.max_requests

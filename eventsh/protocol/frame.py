@@ -34,6 +34,7 @@ __all__ = [
     "Kind",
     "decode_header",
     "encode_frame",
+    "read_key",
 ]
 
 PROTOCOL_VERSION = 1
@@ -79,6 +80,7 @@ class Kind(IntEnum):
     GOODBYE = 10  # client: give me no more; broker: that was all
     REPORT = 11  # receiver: handlers failed
     RECEIPT = 12  # broker: who got an event that was posted with Flag.RECEIPT
+    TAKEN = 13  # worker: the unique events that an earlier broker gave it
 
 
 class Flag(IntFlag):
@@ -124,6 +126,15 @@ def encode_frame(
     frame = bytearray(HEADER.pack(len(body), kind, flags, count, pid, origin, origin_seq, seq, time_ns))
     frame += body
     return frame
+
+
+def read_key(frame: bytes | bytearray) -> bytes:
+    """The key of a unique event's frame: behind the header its length as u16, then its bytes. Raises ProtocolError."""
+    length = int.from_bytes(frame[HEADER_BYTES : HEADER_BYTES + 2], "little")
+    key = bytes(frame[HEADER_BYTES + 2 : HEADER_BYTES + 2 + length])
+    if not length or len(key) != length:
+        raise ProtocolError("a unique event without its key")
+    return key
 
 
 _KINDS = frozenset(int(kind) for kind in Kind)

@@ -7,6 +7,7 @@ or mistyped one is a ProtocolError.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -15,7 +16,7 @@ import orjson
 from eventsh.errors import ProtocolError
 from eventsh.protocol.frame import HEADER_BYTES, PROTOCOL_VERSION, Kind, encode_frame
 
-__all__ = ["Error", "Gap", "Goodbye", "Hello", "Message", "Receipt", "Reply", "Report", "Request", "Welcome"]
+__all__ = ["Error", "Gap", "Goodbye", "Hello", "Message", "Receipt", "Reply", "Report", "Request", "Taken", "Welcome"]
 
 # The annotations used below, as the types that JSON gives for them. bool is no int here.
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -26,10 +27,14 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "str | None": (str, type(None)),
     "bool": (bool,),
     "list[int]": (list,),
+    "list[list[Any]]": (list,),
     "dict[str, Any]": (dict,),
     "dict[str, Any] | None": (dict, type(None)),
     "Any": (object,),
 }
+
+
+_HEX = re.compile("(?:[0-9a-f]{2})+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ class Message:
                 isinstance(value, bool) and bool not in allowed and object not in allowed
             ):
                 raise ProtocolError(f"{field.name!r} of a {name} frame is {type(value).__name__}, not {field.type}")
-            if allowed == (list,) and not all(type(item) is int for item in body[field.name]):
+            if str(field.type) == "list[int]" and not all(type(item) is int for item in body[field.name]):
                 raise ProtocolError(f"{field.name!r} of a {name} frame is not {field.type}")
             values[field.name] = value
         return cls(**values)
@@ -90,6 +95,8 @@ class Hello(Message):
     handled: int
     slots: list[int]
     """The worker slots that were held in that epoch: a new broker waits for those workers."""
+    tells: bool
+    """A Taken follows the Welcome of another epoch: until then no unique event is given to anybody."""
     version: int = PROTOCOL_VERSION
 
 
@@ -173,6 +180,23 @@ class Report(Message):
     kind: ClassVar[Kind] = Kind.REPORT
     failed: int
     last: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken(Message):
+    """Worker, to a new broker: the unique events that it has from the one before, handled or not."""
+
+    kind: ClassVar[Kind] = Kind.TAKEN
+    events: list[list[Any]]
+    """Each as [origin, number, when the broker stamped it in ns since 1970, its key in hexadecimal]."""
+
+    def check(self) -> None:
+        """Raise ProtocolError unless each event is what it should be."""
+        for event in self.events:
+            match event:
+                case [int(), int(), int(), str(key)] if _HEX.fullmatch(key):
+                    continue
+            raise ProtocolError("a taken frame holds what is no [origin, number, time_ns, key]")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import threading
 import weakref
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from eventsh.address import Address
 
 __all__ = ["Bus", "default_bus", "open_buses"]
+
+_log = logging.getLogger("eventsh")
 
 # What a client is while it is configured; the broker knows it by these.
 _FIXED_OPTIONS = ("worker_id", "role", "take_unique", "broker")
@@ -120,7 +123,9 @@ class Bus:
 
     def _change(self, address: str | None, values: dict[str, Any]) -> None:
         if address is not None and str(find_endpoint(address)[1]) != str(self.address):
-            raise ConfigureError(f"already configured at {self.address}: close() before another address", option="address")
+            raise ConfigureError(
+                f"already configured at {self.address}: close() before another address", option="address"
+            )
         options = self.options.replace(**values)
         for name in _FIXED_OPTIONS:
             if getattr(options, name) != getattr(self.options, name):
@@ -163,6 +168,14 @@ class Bus:
             await client.close(leave=leave, timeout=self.options.timeout if timeout is None else timeout)
             self.client = self.loop = self.address = None
             self.renew()
+
+    def give_up(self) -> None:
+        """Let go of a client whose thread a handler does not give back. Should it ever, the thread ends."""
+        assert self.client is not None
+        assert self.loop is not None
+        _log.warning("%s: closed while a handler was still at work: its thread could not be stopped", self.address)
+        self.loop.call_soon_threadsafe(self.client.give_up)
+        self.forget_client()
 
     def forget_client(self) -> None:
         self.client = self.loop = self.thread = self.address = None

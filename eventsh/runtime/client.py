@@ -188,7 +188,7 @@ class Client:
                 if self._yield_slot(attachment):
                     continue
             attempt += 1
-            longest = min(_BACKOFF_LAST_S, _BACKOFF_FIRST_S * 2**min(attempt, 16))
+            longest = min(_BACKOFF_LAST_S, _BACKOFF_FIRST_S * 2 ** min(attempt, 16))
             await asyncio.sleep(random.uniform(0, longest))
 
     async def _attach(self, attachment: _Attachment) -> None:
@@ -215,7 +215,8 @@ class Client:
                 raise
             refusal = attachment.refusal
             raise NotConnected(
-                f"the broker at {self.address} refused: {refusal.message}" if refusal is not None
+                f"the broker at {self.address} refused: {refusal.message}"
+                if refusal is not None
                 else f"the broker at {self.address} did not answer a hello"
             ) from None
 
@@ -352,7 +353,9 @@ class Client:
                 is_done = dispatcher.dispatch(delivery)
             except (TypeError, ValueError) as error:
                 # What handlers raise does not get here: this is a body that is JSON and no array of runs.
-                _log.error("%s: a batch of process %s is malformed and is dropped: %s", self.address, delivery.pid, error)
+                _log.error(
+                    "%s: a batch of process %s is malformed and is dropped: %s", self.address, delivery.pid, error
+                )
                 is_done = True
             if is_done:
                 session.complete(delivery)
@@ -568,6 +571,11 @@ class Client:
             connection.abandon()
         # Only has an effect if it was a handler that forked: then this thread must not go on in the parent's loop.
         self._loop.stop()
+
+    def give_up(self) -> None:
+        """Let go of everything at once, for nobody waits for it any more."""
+        self._dispatcher.close()
+        self.abandon()
 
     def change(self, options: Options) -> None:
         """Take other options into use; the address and what the client is stay as they are."""

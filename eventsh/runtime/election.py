@@ -12,6 +12,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,9 @@ def lock_address(transport: Transport, address: Address) -> int | None:
     """
     path = transport.lock_path(address)
     if path is None:
-        raise TransportError(f"a broker can't be started at {address}: the {address.scheme} transport has no lock for it")
+        raise TransportError(
+            f"a broker can't be started at {address}: the {address.scheme} transport has no lock for it"
+        )
     # Not one file is made or opened in a directory that others may write to.
     transport.prepare(address)
     while True:
@@ -114,27 +117,33 @@ def start_broker(transport: Transport, address: Address, options: Options) -> bo
     False: another process has the address, and has or is about to have a broker there. Raises TransportError with what
     the broker said when it could not start.
     """
-    lock = lock_address(transport, address)
-    if lock is None:
-        return False
-    # The broker has its own copy of the lock in the end; if it has none, the lock is let go.
-    with _open_here(lock):
-        report_read, report_write = os.pipe()
-        with _open_here(report_read):
+    with contextlib.ExitStack() as opened:
+        with _fork_guard:
+            lock = lock_address(transport, address)
+            if lock is None:
+                return False
+            # The broker has its own copy in the end; if it has none, the lock is let go.
+            opened.enter_context(_open_here(lock))
+            report_read, report_write = os.pipe()
+            opened.enter_context(_open_here(report_read))
             with _open_here(report_write):
-                _spawn(transport, address, options, lock, report_write)
-            _await_ready(address, report_read)
+                process = _spawn(transport, address, options, lock, report_write)
+        _await_detached(address, process)
+        _await_ready(address, report_read)
     return True
 
 
-# What is open while a broker is started.
+# Held while descriptors and a process are made. A program may fork at any time, and servers fork their workers right after
+# `configure`. A child that came in between would have descriptors that nobody closes: of the lock, so that no broker could
+# follow this one for as long as the child lives, and of the pipe for whose end Popen waits.
+_fork_guard = threading.RLock()
+# What is open while a broker is started, to be closed in such a child.
 _open_descriptors: set[int] = set()
 
 
 @contextlib.contextmanager
 def _open_here(descriptor: int) -> Iterator[None]:
-    """Close `descriptor` in the end; and at once in a child that the program forks meanwhile, as servers do that fork
-    their workers right after `configure`: it would hold the lock for as long as it lives, and no broker could follow."""
+    """Close `descriptor` in the end; and at once in a child that is forked meanwhile."""
     _open_descriptors.add(descriptor)
     try:
         yield
@@ -147,33 +156,41 @@ def _close_in_child() -> None:
     for descriptor in _open_descriptors:
         os.close(descriptor)
     _open_descriptors.clear()
+    _fork_guard.release()
 
 
-os.register_at_fork(after_in_child=_close_in_child)
+os.register_at_fork(before=_fork_guard.acquire, after_in_parent=_fork_guard.release, after_in_child=_close_in_child)
 
 
-def _spawn(transport: Transport, address: Address, options: Options, lock: int, report: int) -> None:
+def _spawn(transport: Transport, address: Address, options: Options, lock: int, report: int) -> subprocess.Popen[bytes]:
     command = [*python_command("eventsh.runtime.broker"), "--address", str(address), "--lock-fd", str(lock)]
     command += ["--report-fd", str(report), "--detach", *broker_arguments(options)]
-    log = os.open(_log_path(transport, address), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        # It detaches: the command that returns here is only the parent of the broker.
-        subprocess.run(
-            command,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            env=python_environment(),
-            pass_fds=(lock, report),
-            start_new_session=True,
-            cwd="/",
-            timeout=START_TIMEOUT_S,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
+        log = os.open(_log_path(transport, address), flags, 0o600)
+        with _open_here(log):
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env=python_environment(),
+                pass_fds=(lock, report),
+                start_new_session=True,
+                cwd="/",
+            )
+    except OSError as error:
         raise TransportError(f"can't start a broker at {address}: {error}") from error
-    finally:
-        os.close(log)
+
+
+def _await_detached(address: Address, process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of what was started: it is only the parent of the broker."""
+    try:
+        process.wait(START_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        process.wait()
+        raise TransportError(f"can't start a broker at {address}: {error}") from error
 
 
 def _await_ready(address: Address, report: int) -> None:

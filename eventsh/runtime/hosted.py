@@ -42,11 +42,12 @@ class LoopThread:
         """Whether the caller runs in this very thread, and so can't wait for it."""
         return threading.current_thread() is self._thread
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the loop and wait for its end. Ctrl-C in the waiting thread cancels it."""
+    def run(self, coroutine: Coroutine[Any, Any, T], limit_s: float | None = None) -> T:
+        """Run a coroutine in the loop and wait for its end. Ctrl-C in the waiting thread cancels it, and so does the end
+        of `limit_s`, with a TimeoutError."""
         future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
         try:
-            return future.result()
+            return future.result(limit_s)
         except BaseException:
             future.cancel()
             raise

@@ -26,7 +26,7 @@ from tests.core.net import (
 def hello(**changes):
     values: dict[str, Any] = {
         "identity": "x", "origin": 5, "pid": 1, "role": "worker", "worker_id": None, "take_unique": True,
-        "epoch": 0, "received": 0, "handled": 0, "slots": [],
+        "epoch": 0, "received": 0, "handled": 0, "slots": [], "tells": False,
     }  # fmt: skip
     return Hello(**(values | changes)).encode()
 

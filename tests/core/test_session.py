@@ -82,11 +82,11 @@ def ack_of(session):
 
 def test_the_hello_says_who_this_is_and_what_it_has():
     session = make(worker_id=3, take_unique=False)
-    assert attach(session, slots=[3, 1], worker_id=3) == Hello("me", 5, 42, "worker", 3, False, 0, 0, 0, [])
+    assert attach(session, slots=[3, 1], worker_id=3) == Hello("me", 5, 42, "worker", 3, False, 0, 0, 0, [], False)
     session.receive([batch(1, "a"), batch(2, "b")])
     session.complete(session.next_delivery(NOW))
     session.disconnected()
-    assert Hello.decode(session.connected()) == Hello("me", 5, 42, "worker", 3, False, 1, 2, 1, [1, 3])
+    assert Hello.decode(session.connected()) == Hello("me", 5, 42, "worker", 3, False, 1, 2, 1, [1, 3], False)
 
 
 def test_the_welcome_tells_slot_and_limits():

@@ -59,11 +59,11 @@ class Server:
                 stderr=log,
             )
 
-    def get(self, path: str, timeout_s: float = DEADLINE_S, **query: str) -> int:
+    def get(self, path: str, timeout_s: float = DEADLINE_S) -> int:
         """Ask for a page; give the pid of the worker that answered."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         with contextlib.closing(connection):
-            connection.request("GET", f"{path}?{urlencode(query)}")
+            connection.request("GET", path)
             response = connection.getresponse()
             body = response.read()
             assert response.status == 200, (response.status, body, self.log.read_text())
@@ -71,7 +71,7 @@ class Server:
 
     def post(self, event: str, **query: str) -> int:
         """Have a worker post an event, and wait until all have it."""
-        return self.get("/post", event=event, **query)
+        return self.get(f"/post?{urlencode({'event': event, **query})}")
 
     def attached(self) -> set[int]:
         """The pids of the attached workers."""
@@ -123,6 +123,8 @@ accesslog = None
 worker_tmp_dir = {directory!r}
 # Else it makes a file in the home directory.
 control_socket_disable = True
+# What is still there then has no more to say.
+graceful_timeout = 10
 """
 GUNICORN_HOOKS = """
 import os

@@ -90,7 +90,7 @@ def test_a_worker_aborted_for_timeout_leaves_its_events_to_a_successor(start: St
     server = start(gunicorn, "--workers", "2", "--timeout", "3")
     before = server.wait_attached(2)
     # One of them begins a unique event that it will never finish, and so do its requests.
-    server.post("freeze", data=str(directory / "once"), unique="k")
+    server.get(f"/post-and-go?event=freeze&data={directory}/once&unique=k")
     wait_until(lambda: bool(server.lines("freeze")), lambda: server.lines("freeze"))
     frozen = server.lines("freeze")[0].pid
     (other,) = before - {frozen}
@@ -148,19 +148,6 @@ def test_a_reload_under_load_loses_nothing_and_handles_nothing_twice(start: Star
         numbers = [int(line.data) for line in lines if line.pid == pid]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
     assert server.lines("gap") == []
-
-
-def test_a_worker_that_has_served_enough_keeps_its_place_for_its_successor(start: Start, directory: Path):
-    gate = directory / "gate"
-    server = start(gunicorn, "--workers", "2", "--max-requests", "5", IMPORT_GATE=str(gate))
-    before = server.wait_attached(2)
-    gate.touch()
-    wait_until(lambda: bool(server.get("/")) and len(server.attached()) == 1, server.attached)
-    (other,) = server.attached()
-    server.post("meanwhile")
-    gate.unlink()
-    successors = server.wait_attached(2, without=before - {other}) - {other}
-    server.wait_handled("meanwhile", successors)
 
 
 def test_wrong_options_keep_the_server_from_starting(start: Start):

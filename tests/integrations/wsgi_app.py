@@ -47,8 +47,9 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
     if frozen.is_set():
         time.sleep(600)
     query = {name: values[0] for name, values in parse_qs(environ["QUERY_STRING"]).items()}
-    if environ["PATH_INFO"] == "/post":
+    if environ["PATH_INFO"] in ("/post", "/post-and-go"):
         eventsh.post("app", query["event"], query.get("data"), unique=query.get("unique"))
+    if environ["PATH_INFO"] == "/post":
         # Answered only when it is sure, so that what was answered must be in the journals.
         eventsh.flush(30)
     start_response("200 OK", [("Content-Type", "text/plain")])

@@ -28,12 +28,13 @@ from eventsh.protocol.messages import (
     Reply,
     Report,
     Request,
+    Taken,
     Welcome,
 )
 
 MESSAGES: list[Message] = [
-    Hello("id", 7, 42, "worker", 3, True, 10, 9, 8, [0, 1]),
-    Hello("id", 7, 42, "observer", None, False, 0, 0, 0, []),
+    Hello("id", 7, 42, "worker", 3, True, 10, 9, 8, [0, 1], True),
+    Hello("id", 7, 42, "observer", None, False, 0, 0, 0, [], False),
     Welcome(1, 2, 3, True, 99, 5.0, 10240, 65536, [1, 2]),
     Welcome(1, 2, None, False, 99, 0.25, 1, 65536, []),
     Gap(5, 1, 5, "slow"),
@@ -43,6 +44,7 @@ MESSAGES: list[Message] = [
     Error("protocol", 'text with " and \n and é'),
     Goodbye(True),
     Report(2, {"handler": "h"}),
+    Taken([[7, 9, 1_700_000_000_000_000_000, "6b6579"]]),
     Receipt(4, [0, 1], [2], "given"),
     Receipt(4, [], [], None),
 ]
@@ -138,7 +140,7 @@ def test_a_body_nested_a_million_deep_is_refused():
 
 
 def test_a_hello_that_knows_as_many_slots_as_are_told_fits_into_what_a_broker_accepts_before_it():
-    hello = Hello("x" * 100, 2**32 - 1, 2**31, "observer", 65535, True, 2**63, 2**63, 2**63, [65535] * 8192)
+    hello = Hello("x" * 100, 2**32 - 1, 2**31, "observer", 65535, True, 2**63, 2**63, 2**63, [65535] * 8192, False)
     assert decode_header(hello.encode()).length < PRE_HELLO_BODY_BYTES
 
 

@@ -1,0 +1,98 @@
+"""Unique events across a broker's death: what the old broker gave to one worker, the new one gives to no other."""
+
+from __future__ import annotations
+
+from tests.core.net import TIMEOUT_S, Net, Process, post_unique, ran, worker
+
+
+def pool_with_a_unique_event_under_way() -> tuple[Net, Process, Process, Process]:
+    """A poster, the worker that has its unique event but has not said so, and another one; the broker is then replaced."""
+    net = Net()
+    posting = worker(net, 1, 0, take_unique=False)
+    first, second = worker(net, 2, 1), worker(net, 3, 2)
+    net.run()
+    post_unique(net, posting, "u", "key")
+    holder = first if first.channel is not None and first.channel.down else second
+    other = second if holder is first else first
+    assert holder.channel is not None
+    net.down(holder.channel)
+    net.handle(holder)
+    assert ran(holder, other) == [["u"], []]
+    net.replace_broker()
+    return net, posting, holder, other
+
+
+def test_a_unique_event_that_is_sent_again_waits_for_the_worker_that_has_it():
+    net, posting, holder, other = pool_with_a_unique_event_under_way()
+    net.attach(posting)
+    net.attach(other)
+    net.run(posting, other)
+    assert ran(other) == [[]]
+    assert posting.outbox.queued == 1
+    net.attach(holder)
+    net.run()
+    assert ran(holder, other) == [["u"], []]
+    assert posting.outbox.queued == 0
+
+
+def test_a_repeat_of_a_key_is_ignored_by_the_next_broker_too():
+    net, posting, holder, other = pool_with_a_unique_event_under_way()
+    for process in (posting, holder, other):
+        net.attach(process)
+    net.run()
+    post_unique(net, posting, "again", "key")
+    net.run()
+    assert ran(holder, other) == [["u"], []]
+    assert net.router.status(net.now)["broker"]["ignored_repeats"] == 1
+    assert posting.outbox.queued == 0
+
+
+def test_a_unique_event_whose_worker_died_with_the_broker_runs_elsewhere_after_the_timeout():
+    net, posting, holder, other = pool_with_a_unique_event_under_way()
+    net.attach(posting)
+    net.attach(other)
+    net.run(posting, other)
+    assert ran(other) == [[]]
+    assert holder.channel is None
+    net.advance(TIMEOUT_S + 0.5)
+    net.run(posting, other)
+    assert ran(other) == [["u"]]
+    assert posting.outbox.queued == 0
+
+
+def test_a_worker_that_has_an_event_from_the_old_broker_and_dies_after_telling_is_replaced():
+    net, posting, holder, other = pool_with_a_unique_event_under_way()
+    for process in (posting, other, holder):
+        net.attach(process)
+    # It says what it has and is given the event once more, but ends before it acknowledges that.
+    net.flush(holder, ack=False)
+    assert holder.channel is not None
+    net.up(holder.channel)
+    slot = net.kill(holder)
+    net.router.end_process(slot, net.now)
+    net.collect()
+    net.run(posting, other)
+    assert ran(other) == [["u"]]
+    assert posting.outbox.queued == 0
+
+
+def test_new_unique_events_wait_until_the_old_brokers_workers_have_told_what_they_have():
+    net, posting, holder, other = pool_with_a_unique_event_under_way()
+    net.attach(posting)
+    net.attach(other)
+    net.run(posting, other)
+    post_unique(net, posting, "new", "another key")
+    net.run(posting, other)
+    assert ran(other) == [[]]
+    net.attach(holder)
+    net.run()
+    assert sorted(ran(holder)[0] + ran(other)[0]) == ["new", "u"]
+
+
+def test_the_first_broker_waits_for_nobody():
+    net = Net(slots=3)
+    first = worker(net, 1, 0)
+    net.run()
+    post_unique(net, first, "u", "key")
+    net.run()
+    assert ran(first) == [["u"]]

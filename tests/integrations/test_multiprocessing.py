@@ -1,0 +1,37 @@
+"""A plain pool of multiprocessing, whose initializer configures each worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integrations.servers import ROOT
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_of_a_pool_take_part_also_a_killed_ones_successor_and_lose_nothing_at_their_end(
+    method: str, directory: Path
+):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.integrations.pool_program", method, f"unix:{directory}/e.sock"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JOURNAL": str(directory / "journal")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=50,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    facts = json.loads(done.stdout)
+    assert facts["first"] == facts["workers"]
+    assert len(facts["once"]) == 1
+    assert len(set(facts["second"]) - set(facts["first"])) == 1
+    poster, handled = facts["end"]
+    assert poster in handled
+    assert set(handled) <= set(facts["second"])
+    assert len(facts["executor"]) == 1
