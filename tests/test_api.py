@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
@@ -92,8 +91,7 @@ def run_program(text: str, *arguments: str) -> Any:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PREAMBLE + dedent(text), *arguments],
         env=python_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         timeout=DEADLINE_S * 1.5,
         text=True,
         check=False,

@@ -27,6 +27,7 @@ class Delivery:
     epoch: int = 0
     # For observers: the number of the first event, and when the broker stamped it; 0 for local ones.
     first_seq: int = 0
+    is_unique: bool = False
     time_ns: int = 0
     # The two marks that its owners make: every handler has returned, and how many async calls are still owed.
     done: bool = False

@@ -109,6 +109,7 @@ class Session:
         self.handled = 0
         self.gaps = 0
         self.missed = 0
+        self.last_gap: dict[str, Any] = {}
         self._registry = registry
         # The worker slots that are held: what a new broker has to know when this one dies.
         self._slots: set[int] = set()
@@ -290,6 +291,7 @@ class Session:
         self.gaps += 1
         self.missed += missed
         data = {"missed": missed, "first_seq": first, "last_seq": last, "reason": reason, "epoch": self.epoch}
+        self.last_gap = data
         self._inbox.append(Delivery(last, 0, None, [[LIFECYCLE_SOURCE, "gap", [data]]], epoch=self.epoch))
 
     # --- deliveries out ---
@@ -354,6 +356,7 @@ class Session:
         self._give_out(delivery)
         start = HEADER_BYTES
         if flags & Flag.UNIQUE:
+            delivery.is_unique = True
             start += 2 + len(read_key(frame))
         try:
             delivery.runs = decode_runs(memoryview(frame)[start:], count)

@@ -9,22 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 from eventsh.core.session import SessionState
-from eventsh.errors import EventError, NotConnected, ProtocolError, TransportError
+from eventsh.errors import EventError, NotConnected, ProtocolError
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.plugins import plugins
-from eventsh.protocol.frame import MAX_BODY_BYTES
-from eventsh.protocol.messages import Error, Gap, Message, Reply, Welcome
+from eventsh.protocol.messages import Error, Message, Reply, Welcome
+from eventsh.runtime.attach import Attacher, in_thread
 from eventsh.runtime.dispatch import Dispatcher, HandlerFailure
-from eventsh.runtime.election import start_broker
-from eventsh.runtime.hosted import start_hosted_broker
 
 if TYPE_CHECKING:
     from eventsh.address import Address
@@ -32,23 +29,15 @@ if TYPE_CHECKING:
     from eventsh.core.registry import Registry
     from eventsh.core.session import Session
     from eventsh.options import Options
-    from eventsh.transport import Connection, Transport
+    from eventsh.runtime.attach import Attachment
+    from eventsh.transport import Transport
 
 __all__ = ["Client", "Deliveries"]
 
-T = TypeVar("T")
-
 _log = logging.getLogger("eventsh")
 
-# Reconnects: exponential backoff with full jitter, the first try at once (Brooker, "Exponential Backoff And Jitter").
-_BACKOFF_FIRST_S = 0.02
-_BACKOFF_LAST_S = 1.0
-# What a broker may take to answer a hello.
-_WELCOME_TIMEOUT_S = 5.0
 # How much of a failure's text and traceback observers are told; the log has all of it.
 _REPORT_CHARS = 4000
-# What the last frames may take to leave, when a client closes.
-_CLOSE_TIMEOUT_S = 0.5
 # Deliveries are dispatched for this long before the loop gets its turn: acks leave, and an application that shares the
 # loop stays responsive.
 _PUMP_BUDGET_S = 0.005
@@ -67,40 +56,6 @@ class Deliveries(Protocol):
     def dispatch(self, delivery: Delivery) -> bool: ...
 
     def close(self) -> None: ...
-
-
-class _Attachment:
-    """One connection of the client: a transport's Receiver that falls silent when the next connection replaces it."""
-
-    def __init__(self, client: Client, loop: asyncio.AbstractEventLoop) -> None:
-        self.client = client
-        self.connection: Connection | None = None
-        self.refusal: Error | None = None
-        self.welcomed: asyncio.Future[Welcome] = loop.create_future()
-        self.lost: asyncio.Future[None] = loop.create_future()
-
-    def frames_received(self, frames: list[bytearray]) -> None:
-        if self.client.attachment is self and not self.lost.done():
-            self.client.receive(frames)
-
-    def frames_refused(self, error: ProtocolError) -> None:
-        _log.warning("%s: the broker broke the protocol: %s", self.client.address, error)
-        if self.connection is not None:
-            self.connection.abort()
-
-    # The outbox and the broker's window bound what is buffered.
-    def writing_paused(self) -> None:
-        pass
-
-    def writing_resumed(self) -> None:
-        pass
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.lost.done():
-            self.lost.set_result(None)
-        if not self.welcomed.done():
-            self.welcomed.cancel()
-        self.client.lose(self)
 
 
 class Client:
@@ -122,12 +77,9 @@ class Client:
         on_state: Callable[[bool], None] | None = None,
         on_plugins: Callable[[], None] | None = None,
     ) -> None:
-        self.transport = transport
         self.address = address
         self.options = options
         self.session = session
-        self.attachment: _Attachment | None = None
-        self.last_error: str | None = None
         self._lock = lock if lock is not None else contextlib.nullcontext()
         self._is_shared = lock is not None
         self._on_state = on_state
@@ -146,8 +98,8 @@ class Client:
         self._ack_at: asyncio.TimerHandle | None = None
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._replies: dict[int, asyncio.Future[Reply]] = {}
-        # The slot that the user asked for; any other one was the broker's choice and may change.
-        self._wanted_slot = session.worker_id
+        self._gaps_told = 0
+        self._attacher = Attacher(transport, address, session, self._lock, self)
         self._runner: asyncio.Task[None] | None = None
 
     @property
@@ -161,112 +113,28 @@ class Client:
         self._runner = self._loop.create_task(self._keep_attached(), name=f"eventsh {self.address}")
         self._schedule_pump()
 
-    # --- attaching ---
+    # --- attaching: what the attacher tells ---
 
     async def _keep_attached(self) -> None:
         # In a thread, for it reads files; and before the first event, so that no hook misses one.
-        await self._in_thread(plugins().load)
+        await in_thread(plugins().load)
         if self._on_plugins is not None:
             self._on_plugins()
-        attempt = 0
-        while True:
-            attachment = _Attachment(self, self._loop)
-            try:
-                await self._attach(attachment)
-                attempt = 0
-                await asyncio.wait((attachment.lost,))
-                _log.info("%s: the connection to the broker is gone; attaching again", self.address)
-                continue
-            except EventError as error:
-                self._note(error)
-                if self._first_attempt is not None and not self._first_attempt.done():
-                    self._first_attempt.set_exception(error)
-                # Only a first failure is answered at once: a broker that dies at its start must not be a loop.
-                if await self._start_broker(error) and attempt == 0:
-                    attempt = 1
-                    continue
-                if self._yield_slot(attachment):
-                    continue
-            attempt += 1
-            longest = min(_BACKOFF_LAST_S, _BACKOFF_FIRST_S * 2 ** min(attempt, 16))
-            await asyncio.sleep(random.uniform(0, longest))
+        await self._attacher.run()
 
-    async def _attach(self, attachment: _Attachment) -> None:
-        """Connect and be welcomed. Raises TransportError, NotConnected."""
+    @property
+    def attachment(self) -> Attachment | None:
+        """The connection, while there is one."""
+        return self._attacher.attachment
 
-        def begin(connection: Connection) -> _Attachment:
-            attachment.connection = connection
-            return attachment
+    def fail(self, error: EventError) -> None:
+        """An attempt to attach failed; another one follows."""
+        if self._first_attempt is not None and not self._first_attempt.done():
+            self._first_attempt.set_exception(error)
 
-        connection = await self.transport.connect(self.address, begin)
-        self.attachment = attachment
-        connection.limit_body(MAX_BODY_BYTES)
-        with self._lock:
-            hello = self.session.connected()
-        connection.send((hello,))
-        try:
-            async with asyncio.timeout(_WELCOME_TIMEOUT_S):
-                await attachment.welcomed
-        except (TimeoutError, asyncio.CancelledError) as error:
-            connection.abort()
-            self.lose(attachment)
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
-                raise
-            refusal = attachment.refusal
-            raise NotConnected(
-                f"the broker at {self.address} refused: {refusal.message}"
-                if refusal is not None
-                else f"the broker at {self.address} did not answer a hello"
-            ) from None
-
-    async def _start_broker(self, error: EventError) -> bool:
-        """Start a broker where nobody listens, if that is wanted. True when it is worth connecting at once."""
-        if self.options.broker != "auto" or not isinstance(error, TransportError):
-            return False
-        if not isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
-            return False
-        start = start_broker if self.transport.capabilities.crosses_processes else start_hosted_broker
-        try:
-            return await self._in_thread(start, self.transport, self.address, self.options)
-        except (EventError, OSError) as reason:
-            self._note(reason)
-            return False
-
-    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call what blocks without holding up the loop; at the end of the process, when there are no more threads to be
-        had, holding it up."""
-        try:
-            work = self._loop.run_in_executor(None, function, *arguments)
-        except RuntimeError:
-            return function(*arguments)
-        return await work
-
-    def _yield_slot(self, attachment: _Attachment) -> bool:
-        """After a refusal that another name or place mends: take one. True when it is worth trying at once."""
-        code = attachment.refusal.code if attachment.refusal is not None else None
-        if code == "origin_taken":
-            with self._lock:
-                self.session.outbox.rename(random.SystemRandom().randrange(1, 1 << 32))
-            return True
-        if code == "slot_taken" and self._wanted_slot is None and self.session.worker_id is not None:
-            self.session.worker_id = None
-            return True
-        return False
-
-    def _note(self, error: BaseException) -> None:
-        """Keep the reason for `wait_ready`; log it when it is a new one."""
-        text = str(error)
-        if text != self.last_error:
-            _log.info("%s: not attached: %s", self.address, text)
-        self.last_error = text
-
-    def lose(self, attachment: _Attachment) -> None:
+    def lose(self) -> None:
         """The connection is gone."""
-        if self.attachment is not attachment:
-            return
         was_attached = self.is_attached
-        self.attachment = None
         with self._lock:
             self.session.disconnected()
         if was_attached and self._on_state is not None:
@@ -293,6 +161,8 @@ class Client:
             return
         for message in messages:
             self._take_message(attachment, message)
+        if self.session.gaps != self._gaps_told:
+            self._tell_gap()
         if self.session.unacked_received:
             self._send_ack(at_once=True)
         if self._waiters:
@@ -302,12 +172,11 @@ class Client:
         if self.session.has_work:
             self._pump()
 
-    def _take_message(self, attachment: _Attachment, message: Message) -> None:
+    def _take_message(self, attachment: Attachment, message: Message) -> None:
         if isinstance(message, Welcome):
             if not self._was_attached:
                 self._was_attached = True
                 self._tell_plugins("eventsh_worker_started", worker_id=message.worker_id, address=str(self.address))
-            self.last_error = None
             if self._first_attempt is not None and not self._first_attempt.done():
                 self._first_attempt.set_result(None)
             if self._on_state is not None:
@@ -317,13 +186,16 @@ class Client:
             self._check_waiters()
         elif isinstance(message, Error):
             attachment.refusal = message
-        elif isinstance(message, Gap):
-            _log.warning("%s: missed %d events: %s", self.address, message.missed, message.reason)
-            self._tell_plugins("eventsh_gap", gap=asdict(message))
         elif isinstance(message, Reply):
             reply = self._replies.pop(message.id, None)
             if reply is not None and not reply.done():
                 reply.set_result(message)
+
+    def _tell_gap(self) -> None:
+        self._gaps_told = self.session.gaps
+        gap = self.session.last_gap
+        _log.warning("%s: missed %d events: %s", self.address, gap["missed"], gap["reason"])
+        self._tell_plugins("eventsh_gap", gap=gap)
 
     def _tell_plugins(self, hook: str, **facts: Any) -> None:
         if plugins().has_impl(hook):
@@ -358,7 +230,7 @@ class Client:
                 )
                 is_done = True
             if is_done:
-                session.complete(delivery)
+                self._complete_now(delivery)
             now = time.monotonic()
             if now >= until:
                 self._schedule_pump()
@@ -373,8 +245,14 @@ class Client:
 
     def _complete(self, delivery: Delivery) -> None:
         """The last async handler of a delivery returned."""
-        self.session.complete(delivery)
+        self._complete_now(delivery)
         self._after_handling()
+
+    def _complete_now(self, delivery: Delivery) -> None:
+        self.session.complete(delivery)
+        if delivery.is_unique:
+            # Until the broker knows, it would have another worker run it again if this one died.
+            self._send_ack(at_once=True)
 
     def _after_handling(self) -> None:
         if self.session.unacked_handled:
@@ -390,17 +268,13 @@ class Client:
             self._ack_at.cancel()
             self._ack_at = None
         ack = self.session.take_ack()
-        connection = self._connection
+        connection = self._attacher.connection
         if ack is None or connection is None:
             return
         if at_once:
             connection.send_now(ack)
         else:
             connection.send((ack,))
-
-    @property
-    def _connection(self) -> Connection | None:
-        return self.attachment.connection if self.attachment is not None else None
 
     def _take_failure(self, failure: HandlerFailure) -> None:
         facts = {name: text[:_REPORT_CHARS] for name, text in asdict(failure).items()}
@@ -437,7 +311,7 @@ class Client:
         with self._lock:
             self._woken = False
             frames = self.session.take_output()
-        connection = self._connection
+        connection = self._attacher.connection
         if frames and connection is not None:
             connection.send(frames)
 
@@ -465,7 +339,7 @@ class Client:
     def _situation(self) -> str:
         if self.is_attached:
             return f"{self.session.outbox.queued} posts are not confirmed by {self.address}"
-        return self.last_error or f"nothing answers at {self.address}"
+        return self._attacher.last_error or f"nothing answers at {self.address}"
 
     def _check_waiters(self) -> None:
         for condition, future in list(self._waiters):
@@ -555,25 +429,20 @@ class Client:
             self._runner.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._runner
-        attachment = self.attachment
-        if attachment is not None and attachment.connection is not None:
-            attachment.connection.close()
-            await asyncio.wait((attachment.lost,), timeout=_CLOSE_TIMEOUT_S)
-            attachment.connection.abort()
+        await self._attacher.close()
         self._cancel_pump()
         self._dispatcher.close()
 
     def abandon(self) -> None:
         """In a forked child: let go of what belongs to the parent, without a word to the broker."""
-        connection = self._connection
-        self.attachment = None
-        if connection is not None:
-            connection.abandon()
+        self._attacher.abandon()
         # Only has an effect if it was a handler that forked: then this thread must not go on in the parent's loop.
         self._loop.stop()
 
     def give_up(self) -> None:
         """Let go of everything at once, for nobody waits for it any more."""
+        if self._runner is not None:
+            self._runner.cancel()
         self._dispatcher.close()
         self.abandon()
 

@@ -56,6 +56,17 @@ def test_f1_started_comes_first_and_stopping_last(
         assert [one.event for one in seen if one.source == source] == ["waits for the other one", "done"]
 
 
+def test_f1_started_comes_before_local_events_that_were_posted_before_configure(
+    make_bus: MakeBus, quiet_broker: BrokerHandle, source: str
+) -> None:
+    bus, ledger = make_bus(quiet_broker.address), Ledger()
+    bus.register(ledger.record)
+    bus.post_local(source, "early")
+    bus.configure()
+    ledger.wait(source, "early")
+    assert [seen.event for seen in ledger.everything()[:2]] == ["started", "early"]
+
+
 @pytest.mark.parametrize("transport", CROSSING, scope="session")
 def test_f2_handlers_that_hold_a_lock_when_the_broker_is_killed_finish_and_get_the_next_events(
     address: str, make_worker: MakeWorker, tmp_path: Path, source: str
@@ -92,6 +103,12 @@ def is_another(worker: Worker, broker: int) -> bool:
         return False
 
 
+def queued(bus: Bus) -> int:
+    """How many events the broker keeps for it."""
+    workers = {worker["worker_id"]: worker for worker in bus.status()["workers"]}
+    return int(workers[bus.events.worker_id]["queued"])
+
+
 def count(worker: Worker, source: str, event: str) -> int:
     return int(worker.call("count", source).get(event, 0))
 
@@ -121,7 +138,7 @@ def test_f3_what_a_failed_send_lost_is_delivered_after_the_reconnect(bus: Bus, s
         bus.post(source, "e", number)
     bus.flush()
     # Nothing is owed to the broker: the next send is that of the next post.
-    wait_until(lambda: bus.status()["workers"][0]["queued"] == 0, bus.status)
+    wait_until(lambda: not queued(bus), bus.status)
     failing: list[FailingOnce] = []
 
     def sabotage() -> None:

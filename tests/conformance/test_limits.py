@@ -55,15 +55,16 @@ def test_l2_the_envelope_counts_and_the_refusal_names_size_limit_and_option(
     assert [len(seen.data or "") for seen in ledger.of(source)] == [400 - size, 0]
 
 
-WRONG_OPTIONS: list[tuple[str, Any]] = [
-    *[("timeout", value) for value in ("5", True, [], 0, -1, float("nan"), float("inf"))],
-    *[("max_queue_len", value) for value in ("5", True, 1.5, 0, -1, None)],
-    *[("max_payload_len", value) for value in ("5", True, 1.5, 0, -1, None, 16 * 1024 * 1024 + 1)],
-    *[("worker_id", value) for value in ("0", -1, 1.0)],
-    *[("broker", value) for value in ("always", None, 1)],
-    *[("role", value) for value in ("poster", None)],
-    ("no_such_option", 1),
-]
+WRONG_VALUES: dict[str, list[Any]] = {
+    "timeout": ["5", True, [], 0, -1, float("nan"), float("inf")],
+    "max_queue_len": ["5", True, 1.5, 0, -1, None],
+    "max_payload_len": ["5", True, 1.5, 0, -1, None, 16 * 1024 * 1024 + 1],
+    "worker_id": ["0", -1, 1.0],
+    "broker": ["always", None, 1],
+    "role": ["poster", None],
+    "no_such_option": [1],
+}
+WRONG_OPTIONS = [(option, value) for option, values in WRONG_VALUES.items() for value in values]
 
 
 @pytest.mark.parametrize(("option", "value"), WRONG_OPTIONS)

@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.pool import Pool
+from typing import Any
 
 import eventsh
 from tests.integrations.journal import read, record
@@ -29,6 +31,10 @@ def post(event: str, unique: str | None = None, flush: bool = True) -> int:
     return os.getpid()
 
 
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def handled(event: str) -> list[int]:
     return sorted(line.pid for line in read(os.environ["JOURNAL"]) if line.event == event)
 
@@ -40,18 +46,26 @@ def wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def wait_handled(event: str, count: int) -> list[int]:
-    wait(lambda: len(handled(event)) == count)
-    return handled(event)
-
-
 def main(method: str, address: str) -> None:
-    pool = multiprocessing.get_context(method).Pool(3, begin, (address,))
-    workers = [process.pid for process in multiprocessing.active_children()]
-    # Which of them are ready only they know: one post comes after another until all handle it.
+    context = multiprocessing.get_context(method)
+    with context.Pool(3, begin, (address,)) as pool:
+        facts = use(pool)
+    # The tasks of these do not wait until what they posted is confirmed: the end of their process does.
+    pool = context.Pool(1, begin, (address,))
+    pool.apply(post, ("from a pool", None, False))
+    pool.close()
+    pool.join()
+    with ProcessPoolExecutor(1, context, begin, (address,)) as executor:
+        executor.submit(post, "from an executor", None, False).result(30)
+    print(json.dumps({**facts, "at their end": len(handled("from a pool")) + len(handled("from an executor"))}))
+
+
+def use(pool: Pool) -> dict[str, Any]:
+    workers = {process.pid for process in multiprocessing.active_children()}
     rounds = 0
 
     def all_handle() -> bool:
+        # Only they know which of them are ready, so one post comes after the other.
         nonlocal rounds
         rounds += 1
         pool.apply(post, (f"round {rounds}",))
@@ -61,25 +75,15 @@ def main(method: str, address: str) -> None:
     first = handled(f"round {rounds}")
     for _ in range(4):
         pool.apply(post, ("once", "k"))
-    os.kill(first[0], signal.SIGKILL)
-    wait(lambda: first[0] not in [process.pid for process in multiprocessing.active_children()])
+    wait(lambda: bool(handled("once")))
+    # Asked before one dies: what it has handled a moment before, and could not say, another one does again.
+    once = handled("once")
+    # By itself: a pool whose worker is killed while that waits for a task waits for ever, for it held the queue's lock.
+    pool.apply_async(die)
+    wait(lambda: not set(first) <= {process.pid for process in multiprocessing.active_children()})
     wait(all_handle)
     second = handled(f"round {rounds}")
-    # Not waited for by the task: the end of the workers does.
-    poster = pool.apply(post, ("at the end", None, False))
-    pool.close()
-    pool.join()
-    facts = {
-        "workers": sorted(workers),
-        "first": first,
-        "once": handled("once"),
-        "second": second,
-        "end": [poster, handled("at the end")],
-    }
-    with ProcessPoolExecutor(1, multiprocessing.get_context(method), begin, (address,)) as executor:
-        executor.submit(post, "executor", None, False).result(30)
-    facts["executor"] = handled("executor")
-    print(json.dumps(facts))
+    return {"are_workers": set(first) == workers, "first": first, "once": once, "second": second}
 
 
 if __name__ == "__main__":

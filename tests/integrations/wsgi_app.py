@@ -22,7 +22,8 @@ if gate := os.environ.get("IMPORT_GATE"):
     # An application that takes long to load, and has some of its handlers already.
     eventsh.register(record, "early")
     while Path(gate).exists():
-        time.sleep(0.01)
+        Path(gate + ".reached").touch()
+        time.sleep(0.05)
 
 eventsh.register(record, "app")
 eventsh.register(record, "eventsh", "gap", "stopping")
