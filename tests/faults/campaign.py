@@ -1,0 +1,274 @@
+"""Campaigns of kills under load, drawn from a seed: what is killed, when, and how many at once."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tests.faults.account import Account, Kill, account, percentile, recoveries_s
+from tests.faults.processes import DEADLINE_S, Program, Served, ask, is_alive, wait_until
+
+__all__ = ["Plan", "Report", "directory", "kill_brokers", "kill_workers"]
+
+# A supervisor restarts what ran for a second at once, and makes others wait: see eventsh/runtime/backoff.py.
+RUN_WELL_S = 1.1
+# How often a kill takes several workers, all of them, or the next broker before everybody is back.
+_PAIR_SHARE = 0.1
+_ALL_SHARE = 0.02
+_DOUBLE_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do. Everything that is random is drawn from `seed`."""
+
+    kills: int
+    seed: int
+    workers: int = 4
+    posters: int = 2
+    rate: float = 400.0
+    """Posts a second, of each poster."""
+    timeout_s: float = 5.0
+    broker: Literal["serve", "auto"] = "serve"
+    pause_s: float = 0.6
+    """At most so long after everybody is back until the next kill."""
+    doubles: bool = True
+    """Whether kills come together at times. Supervisors make those wait that die twice in a second."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of a campaign."""
+
+    row: str
+    plan: Plan
+    account: Account
+    kills: list[Kill]
+    recovered_s: list[float]
+    took_s: float
+    overflows: int = 0
+    unconfirmed: list[str] = field(default_factory=list)
+
+    @property
+    def faults(self) -> dict[str, Any]:
+        return {**self.account.faults, **({"unconfirmed": self.unconfirmed} if self.unconfirmed else {})}
+
+    def __str__(self) -> str:
+        found = self.account
+        p50, p99, most = (percentile(self.recovered_s, share) for share in (0.5, 0.99, 1.0))
+        lines = [
+            f"row {self.row}, seed {self.plan.seed}: {len(self.kills)} kills in {self.took_s:.0f} s,"
+            f" {found.places} places, {found.processes} processes",
+            f"  posted {found.posted}, handled {found.handled} of {found.posted * found.places},"
+            f" told as gap {found.told}, lost {found.lost}",
+            f"  twice {found.twice}, again in a successor {found.again}, again without a death"
+            f" {found.again_without_death}, out of order {found.out_of_order}, in another order {found.disagreed}",
+            f"  unique keys {found.keys}, lost {found.keys_lost}, twice {found.keys_twice},"
+            f" again after a death {found.keys_again}; slow handlers cut short {found.cut_short}",
+            f"  back after p50 {p50:.3f} s, p99 {p99:.3f} s, at most {most:.3f} s ({len(self.recovered_s)} times);"
+            f" posters without room {self.overflows} times, told too much {found.told_too_much}",
+        ]
+        lines += [f"  NOT CONFIRMED: {text}" for text in self.unconfirmed]
+        lines += [f"  NOTE: {text}" for text in found.notes]
+        return "\n".join(lines)
+
+
+Say = Callable[[str], None]
+
+
+@contextmanager
+def directory(keep: Path | None = None) -> Iterator[Path]:
+    """A place for the ledgers, whose path is short enough for a socket; kept when something fails."""
+    path = keep or Path(tempfile.mkdtemp(prefix="evf-", dir="/tmp"))
+    path.mkdir(exist_ok=True)
+    yield path
+    if keep is None:
+        shutil.rmtree(path)
+
+
+def kill_workers(plan: Plan, path: Path, say: Say) -> Report:
+    """Row 1: random workers of `eventsh serve`."""
+    draw = random.Random(plan.seed)
+    kills: list[Kill] = []
+    started = time.monotonic()
+    with ExitStack() as stack:
+        pool = _serve(plan, path, stack)
+        posters = [_poster(plan, path, pool.address, number, stack) for number in range(1, plan.posters + 1)]
+        first_seen: dict[int, float] = {}
+        for poster in posters:
+            poster.tell("post")
+        while len(kills) < plan.kills:
+            time.sleep(draw.uniform(0.0, plan.pause_s))
+            for slot, pid in _victims(plan, pool.address, first_seen, draw):
+                kills.append(_kill(pid, slot))
+            _tell_progress(kills, plan, started, say)
+        return _finish("1", plan, path, pool.address, posters, [], kills, started, one_epoch=True)
+
+
+def _victims(
+    plan: Plan, address: str, first_seen: dict[int, float], draw: random.Random
+) -> list[tuple[int, int]]:
+    """Workers to kill now: attached for long enough that their supervisor restarts them at once."""
+    dice = draw.random() if plan.doubles else 1.0
+    wanted = plan.workers if dice < _ALL_SHARE else 2 if dice < _PAIR_SHARE else 1
+    end = time.monotonic() + DEADLINE_S
+    while True:
+        state = ask(address)
+        now = time.monotonic()
+        ready = []
+        for worker in state["workers"] if state is not None else ():
+            if worker["state"] == "attached" and now - first_seen.setdefault(worker["pid"], now) >= RUN_WELL_S:
+                ready.append((worker["worker_id"], worker["pid"]))
+        if len(ready) >= wanted:
+            return draw.sample(sorted(ready), wanted)
+        if now > end:
+            raise TimeoutError(f"no {wanted} workers are up: {state}")
+        time.sleep(0.02)
+
+
+def kill_brokers(plan: Plan, path: Path, say: Say) -> Report:
+    """Row 2: the broker, of `eventsh serve`, or of a pool in which the survivors start another."""
+    draw = random.Random(plan.seed)
+    kills: list[Kill] = []
+    started = time.monotonic()
+    with ExitStack() as stack:
+        if plan.broker == "serve":
+            address = _serve(plan, path, stack).address
+            workers = []
+            posters = [_poster(plan, path, address, number, stack) for number in range(1, plan.posters + 1)]
+        else:
+            address = f"unix:{path}/run/e.sock"
+            workers = [_auto_worker(plan, path, address, number, stack) for number in range(1, plan.workers + 1)]
+            posters = workers
+        for poster in posters:
+            poster.tell("post")
+        while len(kills) < plan.kills:
+            broker = _await_all(plan, address, kills)
+            time.sleep((RUN_WELL_S if plan.broker == "serve" else 0.0) + draw.uniform(0.0, plan.pause_s))
+            kills.append(_kill(broker, None))
+            if plan.doubles and len(kills) < plan.kills and draw.random() < _DOUBLE_SHARE:
+                kills.append(_kill(_await_another(address, kills), None))
+            _tell_progress(kills, plan, started, say)
+        _await_all(plan, address, kills)
+        name = f"2 ({plan.broker})"
+        return _finish(name, plan, path, address, posters, workers, kills, started, one_epoch=False)
+
+
+def _serve(plan: Plan, path: Path, stack: ExitStack) -> Served:
+    # Keys are never posted after their time: that a key runs once more then would be as it should.
+    flags = [f"--timeout={plan.timeout_s}s", "--unique-timeout=1h"]
+    pool = Served(path, f"unix:{path}/run/e.sock", plan.workers, *flags)
+    stack.callback(pool.stop)
+    return pool
+
+
+def _poster(plan: Plan, path: Path, address: str, number: int, stack: ExitStack) -> Program:
+    options = {"role": "observer", "broker": "never", "timeout": plan.timeout_s}
+    program = Program(path, address, number, plan.rate, plan.seed, **options)
+    stack.callback(program.end)
+    assert program.hear() == "ready"
+    return program
+
+
+def _auto_worker(plan: Plan, path: Path, address: str, number: int, stack: ExitStack) -> Program:
+    # Those that post, and those that only handle.
+    poster, rate = (number, plan.rate) if number <= plan.posters else (0, 0.0)
+    options = {"timeout": plan.timeout_s, "unique_timeout": 3600.0, "linger": 1.0}
+    program = Program(path, address, poster, rate, plan.seed, **options)
+    stack.callback(program.end)
+    assert program.hear() == "ready"
+    return program
+
+
+def _kill(pid: int, slot: int | None) -> Kill:
+    time_ns = time.monotonic_ns()
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return Kill(time_ns, pid, slot)
+
+
+def _await_another(address: str, kills: list[Kill]) -> int:
+    """The pid of a broker that was not killed yet, whoever has come back to it."""
+    killed = {kill.pid for kill in kills}
+    found = 0
+
+    def look() -> bool:
+        nonlocal found
+        state = ask(address)
+        found = state["broker"]["pid"] if state is not None else 0
+        return found not in (0, *killed)
+
+    wait_until(look, "another broker has come")
+    return found
+
+
+def _await_all(plan: Plan, address: str, kills: list[Kill]) -> int:
+    """Wait until all workers are attached to a broker that was not killed; its pid."""
+    killed = {kill.pid for kill in kills if kill.slot is None}
+    state: dict[str, Any] | None = None
+
+    def look() -> bool:
+        nonlocal state
+        state = ask(address)
+        if state is None or state["broker"]["pid"] in killed:
+            return False
+        return sum(worker["state"] == "attached" for worker in state["workers"]) >= plan.workers
+
+    wait_until(look, f"{plan.workers} workers are attached")
+    assert state is not None
+    return int(state["broker"]["pid"])
+
+
+def _tell_progress(kills: list[Kill], plan: Plan, started: float, say: Say) -> None:
+    if len(kills) % 25 == 0 or len(kills) >= plan.kills:
+        say(f"{len(kills)}/{plan.kills} kills after {time.monotonic() - started:.0f} s")
+
+
+def _finish(
+    row: str,
+    plan: Plan,
+    path: Path,
+    address: str,
+    posters: list[Program],
+    workers: list[Program],
+    kills: list[Kill],
+    started: float,
+    *,
+    one_epoch: bool,
+) -> Report:
+    """Let everything come to rest, and account for it."""
+    unconfirmed, overflows = [], 0
+    for poster in posters:
+        poster.tell("stop")
+    for poster in posters:
+        word, _, rest = poster.hear(150.0).partition(" ")
+        if word == "flushed":
+            overflows += int(rest or 0)
+        else:
+            unconfirmed.append(f"poster {poster.pid}: {word} {rest}")
+
+    def rest_is_done() -> bool:
+        state = ask(address)
+        if state is None:
+            return False
+        attached = [worker for worker in state["workers"] if worker["state"] == "attached"]
+        return len(attached) >= plan.workers and not any(worker["queued"] for worker in state["workers"])
+
+    try:
+        wait_until(rest_is_done, "every queue is empty")
+    except TimeoutError:
+        unconfirmed.append(f"queues did not become empty: {ask(address)}")
+    dead = [program.pid for program in workers if not is_alive(program.pid)]
+    unconfirmed += [f"worker {pid} has ended" for pid in dead]
+    took_s = time.monotonic() - started
+    found = account(path, kills, one_epoch=one_epoch)
+    return Report(row, plan, found, kills, recoveries_s(path, kills), took_s, overflows, unconfirmed)
