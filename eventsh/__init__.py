@@ -13,7 +13,8 @@ The functions act on this process's one default bus; `Events` and `AsyncEvents` 
 
 A map of the package, from the bottom up; each block imports only from those above it:
 
-    errors event options address    words, and what may be said
+    errors event options address receipt
+                                    words, and what may be said
     protocol/                       bytes <-> messages
     core/                           every rule of delivery, without I/O and clock
     transport hookspecs plugins transports/
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     configure = _bus.configure
     configured = _bus.configured
     post = _bus.post
+    post_and_wait = _bus.post_and_wait
     post_local = _bus.post_local
     register = _bus.register
     register_weak = _bus.register_weak
@@ -86,6 +88,7 @@ _FUNCTIONS = (
     "flush",
     "on",
     "post",
+    "post_and_wait",
     "post_local",
     "register",
     "register_weak",

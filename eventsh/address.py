@@ -17,7 +17,7 @@ from eventsh.errors import ConfigureError
 __all__ = ["ADDRESS_ENV", "EXAMPLES", "Address", "default_address", "parse_address"]
 
 ADDRESS_ENV = "EVENTSH_ADDRESS"
-EXAMPLES = "unix:/run/app/events.sock or tcp://127.0.0.1:7878"
+EXAMPLES = "unix:/run/app/events.sock"
 
 # A wrapping transport names what it wraps: chaos+unix. No dots: "example.org:80" is a host without its scheme.
 SCHEME_PATTERN = re.compile(r"[a-z][a-z0-9-]*(?:\+[a-z][a-z0-9-]*)*")

@@ -8,19 +8,26 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from eventsh.errors import EventError
 from eventsh.event import EventList
 from eventsh.options import Options
-from eventsh.runtime.bus import Bus, default_bus, open_buses
+from eventsh.runtime.bus import Bus, default_bus, open_buses, unconfigured_buses
+
+if TYPE_CHECKING:
+    from eventsh.receipt import Receipt
+    from eventsh.runtime.client import Client
 
 __all__ = ["AsyncEvents", "Events", "default_events", "event_list"]
 
 T = TypeVar("T")
+_log = logging.getLogger("eventsh")
+
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 # A loop that has not come to the end of its `timeout` by so much later stands still: a handler does not return.
@@ -76,6 +83,18 @@ class _Face:
             bus.on_posted(source, event, data, unique)
         return True
 
+    async def _post_and_wait(
+        self, client: Client, source: str, event: str, data: Any, unique: str | None, timeout: float | None
+    ) -> Receipt:
+        bus = self._bus
+        limit = bus.options.timeout if timeout is None else timeout
+        receipt = await client.post_and_wait(source, event, data, unique, limit)
+        if bus.on_posted is not None:
+            bus.on_posted(source, event, data, unique)
+        if receipt.unique == "nobody":
+            raise EventError("no worker is attached that takes unique events: nothing was posted")
+        return receipt
+
     def post_local(self, source: str, event: str, data: Any = None) -> bool:
         """Hand an event to this process's own handlers only, behind what has arrived. `pid` is None for them.
 
@@ -95,7 +114,7 @@ class _Face:
         once. What arrives before anything is registered waits for that, for at most `timeout` seconds.
         """
         bus = self._bus
-        with bus.lock:
+        with bus.registry_lock:
             bus.registry.register(callback, source, *events, stacklevel=3)
         bus.registered()
         return True
@@ -104,7 +123,7 @@ class _Face:
         """As `register`, but hold only a weak reference; a bound method lives as long as its object. Warns when nothing
         else can hold the callback, as with a lambda."""
         bus = self._bus
-        with bus.lock:
+        with bus.registry_lock:
             bus.registry.register(callback, source, *events, weak=True, stacklevel=3)
         bus.registered()
         return True
@@ -112,11 +131,13 @@ class _Face:
     def unregister(self, callback: Callable[..., Any], source: str | None = None, *events: str) -> bool:
         """Remove `callback` from the level, or the events, named. False if it was not there; TypeError if it can't be
         called."""
-        with self._bus.lock:
+        with self._bus.registry_lock:
             return self._bus.registry.unregister(callback, source, *events)
 
     def on(self, source: str | None = None, *events: str) -> Callable[[Handler], Handler]:
-        """`register` as a decorator."""
+        """`register` as a decorator: `@events.on("cache", "purge")`, or `@events.on()` for all events."""
+        if callable(source):
+            raise TypeError("on() is called with a source and events, or with nothing: @eventsh.on(), with parentheses")
 
         def decorate(callback: Handler) -> Handler:
             self.register(callback, source, *events)
@@ -137,6 +158,7 @@ class Events(_Face):
 
     def __init__(self, address: str | None = None, **options: Any) -> None:
         super().__init__(Bus(threaded=True), address, options)
+        _warn_at_exit()
 
     def configure(self, address: str | None = None, **options: Any) -> Self:
         """Begin to attach to `address`, and return at once; posts wait meanwhile, and `wait_ready` waits for it.
@@ -145,12 +167,31 @@ class Events(_Face):
         this process is (worker_id, role, take_unique, broker) can change. Raises ConfigureError.
         """
         _close_at_exit()
-        self._bus.host(address if address is not None else self._address, {**self._values, **options})
+        bus, where, values = self._bus, address if address is not None else self._address, {**self._values, **options}
+        if bus.loop is not None and asyncio._get_running_loop() is bus.loop:
+            # A handler changes options: it must not wait for a thread that closes the bus, and so waits for it.
+            bus.host(where, values)
+            return self
+        with bus.lifecycle_lock:
+            bus.host(where, values)
         return self
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until attached. Raises NotConnected after `timeout` seconds."""
         self._wait(self._bus.working_client().wait_ready(timeout))
+
+    def post_and_wait(
+        self, source: str, event: str, data: Any = None, unique: str | None = None, timeout: float | None = None
+    ) -> Receipt:
+        """Post an event, and wait until the handlers of every worker that got it have returned: which ran, how long they
+        took, and what failed.
+
+        After `timeout` seconds, by default the option of that name, those that have not answered say so in the receipt;
+        NotConnected is raised when it is not even known who has the event. Raises what `post` raises, and EventError
+        when it is unique and no worker can take it.
+        """
+        client = self._bus.working_client()
+        return self._wait(self._post_and_wait(client, source, event, data, unique, timeout))
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until every live worker has what was posted. Raises NotConnected after `timeout` seconds."""
@@ -165,27 +206,37 @@ class Events(_Face):
         """Handle what was given, confirm what was posted, and detach; within `timeout` seconds, by default the option
         of that name. `leave` False keeps this worker's slot for its successor. Handlers stay registered."""
         bus = self._bus
-        if bus.client is None:
-            return
-        thread = bus.thread
-        limit = bus.options.timeout if timeout is None else timeout
-        try:
-            self._wait(bus.close(leave=leave, timeout=limit), limit + _HUNG_S)
-        except TimeoutError:
-            bus.give_up()
-            return
-        bus.thread = None
-        if thread is not None:
-            thread.stop()
+        self._check_waiting()
+        with bus.lifecycle_lock:
+            if bus.client is None:
+                return
+            thread = bus.thread
+            limit = bus.options.timeout if timeout is None else timeout
+            try:
+                self._wait(bus.close(leave=leave, timeout=limit), limit + _HUNG_S)
+            except TimeoutError:
+                bus.give_up()
+                return
+            bus.thread = None
+            if thread is not None:
+                thread.stop()
+
+    def _check_waiting(self) -> None:
+        loop = self._bus.loop
+        if loop is not None and asyncio._get_running_loop() is loop:
+            raise EventError("a handler can't wait for its own bus: the wait would hold up what it waits for")
 
     def _wait(self, work: Coroutine[Any, Any, T], limit_s: float | None = None) -> T:
-        loop = self._bus.loop
-        assert loop is not None
-        if asyncio._get_running_loop() is loop:
+        loop, thread = self._bus.loop, self._bus.thread
+        try:
+            self._check_waiting()
+            if loop is None or loop.is_closed():
+                raise EventError("closed by another thread")
+        except EventError:
             work.close()
-            raise EventError("a handler can't wait for its own bus: the wait would hold up what it waits for")
-        if self._bus.thread is not None:
-            return self._bus.thread.run(work, limit_s)
+            raise
+        if thread is not None:
+            return thread.run(work, limit_s)
         return asyncio.run_coroutine_threadsafe(work, loop).result(limit_s)
 
     def __enter__(self) -> Self:
@@ -212,6 +263,12 @@ class AsyncEvents(_Face):
     async def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until attached. Raises NotConnected after `timeout` seconds."""
         await self._bus.working_client().wait_ready(timeout)
+
+    async def post_and_wait(
+        self, source: str, event: str, data: Any = None, unique: str | None = None, timeout: float | None = None
+    ) -> Receipt:
+        """As `Events.post_and_wait`. A handler that awaits it can't be one of those that it waits for."""
+        return await self._post_and_wait(self._bus.working_client(), source, event, data, unique, timeout)
 
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until every live worker has what was posted. Raises NotConnected after `timeout` seconds."""
@@ -240,10 +297,26 @@ def event_list(source: str, *names: str) -> EventList:
 
 def default_events() -> Events:
     """This process's default bus, as an object."""
+    _warn_at_exit()
     return Events._over(default_bus())
 
 
+_warns_at_exit = False
 _closes_at_exit = False
+
+
+def _warn_at_exit() -> None:
+    """Have the end of the process tell of posts that waited for a `configure` in vain."""
+    global _warns_at_exit
+    if not _warns_at_exit:
+        _warns_at_exit = True
+        atexit.register(_warn_of_unsent)
+
+
+def _warn_of_unsent() -> None:
+    for bus in unconfigured_buses():
+        if bus.outbox.queued:
+            _log.warning("%d posts were never sent: configure() was not called for them", bus.outbox.queued)
 
 
 def _close_at_exit() -> None:

@@ -89,7 +89,12 @@ class PluginManager:
                 return
             from importlib.metadata import entry_points
 
-            for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+            try:
+                found = entry_points(group=ENTRY_POINT_GROUP)
+            except Exception as error:  # noqa: BLE001  # any distribution's broken metadata ends up here
+                self._fail("entry points", error)
+                return
+            for entry_point in found:
                 if entry_point.name in self._off:
                     continue
                 try:

@@ -102,10 +102,6 @@ class Connection(ABC):
     def abort(self) -> None:
         """Close at once; what has not left is lost. Idempotent."""
 
-    def abandon(self) -> None:
-        """In a forked child: let go of the descriptors, so that the peer sees the end when the parent closes, and
-        touch nothing else. The connection and its loop are never used again in this process."""
-
 
 class Listener(ABC):
     """An open endpoint of a broker."""

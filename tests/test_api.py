@@ -120,10 +120,19 @@ def test_nothing_happens_at_import_nor_before_configure() -> None:
             "descriptors": [link for link in links if "socket" in link or "eventpoll" in link],
             "configured": eventsh.configured(),
         }))
+        # What is told at the end of such a program is another test's matter.
+        import logging
+        logging.disable()
         """,
         "unix:/nowhere",
     )
     assert facts == {"threads": 1, "descriptors": [], "configured": False}
+
+
+def test_a_program_that_never_configures_is_told_at_its_end_how_many_posts_were_never_sent() -> None:
+    program = "import eventsh; eventsh.post('a', 'b'); eventsh.post('a', 'b')"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert ended.stderr == "2 posts were never sent: configure() was not called for them\n"
 
 
 def test_importing_the_package_loads_no_asyncio() -> None:
@@ -338,6 +347,82 @@ def test_a_program_that_ends_before_there_is_a_broker_loses_nothing(address: str
 # --- forks ---
 
 
+def test_a_forked_child_does_not_keep_its_parents_connection_open(address: str) -> None:
+    # Both are workers. The parent is killed; the broker must see its end while the child goes on.
+    left = run_program(
+        """
+        import signal
+        gone = []
+        eventsh.register(lambda data, event, source, pid: gone.append(data) or changed_all(), "eventsh", "worker_left")
+        def changed_all():
+            with changed:
+                changed.notify_all()
+        read, write = os.pipe()
+        parent = os.fork()
+        if not parent:
+            eventsh.configure(address, linger=0.5)
+            eventsh.wait_ready(30)
+            child = os.fork()
+            if not child:
+                eventsh.wait_ready(30)
+                os.write(write, b"x")
+                signal.pause()
+            os.write(write, json.dumps([os.getpid(), child]).encode().ljust(64))
+            signal.pause()
+        pids, ready = b"", b""
+        data = b""
+        while len(data) < 65:
+            data += os.read(read, 65)
+        middle, child = json.loads(data.replace(b"x", b""))
+        eventsh.configure(address)
+        eventsh.wait_ready(30)
+        os.kill(middle, signal.SIGKILL)
+        try:
+            with changed:
+                assert changed.wait_for(lambda: [one for one in gone if one["pid"] == middle], 20), gone
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(middle, 0)
+        print(json.dumps(True))
+        """,
+        address,
+    )
+    assert left is True
+
+
+def test_a_wait_ends_when_another_thread_closes(address: str) -> None:
+    events = Events(address, broker="never", timeout=1.0).configure()
+    failures: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            events.wait_ready()
+        # NotConnected while it waits, or "not configured" if the other thread was faster.
+        except EventError as error:
+            failures.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    events.close(timeout=0.2)
+    waiting.join(20)
+    assert not waiting.is_alive()
+    assert len(failures) == 1
+
+
+def test_configuring_in_several_threads_makes_one_client(address: str) -> None:
+    events = Events(linger=0.2)
+    threads = [threading.Thread(target=events.configure, args=(address,)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    try:
+        assert sum(thread.name == "eventsh" for thread in threading.enumerate()) == 1
+        events.wait_ready(20)
+    finally:
+        events.close()
+
+
 def test_a_forked_child_attaches_as_a_process_of_its_own(address: str) -> None:
     facts = run_program(
         """
@@ -439,6 +524,25 @@ def test_a_child_forked_while_a_broker_is_started_does_not_keep_the_brokers_lock
         address,
     )
     assert seen == ["before", "after"]
+
+
+def test_a_bus_imports_nothing_in_its_own_thread(address: str) -> None:
+    # A child that is forked in the midst of an import would find that module locked for ever.
+    facts = run_program(
+        """
+        import eventsh.api
+        import eventsh.transports.unix
+        before = set(sys.modules)
+        eventsh.configure(address, linger=0.2)
+        eventsh.post("app", "e")
+        wait_seen("e")
+        eventsh.close()
+        ours = ("eventsh", "asyncio", "concurrent", "subprocess")
+        print(json.dumps([name for name in sys.modules if name not in before and name.startswith(ours)]))
+        """,
+        address,
+    )
+    assert facts == []
 
 
 def test_children_of_multiprocessing_attach_and_lose_nothing_at_their_end(address: str) -> None:

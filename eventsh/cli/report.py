@@ -11,8 +11,9 @@ from eventsh.escape import escape, render_data
 
 if TYPE_CHECKING:
     from eventsh.commands.post import Posted
+    from eventsh.receipt import HandlerRun, Receipt, WorkerReceipt
 
-__all__ = ["say", "show_posted", "show_progress", "show_status"]
+__all__ = ["say", "show_handlers", "show_posted", "show_progress", "show_receipt", "show_status"]
 
 
 def say(text: str) -> None:
@@ -56,6 +57,31 @@ def _describe(posted: Posted) -> str:
     return f"{text}; {repeats}" if posted.repeats else text
 
 
+def show_receipt(receipt: Receipt, *, as_json: bool) -> None:
+    """Which handlers of an event ran."""
+    if as_json:
+        _print_json(asdict(receipt))
+    elif receipt.unique == "repeat":
+        say("1 repeat ignored, as the unique key is taken")
+    else:
+        say("\n".join(line for worker in receipt.workers for line in _worker_lines(worker)))
+
+
+def _worker_lines(worker: WorkerReceipt) -> list[str]:
+    name = "an observer" if worker.worker_id is None else f"worker {worker.worker_id}"
+    if not worker.received:
+        return [f"{name}: not received yet: not attached or stuck, gets it or is told of a gap"]
+    if not worker.answered:
+        return [f"{name}: received; its handlers have not returned in time"]
+    ran = _number(len(worker.handlers), "handler") if worker.handlers else "no handler"
+    return [f"{name} (pid {worker.pid}): received, {ran}", *map(_run_line, worker.handlers)]
+
+
+def _run_line(run: HandlerRun) -> str:
+    failed = "" if run.error is None else f"  failed: {escape(run.error)}"
+    return f"  {run.seconds * 1000:10,.3f} ms  {escape(run.name)} ({escape(run.location)}){failed}"
+
+
 def _number(number: int, word: str) -> str:
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
@@ -79,6 +105,52 @@ def show_status(status: dict[str, Any], *, as_json: bool) -> None:
     else:
         lines.append("no workers: start some with 'eventsh serve --workers 4', or attach your own")
     say("\n".join(lines))
+
+
+def show_handlers(workers: list[dict[str, Any]], *, as_json: bool) -> None:
+    """What is registered in each worker."""
+    if as_json:
+        _print_json(workers)
+        return
+    lines: list[str] = []
+    for worker in workers:
+        lines.append(f"worker {worker['worker_id']} (pid {worker['pid']}): {_what_of(worker)}")
+        if worker["handlers"]:
+            names = ("", "source", "event", "calls", "errors", "p99 ms", "kind", "handler")
+            rows = [names, *map(_handler_row, worker["handlers"])]
+            lines += [f"  {line}".rstrip() for line in _columns(rows, left=("source", "event", "kind", "handler"))]
+    if any(handler["differs"] for worker in workers for handler in worker["handlers"]):
+        lines.append("* not every worker has this handler: are all of them running the same program?")
+    say("\n".join(lines) or "no workers: start some with 'eventsh serve --workers 4', or attach your own")
+
+
+def _what_of(worker: dict[str, Any]) -> str:
+    if worker["error"] is not None:
+        return escape(worker["error"])
+    return _number(len(worker["handlers"]), "handler") if worker["handlers"] else "no handlers"
+
+
+def _handler_row(handler: dict[str, Any]) -> tuple[str, ...]:
+    p99_s = handler["p99_s"]
+    return (
+        "*" if handler["differs"] else "",
+        "(all)" if handler["source"] is None else escape(handler["source"]),
+        "(all)" if handler["event"] is None else escape(handler["event"]),
+        str(handler["calls"]),
+        str(handler["errors"]),
+        "-" if p99_s is None else f"{p99_s * 1000:.3f}",
+        ("async" if handler["async"] else "sync") + (" weak" if handler["weak"] else ""),
+        f"{escape(handler['name'])} ({escape(handler['location'])})",
+    )
+
+
+def _columns(rows: Sequence[Sequence[str]], *, left: Sequence[str]) -> list[str]:
+    """As wide as they must be; those whose heading is in `left` begin at the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    signs = ["<" if heading in left else ">" for heading in rows[0]]
+    return [
+        "  ".join(f"{cell:{sign}{width}}" for cell, sign, width in zip(row, signs, widths, strict=True)) for row in rows
+    ]
 
 
 def _table(workers: Sequence[dict[str, Any]]) -> list[str]:

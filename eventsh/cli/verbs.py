@@ -63,21 +63,27 @@ def post(
         bool, typer.Option("--stdin", help="Post once for each line of standard input, each a JSON value.")
     ] = False,
     text: Annotated[bool, typer.Option("--text", help="DATA is a plain string, not JSON.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the handlers: show which ran, how long they took, and errors.")
+    ] = False,
     address: Address = None,
     timeout: Timeout = None,
     json: Json = False,
-) -> None:
-    """Post an event, and wait until every live worker has it.
+) -> int:
+    """Post an event, and wait until every live worker has it; with --wait, until their handlers have returned.
 
     Exit status: 0 every live worker has it, 2 refused, 3 no broker there, 4 not confirmed in time, 5 no worker is
-    attached. DATA that begins with a dash goes behind two dashes.
+    attached. With --wait: 4 not all workers answered in time, 6 a handler failed. DATA that begins with a dash goes
+    behind two dashes.
     """
-    from eventsh.cli.report import show_posted, show_progress
+    from eventsh.cli.report import show_posted, show_progress, show_receipt
     from eventsh.commands.arguments import parse_data
-    from eventsh.commands.post import post_data, post_lines
+    from eventsh.commands.post import post_and_wait, post_data, post_lines
 
     timeout_s = _seconds(timeout)
     times = _whole("--count", count)
+    if wait and (stdin or times is not None):
+        raise UsageError("--wait is for one event: leave out --stdin and --count")
     if stdin:
         if data or text or times is not None:
             raise UsageError("--stdin takes its data from standard input: leave out DATA, --text and --count")
@@ -89,8 +95,13 @@ def post(
         value = parse_data(
             data or [], text=text, read_stdin=lambda: b"".join(iter(_read_stdin, b"")), read_file=_read_file
         )
+        if wait:
+            receipt, end = post_and_wait(address, source, event, value, unique=unique, timeout_s=timeout_s)
+            show_receipt(receipt, as_json=json)
+            return int(end)
         posted = post_data(address, source, event, value, unique=unique, count=times or 1, timeout_s=timeout_s)
     show_posted(posted, as_json=json, with_rate=stdin or times is not None)
+    return 0
 
 
 def tail(
@@ -135,6 +146,19 @@ def status(address: Address = None, timeout: Timeout = None, json: Json = False)
     show_status(ask(address, timeout_s=_seconds(timeout)), as_json=json)
 
 
+def handlers(address: Address = None, timeout: Timeout = None, json: Json = False) -> None:
+    """Show which handlers each worker has, how often they ran, failed, and how long they take.
+
+    p99 is in milliseconds, of calls that are timed now and then. A * marks a handler that not every worker has.
+
+    Exit status: 0, 2 refused, 3 no broker there, 4 no answer in time.
+    """
+    from eventsh.cli.report import show_handlers
+    from eventsh.commands.handlers import handlers as ask
+
+    show_handlers(ask(address, timeout_s=_seconds(timeout)), as_json=json)
+
+
 def _option(name: str, metavar: str) -> Any:
     """A command-line option for an option of eventsh.options, as text: that module parses and checks it."""
     from eventsh.options import OPTIONS, format_option
@@ -168,6 +192,8 @@ def serve(
         typer.Option(
             "--listen",
             "-l",
+            "--address",
+            "-a",
             metavar="ADDRESS",
             help="Where to listen; by default $EVENTSH_ADDRESS, else a socket of your own.",
         ),
@@ -176,6 +202,14 @@ def serve(
     unique_timeout: Annotated[str | None, _option("unique_timeout", "SECONDS")] = None,
     max_queue_len: Annotated[str | None, _option("max_queue_len", "N")] = None,
     max_payload_len: Annotated[str | None, _option("max_payload_len", "SIZE")] = None,
+    stop_timeout: Annotated[
+        str | None,
+        typer.Option(
+            "--stop-timeout",
+            metavar="SECONDS",
+            help="How long workers may take to finish what they have, then they are killed.  [default: 10]",
+        ),
+    ] = None,
     log_format: Annotated[
         str,
         typer.Option("--log-format", metavar="text|json", help="How to log to standard error."),
@@ -189,7 +223,7 @@ def serve(
     2 refused, 128 + N after a second signal N.
     """
     from eventsh.cli.report import say
-    from eventsh.commands.serve import DEFAULT_WORKERS, ServeArguments
+    from eventsh.commands.serve import DEFAULT_STOP_TIMEOUT_S, DEFAULT_WORKERS, ServeArguments
     from eventsh.commands.serve import serve as run
     from eventsh.errors import ConfigureError
     from eventsh.options import Options, parse_option
@@ -213,15 +247,18 @@ def serve(
             **{name: parse_option(name, text) for name, text in given.items() if text is not None}
         ),
         log_format=formats[log_format],
+        stop_timeout_s=_seconds(stop_timeout, "--stop-timeout", DEFAULT_STOP_TIMEOUT_S),
     )
     return run(arguments, say)
 
 
-def _seconds(text: str | None) -> float:
+def _seconds(text: str | None, flag: str = "--timeout", default: float | None = None) -> float:
     from eventsh.commands.post import DEFAULT_TIMEOUT_S
     from eventsh.options import parse_option
 
-    seconds = DEFAULT_TIMEOUT_S if text is None else parse_option("timeout", text)
+    if text is None:
+        return DEFAULT_TIMEOUT_S if default is None else default
+    seconds = parse_option("timeout", text, label=flag)
     assert isinstance(seconds, float)
     return seconds
 
@@ -265,6 +302,7 @@ eventsh serve --workers 0 --listen unix:/run/app/events.sock""",
 eventsh post cache purge '{"key": "k1", "size": 3}'
 eventsh post cache purge key=k1 size:=3
 eventsh post jobs refresh --unique refresh-1
+eventsh post cache purge key=k1 --wait
 seq 1000 | eventsh post load tick --stdin""",
     ),
     "tail": (
@@ -280,6 +318,12 @@ eventsh tail --format '{time} {source}/{event} {data[key]}'""",
         """\
 eventsh status
 eventsh status --json | jq '.workers[] | select(.dropped > 0)'""",
+    ),
+    "handlers": (
+        handlers,
+        """\
+eventsh handlers
+eventsh handlers --json | jq '.[].handlers[] | select(.differs)'""",
     ),
 }
 EXAMPLES = """\

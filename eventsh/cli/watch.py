@@ -75,7 +75,11 @@ def _state_teller() -> Callable[[bool], None]:
     def tell(attached: bool) -> None:
         nonlocal was_attached
         if attached:
-            text = "attached again" if was_attached else "watching; Ctrl-C ends it"
+            text = (
+                "attached again; what was posted in between was not seen"
+                if was_attached
+                else "watching; Ctrl-C ends it"
+            )
         else:
             text = "the broker is gone; attaching again as soon as there is one"
         was_attached = was_attached or attached

@@ -18,6 +18,7 @@ class Exit(IntEnum):
     NO_BROKER = 3
     TIMEOUT = 4
     NOBODY = 5
+    HANDLER_FAILED = 6
 
 
 class NobodyAttached(EventError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eventsh.commands.arguments import check_utf8, parse_line
-from eventsh.commands.outcome import NobodyAttached
+from eventsh.commands.outcome import Exit, NobodyAttached
 from eventsh.errors import NotConnected, UsageError
 from eventsh.event import check_name
 from eventsh.runtime.blocking import BlockingClient
@@ -16,8 +16,9 @@ from eventsh.runtime.endpoint import find_endpoint
 
 if TYPE_CHECKING:
     from eventsh.protocol.messages import Receipt
+    from eventsh.receipt import Receipt as Traced
 
-__all__ = ["DEFAULT_TIMEOUT_S", "Posted", "post_data", "post_lines"]
+__all__ = ["DEFAULT_TIMEOUT_S", "Posted", "post_and_wait", "post_data", "post_lines"]
 
 # A worker that takes nothing for the broker's `timeout` (5 s) is no longer waited for; this is a little more, so that
 # the broker's answer, and not the end of our patience, is what a user sees.
@@ -94,14 +95,17 @@ class _Sender:
 
 
 def _check_attached(receipt: Receipt) -> None:
-    if receipt.workers:
-        return
-    if receipt.unique == "nobody":
-        raise NobodyAttached("no worker is attached that takes unique events: nothing was posted")
-    if receipt.missing:
-        slots = ", ".join(str(number) for number in receipt.missing)
-        raise NobodyAttached(f"no worker has it: it is queued for slot {slots}, for whoever attaches in time")
-    raise NobodyAttached("no worker is attached, so nobody got it: start some with 'eventsh serve --workers 4'")
+    if not receipt.workers:
+        raise _nobody(receipt.unique, receipt.missing)
+
+
+def _nobody(unique: str | None, missing: list[int]) -> NobodyAttached:
+    if unique == "nobody":
+        return NobodyAttached("no worker is attached that takes unique events: nothing was posted")
+    if missing:
+        slots = ", ".join(str(number) for number in missing)
+        return NobodyAttached(f"no worker took it (slot {slots} did not): see 'eventsh status'")
+    return NobodyAttached("no worker is attached, so nobody got it: start some with 'eventsh serve --workers 4'")
 
 
 def _check_names(source: str, event: str, unique: str | None) -> None:
@@ -133,6 +137,28 @@ def post_data(
         except NotConnected as error:
             raise sender.incomplete(error) from error
         return sender.finish()
+
+
+def post_and_wait(
+    address: str | None,
+    source: str,
+    event: str,
+    data: Any,
+    *,
+    unique: str | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> tuple[Traced, Exit]:
+    """Post one event and wait until all its handlers have returned. Raises as `post_data` does; but who has it and does
+    not answer in time is in the receipt, and in the status."""
+    _check_names(source, event, unique)
+    with BlockingClient(*find_endpoint(address), timeout_s=timeout_s) as client:
+        receipt = client.post_and_wait(source, event, data, unique=unique)
+    if receipt.unique != "repeat" and not any(worker.received for worker in receipt.workers):
+        missing = [worker.worker_id for worker in receipt.workers if worker.worker_id is not None]
+        raise _nobody(receipt.unique, missing)
+    if receipt.failures:
+        return receipt, Exit.HANDLER_FAILED
+    return receipt, Exit.OK if receipt.is_complete else Exit.TIMEOUT
 
 
 def post_lines(

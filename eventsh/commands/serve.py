@@ -9,6 +9,8 @@ import asyncio
 import logging
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from eventsh.errors import ConfigureError, EventError, TransportError
 from eventsh.options import Options, broker_arguments
 from eventsh.plugins import find_transport
 from eventsh.runtime.election import lock_address, python_command, python_environment, unlock_address
+from eventsh.runtime.endpoint import find_endpoint
 from eventsh.runtime.loader import is_file_name
 from eventsh.runtime.log import LogFormat, configure_logging
 from eventsh.runtime.pool import Pool
@@ -72,6 +75,7 @@ def serve(arguments: ServeArguments, say: Callable[[str], None]) -> int:
     if lock is None:
         raise TransportError(
             f"a broker is already running at {arguments.address}: stop it, or choose another address with --listen"
+            " (one that a program started ends by itself, seconds after the last that is attached)"
         )
     try:
         configure_logging(arguments.log_format)
@@ -127,9 +131,15 @@ class _Plan:
             self._say(f"{workers} worker{'s are' if workers > 1 else ' is'} ready; in another terminal, type:")
         else:
             self._say("no workers here: attach your own to this address; in another terminal, type:")
-        where = shlex.quote(str(self._address))
-        self._say(f"""    eventsh post --address {where} greeting hello '{{"text": "hi"}}'""")
-        self._say(f"Ctrl-C stops it, kill -HUP {os.getpid()} reloads the handlers")
+        self._say(f"    {_command_as_typed()} post{self._where()} source event '<\"k\":1>'")
+        reload = f", kill -HUP {os.getpid()} reloads the handlers" if workers else ""
+        self._say(f"Ctrl-C stops it{reload}")
+
+    def _where(self) -> str:
+        """The option that leads to this address, if one is needed."""
+        if find_endpoint(None)[1] == self._address:
+            return ""
+        return f" --address {shlex.quote(str(self._address))}"
 
     async def clean_up(self, broker_status: int | None) -> None:
         if broker_status in (None, 0):
@@ -139,6 +149,17 @@ class _Plan:
         with suppress(EventError):
             listener = await self._transport.listen(self._address, _refuse)
             await listener.close()
+
+
+def _command_as_typed() -> str:
+    """What runs this program again from the same directory: in a virtual environment that is not activated, its path."""
+    typed = sys.argv[0]
+    if os.path.basename(typed) != "eventsh":
+        return f"{shlex.quote(sys.executable)} -m eventsh"
+    found = shutil.which("eventsh")
+    if found is not None and os.path.realpath(found) == os.path.realpath(typed):
+        return "eventsh"
+    return shlex.quote(min(typed, os.path.relpath(typed), key=len))
 
 
 def _refuse(connection: Connection) -> NoReturn:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eventsh.errors import ProtocolError
 from eventsh.protocol.codec import decode
+
+if TYPE_CHECKING:
+    from eventsh.core.trace import Trace
 
 __all__ = ["Delivery", "decode_runs"]
 
@@ -29,6 +32,8 @@ class Delivery:
     first_seq: int = 0
     is_unique: bool = False
     time_ns: int = 0
+    # For an event whose poster waits for the handlers.
+    trace: Trace | None = None
     # The two marks that its owners make: every handler has returned, and how many async calls are still owed.
     done: bool = False
     pending: int = 0

@@ -11,7 +11,7 @@ from typing import Any
 
 from eventsh.core.queue import Entry, Queue
 from eventsh.errors import PayloadTooLarge, QueueOverflow, UsageError
-from eventsh.event import check_name
+from eventsh.event import LIFECYCLE_SOURCE, check_name
 from eventsh.protocol.codec import encode_data, encode_name
 from eventsh.protocol.frame import BATCH_BYTES, BATCH_EVENTS, FLAGS_OFFSET, HEADER, HEADER_BYTES, Flag, Kind
 
@@ -122,18 +122,21 @@ class Outbox:
             self._close_batch()
             self._on_batch()
 
-    def post_unique(self, source: str, event: str, data: Any, key: str, *, receipt: bool = False) -> None:
+    def post_unique(
+        self, source: str, event: str, data: Any, key: str, *, receipt: bool = False, trace: bool = False
+    ) -> None:
         """Append one unique event, in a frame of its own, behind everything posted before. Raises as `post` does."""
         check_name(key, "unique")
         encoded_key = key.encode("utf-8", "surrogatepass")
         if len(encoded_key) > _MAX_KEY_BYTES:
             raise UsageError(f"the unique key is {len(encoded_key)} bytes long, over the limit of {_MAX_KEY_BYTES}")
         head = len(encoded_key).to_bytes(2, "little") + encoded_key
-        self._post_alone(source, event, data, head, Flag.UNIQUE | (Flag.RECEIPT if receipt else 0))
+        self._post_alone(source, event, data, head, Flag.UNIQUE | _asking(receipt=receipt, trace=trace))
 
-    def post_receipt(self, source: str, event: str, data: Any) -> None:
-        """Append one event in a frame of its own, for which the broker sends a Receipt. Raises as `post` does."""
-        self._post_alone(source, event, data, b"", Flag.RECEIPT)
+    def post_receipt(self, source: str, event: str, data: Any, *, trace: bool = False) -> None:
+        """Append one event in a frame of its own, for which the broker sends a Receipt, and with `trace` every
+        worker a Handled. Raises as `post` does."""
+        self._post_alone(source, event, data, b"", _asking(receipt=True, trace=trace))
 
     def _post_alone(self, source: str, event: str, data: Any, head: bytes, flags: int) -> None:
         if not self.has_room:
@@ -154,6 +157,8 @@ class Outbox:
         if known is None:
             check_name(source, "source")
             check_name(event, "event")
+            if source == LIFECYCLE_SOURCE:
+                raise UsageError(f"the source {source!r} is eventsh's own: post from another one")
             names = encode_name(source) + b"," + encode_name(event)
             if len(self._prefixes) >= _PREFIXES:
                 self._prefixes.clear()
@@ -215,3 +220,7 @@ class Outbox:
     def rename(self, origin: int) -> None:
         """Take another origin, because a poster with this one is known to the broker. Only before anything was sent."""
         self.origin = origin
+
+
+def _asking(*, receipt: bool, trace: bool) -> int:
+    return Flag.RECEIPT | Flag.TRACE if trace else Flag.RECEIPT if receipt else 0

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Post", "Poster", "Posters"]
 
+# Numbers are u64 on the wire.
+_MAX_NUMBER = 1 << 64
 # Posters that have left and have nothing pending are remembered so that they may reconnect; this many, 200 bytes each.
 _REMEMBERED = 4096
 
@@ -60,14 +62,16 @@ class Poster:
     def accept(self, frame: bytearray, window: int) -> Post | None:
         """Take a frame of this poster; None when it is known already. Raises ProtocolError."""
         _, _, flags, count, _, _, first, _, _ = HEADER.unpack_from(frame)
-        if not count or not first:
-            raise ProtocolError("a batch without events, or without a number")
+        if not count or not 0 < first <= _MAX_NUMBER - count:
+            raise ProtocolError(f"a batch of {count} events from number {first}")
         if first <= self.number:
             return self._take_again(first, flags, frame)
         if self.number and first != self.number + 1:
             raise ProtocolError(f"post {first} came after post {self.number}")
         if flags & (Flag.UNIQUE | Flag.RECEIPT) and count != 1:
             raise ProtocolError(f"a unique event or one with a receipt travels alone, not in a batch of {count}")
+        if flags & Flag.TRACE and not flags & Flag.RECEIPT:
+            raise ProtocolError("an event with a trace and no receipt")
         if self.pending_events and self.pending_events + count > window:
             raise ProtocolError(f"more than {window} events are under way unconfirmed (max_queue_len of the broker)")
         post = Post(self, first, count, flags, frame)
@@ -79,9 +83,11 @@ class Poster:
         return post
 
     def _take_again(self, first: int, flags: int, frame: bytearray) -> Post | None:
+        # Read first: a frame that is refused must not take the post with it.
+        key = read_key(frame) if first in self.returned else b""
         post = self.returned.pop(first, None)
         if post is not None:
-            post.flags, post.frame, post.key = flags, frame, read_key(frame)
+            post.flags, post.frame, post.key = flags, frame, key
             self.pending_events += post.count
         return post
 
@@ -126,6 +132,11 @@ class Posters:
         self._by_origin[origin] = poster
         self._forget()
         return poster
+
+    def link_of(self, origin: int) -> Link | None:
+        """Where the poster with this origin is attached."""
+        poster = self._by_origin.get(origin)
+        return None if poster is None else poster.link
 
     def _forget(self) -> None:
         if len(self._by_origin) <= _REMEMBERED:

@@ -94,7 +94,8 @@ class Roster:
     def is_complete(self) -> bool:
         """Whether every worker of an earlier broker has come back, and told what it has, or was given up."""
         return not any(
-            slot.is_telling or (slot.identity is None and not slot.is_gone and not slot.is_expired)
+            (slot.is_telling and not slot.is_expired)
+            or (slot.identity is None and not slot.is_gone and not slot.is_expired)
             for slot in self.workers.values()
         )
 

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from eventsh.core.dealer import Dealer
 from eventsh.core.fanout import Fanout
 from eventsh.core.link import Link
 from eventsh.core.poster import Post, Poster, Posters
+from eventsh.core.questions import WORKERS_ANSWER, Questions
 from eventsh.core.roster import Roster, RosterFull, SlotTaken
 from eventsh.errors import NotSerializable, ProtocolError
 from eventsh.protocol.frame import (
@@ -29,7 +31,19 @@ from eventsh.protocol.frame import (
     Kind,
     encode_frame,
 )
-from eventsh.protocol.messages import Error, Goodbye, Hello, Receipt, Reply, Report, Request, Taken, Welcome
+from eventsh.protocol.messages import (
+    Answer,
+    Error,
+    Goodbye,
+    Handled,
+    Hello,
+    Receipt,
+    Reply,
+    Report,
+    Request,
+    Taken,
+    Welcome,
+)
 
 if TYPE_CHECKING:
     from eventsh.core.slot import Slot
@@ -57,6 +71,7 @@ class Router:
         self.floor = 0
         self._wall_clock_ns = wall_clock_ns
         self._posters = Posters()
+        self._questions = Questions()
         self._fanout = Fanout(self.roster, pid=pid, wall_clock_ns=wall_clock_ns, now=now)
         self._dealer = Dealer(
             self.roster,
@@ -75,6 +90,8 @@ class Router:
             Kind.REQUEST: self._take_request,
             Kind.ERROR: self._take_error,
             Kind.TAKEN: self._take_taken,
+            Kind.HANDLED: self._take_handled,
+            Kind.ANSWER: self._take_answer,
         }
 
     @property
@@ -133,6 +150,7 @@ class Router:
         """A connection is gone. Gives the slot whose process the owner should watch and report to `end_process`."""
         self.links.discard(link)
         self._fanout.changed.pop(link, None)
+        self._reply(self._questions.lose(link))
         poster, slot = link.poster, link.slot
         link.poster = link.slot = None
         if poster is not None and poster.link is link:
@@ -154,6 +172,7 @@ class Router:
         """The process that held this slot, and lost its connection, has ended: what it alone had goes to others."""
         if slot.link is None:
             slot.is_gone = True
+            slot.is_telling = False
             self._dealer.reassign(slot, now)
             if slot.is_observer and slot in self.roster.observers:
                 self.roster.remove(slot)
@@ -183,6 +202,7 @@ class Router:
             elif slot.is_live and slot.is_behind:
                 slot.stalled = True
                 self._notices.append(f"{slot.label} took nothing for {timeout:g} s: nobody waits for it now")
+        self._reply(self._questions.tick(now))
         self._dealer.keys.expire(now)
         if self._dealer.has_parked:
             self._dealer.unpark(now)
@@ -256,7 +276,7 @@ class Router:
         if not resumed:
             slot.received = slot.last_seq = self.seq
         slot.takes_unique = hello.take_unique
-        slot.is_telling = hello.tells and hello.epoch not in (0, self.epoch)
+        slot.is_telling = hello.tells and hello.epoch != 0 and hello.told != self.epoch
         had = (hello.received, hello.handled) if hello.epoch == self.epoch else None
         slot.attach(link, hello.identity, link.pid or hello.pid, had, now)
         self._fanout.relieve(slot)
@@ -292,6 +312,8 @@ class Router:
         if link.slot is None:
             raise ProtocolError("a report from one who gets no events")
         report = Report.decode(frame)
+        if not 0 < report.failed < 1 << 32:
+            raise ProtocolError(f"a report of {report.failed} failures")
         link.slot.failed += report.failed
         data = {**report.last, "worker_id": link.slot.worker_id, "failed": report.failed}
         try:
@@ -307,17 +329,47 @@ class Router:
         taken.check()
         slot.is_telling = False
         self._dealer.inherit(taken.events, slot, now, self._wall_clock_ns())
+        # So that the worker knows that it need not tell again.
+        self._send(link, Taken([]).encode())
         self._dealer.unpark(now)
+
+    def _take_handled(self, link: Link, frame: bytearray, now: float) -> None:
+        slot = link.slot
+        if slot is None:
+            raise ProtocolError("the handlers of one who gets no events")
+        handled = Handled.decode(frame)
+        handled.check()
+        poster = self._posters.link_of(handled.origin)
+        if poster is not None:
+            self._send(poster, replace(handled, worker_id=slot.worker_id, pid=slot.pid).encode())
 
     def _take_request(self, link: Link, frame: bytearray, now: float) -> None:
         if not link.is_greeted:
             raise ProtocolError("a request before the hello")
         request = Request.decode(frame)
+        reply: Reply | None
         if request.what == "status":
             reply = Reply(request.id, self.status(now), None)
+        elif request.what in WORKERS_ANSWER:
+            slots = [slot for _, slot in sorted(self.roster.workers.items())]
+            reply, asked = self._questions.ask(link, request.id, request.what, slots, now)
+            for other, ask in asked:
+                self._send(other, ask.encode())
         else:
             reply = Reply(request.id, None, f"this broker can't answer {request.what!r}")
-        self._send(link, reply.encode())
+        if reply is not None:
+            self._send(link, reply.encode())
+
+    def _take_answer(self, link: Link, frame: bytearray, now: float) -> None:
+        if link.slot is None:
+            raise ProtocolError("an answer from one who is asked nothing")
+        ended = self._questions.take(link, Answer.decode(frame), len(frame))
+        if ended is not None:
+            self._reply([ended])
+
+    def _reply(self, ended: list[tuple[Link, Reply]]) -> None:
+        for link, reply in ended:
+            self._send(link, reply.encode())
 
     def _take_error(self, link: Link, frame: bytearray, now: float) -> None:
         link.is_closing = True
@@ -350,7 +402,7 @@ class Router:
         if post.flags & Flag.UNIQUE:
             return self._dealer.route(post, now)
         if post.flags & Flag.RECEIPT:
-            post.targets = [slot for slot in self.roster.workers.values() if not (slot.lossy or slot.leaving)]
+            post.targets = [slot for slot in self.roster.workers.values() if not (slot.is_expired or slot.leaving)]
         self._fanout.place(post, None, now)
         post.frame = None
         return True
@@ -397,10 +449,10 @@ class Router:
                 if post.last_seq == seq:
                     self._confirm(post)
         if self._confirmed:
-            for poster in self._confirmed:
+            confirmed, self._confirmed = self._confirmed, set()
+            for poster in confirmed:
                 if poster.link is not None:
                     self._send(poster.link, encode_frame(Kind.CONFIRM, origin_seq=poster.confirmed))
-            self._confirmed.clear()
 
     def _confirm(self, post: Post) -> None:
         if post.is_done:

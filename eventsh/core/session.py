@@ -17,6 +17,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from eventsh.core.delivery import Delivery, decode_runs
+from eventsh.core.questions import answer_question
+from eventsh.core.trace import Trace, Wait
 from eventsh.errors import ProtocolError, QueueOverflow
 from eventsh.event import LIFECYCLE_SOURCE, check_name
 from eventsh.protocol.frame import (
@@ -30,9 +32,12 @@ from eventsh.protocol.frame import (
     read_key,
 )
 from eventsh.protocol.messages import (
+    Answer,
+    Ask,
     Error,
     Gap,
     Goodbye,
+    Handled,
     Hello,
     Message,
     Receipt,
@@ -49,14 +54,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "SessionState"]
 
-# Of how many posters, and of how many unique events, a worker remembers what it has, to drop what is sent again after
-# a broker's death. Only posters whose batches are unconfirmed at that moment matter, so this is generous; 4 MiB full.
+# Of how many posters a worker remembers what it has, to drop what is sent again after a broker's death. Only posters
+# whose batches are unconfirmed at that moment matter, so this is generous; some 10 MiB full.
 _REMEMBERED = 65536
 
-# How many unique events a new broker is told: those of its timeout, in all but the busiest pools. 1 MiB full.
-_MAX_TAKEN = 8192
+# Of how many unique events, and how long all their keys may be: what a new broker is told of them fits into a frame.
+_REMEMBERED_UNIQUES = 16384
+_REMEMBERED_KEY_BYTES = 2 * 1024 * 1024
 # A hello has to fit into what a broker accepts before it.
 _MAX_HELLO_SLOTS = 8192
+
+# An event's number is a u64, and so is that of an ack.
+_MAX_SEQ = 2**64 - 1
 
 _EVENTS, _CONFIRM = int(Kind.EVENTS), int(Kind.CONFIRM)
 _FIRST_KINDS = (Kind.WELCOME, Kind.ERROR)
@@ -67,6 +76,9 @@ _DECODERS: dict[int, Callable[[bytearray], Message]] = {
     Kind.ERROR: Error.decode,
     Kind.GOODBYE: Goodbye.decode,
     Kind.RECEIPT: Receipt.decode,
+    Kind.TAKEN: Taken.decode,
+    Kind.HANDLED: Handled.decode,
+    Kind.ASK: Ask.decode,
 }
 
 
@@ -110,6 +122,8 @@ class Session:
         self.gaps = 0
         self.missed = 0
         self.last_gap: dict[str, Any] = {}
+        # Posts whose handlers the owner waits for, by number. It puts them in and takes them out.
+        self.waits: dict[int, Wait] = {}
         self._registry = registry
         # The worker slots that are held: what a new broker has to know when this one dies.
         self._slots: set[int] = set()
@@ -122,7 +136,10 @@ class Session:
         self._stale = 0
         self._seen: dict[int, int] = {}
         # The key of each unique event, and when the broker stamped it: a new broker has to know.
-        self._uniques_seen: dict[tuple[int, int], tuple[str, int]] = {}
+        self._uniques_seen: dict[tuple[int, int], tuple[bytes, int]] = {}
+        self._key_bytes = 0
+        # The last epoch whose broker knows of them, which is the one that gave them out or one that was told.
+        self._told = 0
         # Events wait for the first handler: a program that calls configure() and then register() must not lose what
         # arrives between the two. Not for ever, for a program may want to post only.
         self._holding = True
@@ -154,6 +171,7 @@ class Session:
             handled=self.handled,
             slots=sorted(self._slots)[:_MAX_HELLO_SLOTS],
             tells=bool(self._uniques_seen),
+            told=self._told,
         )
         return hello.encode()
 
@@ -199,7 +217,7 @@ class Session:
 
     def _take_events(self, frame: bytearray) -> None:
         _, _, flags, count, pid, origin, number, seq, time_ns = HEADER.unpack_from(frame)
-        if seq <= self.received or not count:
+        if seq <= self.received or not count or seq + count > _MAX_SEQ:
             raise ProtocolError(f"event {seq} (of {count}) came after event {self.received}")
         self.received = last = seq + count - 1
         if not origin:
@@ -239,9 +257,12 @@ class Session:
             known = self._uniques_seen
             if (origin, number) in known and flags & Flag.RESENT:
                 return True
-            known[origin, number] = (read_key(frame).hex(), time_ns)
-            if len(known) > _REMEMBERED:
-                del known[next(iter(known))]
+            key = read_key(frame)
+            forgotten, _ = known.pop((origin, number), (b"", 0))
+            known[origin, number] = (key, time_ns)
+            self._key_bytes += len(key) - len(forgotten)
+            while len(known) > _REMEMBERED_UNIQUES or self._key_bytes > _REMEMBERED_KEY_BYTES:
+                self._key_bytes -= len(known.pop(next(iter(known)))[0])
             return False
         return bool(flags & Flag.RESENT) and number <= self._seen.get(origin, 0)
 
@@ -257,28 +278,38 @@ class Session:
         elif isinstance(message, Gap):
             self.received = max(self.received, message.last_seq)
             self._deliver_gap(message.missed, message.first_seq, message.last_seq, message.reason)
+        elif isinstance(message, Taken):
+            self._told = self.epoch
         elif isinstance(message, Goodbye):
             self.state = SessionState.DRAINED
+        elif isinstance(message, Ask):
+            answer = answer_question(message.what, self._registry)
+            self._control.append(Answer(message.id, answer).encode())
+        elif isinstance(message, Receipt | Handled):
+            if isinstance(message, Handled):
+                message.check()
+            if (wait := self.waits.get(message.number)) is not None:
+                wait.take(message)
 
     def _take_welcome(self, welcome: Welcome) -> None:
         if self.state is not SessionState.GREETING:
             raise ProtocolError("a welcome came that nobody waited for")
         if welcome.version != PROTOCOL_VERSION:
             raise ProtocolError(f"the broker speaks version {welcome.version}, not {PROTOCOL_VERSION}")
+        if not 0 <= welcome.seq <= _MAX_SEQ:
+            raise ProtocolError(f"a welcome after event {welcome.seq}")
         self.state = SessionState.ATTACHED
         self.worker_id = welcome.worker_id
         self.outbox.window = welcome.max_queue_len
         self.outbox.max_payload_len = min(self.outbox.max_payload_len, welcome.max_payload_len)
         self._slots = set(welcome.slots)
+        self._tell(welcome.epoch)
         if welcome.epoch == self.epoch:
             first, missed = self.received + 1, welcome.seq - self.received
             if missed > 0 and not welcome.resumed and self.role != "poster":
                 self.received = welcome.seq
                 self._deliver_gap(missed, first, welcome.seq, "the slot was given up while this process was away")
             return
-        if self.epoch and self._uniques_seen:
-            taken = [[*name, time_ns, key] for name, (key, time_ns) in self._uniques_seen.items()]
-            self._control.append(Taken(taken[-_MAX_TAKEN:]).encode())
         self.epoch = welcome.epoch
         # A new worker's stream starts here, but an old slot's starts with what its last process did not handle.
         start = 0 if welcome.resumed else welcome.seq
@@ -286,6 +317,14 @@ class Session:
         self._acked = (start, start)
         self._stale += sum(not delivery.done for delivery in self._open)
         self._open.clear()
+
+    def _tell(self, epoch: int) -> None:
+        """Tell a broker which unique events others before it gave out; again, if the last time it may not have heard."""
+        if not self._uniques_seen:
+            self._told = epoch
+        elif self._told != epoch:
+            taken = [[*name, time_ns, key.hex()] for name, (key, time_ns) in self._uniques_seen.items()]
+            self._control.append(Taken(taken).encode())
 
     def _deliver_gap(self, missed: int, first: int, last: int, reason: str) -> None:
         self.gaps += 1
@@ -350,7 +389,7 @@ class Session:
         return self._holding
 
     def _open_batch(self, epoch: int, frame: bytearray) -> Delivery:
-        _, _, flags, count, pid, _, _, seq, time_ns = HEADER.unpack_from(frame)
+        _, _, flags, count, pid, origin, number, seq, time_ns = HEADER.unpack_from(frame)
         self._held_events -= count
         delivery = Delivery(seq + count - 1, count, pid, [], epoch=epoch, first_seq=seq, time_ns=time_ns)
         self._give_out(delivery)
@@ -358,6 +397,8 @@ class Session:
         if flags & Flag.UNIQUE:
             delivery.is_unique = True
             start += 2 + len(read_key(frame))
+        if flags & Flag.TRACE and (delivery.is_unique or self.role == "worker"):
+            delivery.trace = Trace(origin, number)
         try:
             delivery.runs = decode_runs(memoryview(frame)[start:], count)
         except ProtocolError:
@@ -369,6 +410,8 @@ class Session:
         """Every handler of this delivery has returned."""
         if not delivery.last_seq:
             return
+        if delivery.trace is not None:
+            self._control.append(delivery.trace.answer().encode())
         delivery.done = True
         if delivery.epoch != self.epoch:
             self._stale -= 1

@@ -260,5 +260,6 @@ class Slot:
         if released:
             self.handled += released
             self.progress_at = now
-        for seq in [seq for seq in self.uniques if seq <= handled]:
+        # In the order of seq, as they were given.
+        while self.uniques and (seq := next(iter(self.uniques))) <= handled:
             del self.uniques[seq]

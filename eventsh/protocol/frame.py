@@ -81,6 +81,9 @@ class Kind(IntEnum):
     REPORT = 11  # receiver: handlers failed
     RECEIPT = 12  # broker: who got an event that was posted with Flag.RECEIPT
     TAKEN = 13  # worker: the unique events that an earlier broker gave it
+    HANDLED = 14  # worker, and the broker to the poster: which handlers ran for an event with Flag.TRACE
+    ASK = 15  # broker: a client wants to know something of you
+    ANSWER = 16  # worker: this
 
 
 class Flag(IntFlag):
@@ -89,6 +92,7 @@ class Flag(IntFlag):
     UNIQUE = 1  # one event; the body starts with the key: its length as u16, then its UTF-8 bytes
     RESENT = 2  # the poster can't know whether an earlier broker handed it out
     RECEIPT = 4  # the poster wants to be told who got it
+    TRACE = 8  # with RECEIPT: and which handlers ran
 
 
 class Header(NamedTuple):

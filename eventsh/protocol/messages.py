@@ -16,7 +16,22 @@ import orjson
 from eventsh.errors import ProtocolError
 from eventsh.protocol.frame import HEADER_BYTES, PROTOCOL_VERSION, Kind, encode_frame
 
-__all__ = ["Error", "Gap", "Goodbye", "Hello", "Message", "Receipt", "Reply", "Report", "Request", "Taken", "Welcome"]
+__all__ = [
+    "Answer",
+    "Ask",
+    "Error",
+    "Gap",
+    "Goodbye",
+    "Handled",
+    "Hello",
+    "Message",
+    "Receipt",
+    "Reply",
+    "Report",
+    "Request",
+    "Taken",
+    "Welcome",
+]
 
 # The annotations used below, as the types that JSON gives for them. bool is no int here.
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -28,6 +43,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "list[int]": (list,),
     "list[list[Any]]": (list,),
+    "list[dict[str, Any]]": (list,),
     "dict[str, Any]": (dict,),
     "dict[str, Any] | None": (dict, type(None)),
     "Any": (object,),
@@ -96,7 +112,9 @@ class Hello(Message):
     slots: list[int]
     """The worker slots that were held in that epoch: a new broker waits for those workers."""
     tells: bool
-    """A Taken follows the Welcome of another epoch: until then no unique event is given to anybody."""
+    """A Taken follows the Welcome of an epoch that has not been told: until then no unique event is given to anybody."""
+    told: int = 0
+    """The last epoch that was told, or that had nothing to be told; 0: none."""
     version: int = PROTOCOL_VERSION
 
 
@@ -212,3 +230,51 @@ class Receipt(Message):
     unique: str | None
     """None: not unique. "given": one worker has it. "repeat": its key is taken, nobody gets it. "nobody": no worker
     could take it; it was dropped and the key is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handled(Message):
+    """Worker, and then the broker to the poster: the handlers of an event with Flag.TRACE have returned."""
+
+    kind: ClassVar[Kind] = Kind.HANDLED
+    origin: int
+    number: int
+    """The poster's, of the event."""
+    handlers: list[dict[str, Any]]
+    """Those that ran: name, location, the source and the event that each is registered for, seconds, and error."""
+    worker_id: int | None
+    """The broker's word, as is `pid`: a worker says null."""
+    pid: int | None
+
+    def check(self) -> None:
+        """Raise ProtocolError unless each handler is what it should be."""
+        for run in self.handlers:
+            match run:
+                case {
+                    "name": str(),
+                    "location": str(),
+                    "source": str() | None,
+                    "event": str() | None,
+                    "seconds": float() | int(),
+                    "error": str() | None,
+                }:
+                    continue
+            raise ProtocolError("a handled frame holds what is no call of a handler")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask(Message):
+    """Broker, to a worker: a question. Answered by one Answer with the same `id`."""
+
+    kind: ClassVar[Kind] = Kind.ASK
+    id: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Message):
+    """Worker: the answer to an Ask; null where it does not know the question."""
+
+    kind: ClassVar[Kind] = Kind.ANSWER
+    id: int
+    data: Any

@@ -115,13 +115,17 @@ class Attacher:
     async def run(self) -> None:
         """Attach, and attach again, until cancelled."""
         attempt = 0
+        has_started = False
         while True:
             attachment = Attachment(self, self._loop)
             try:
                 await self._attach(attachment)
                 welcomed_at = self._loop.time()
                 await asyncio.wait((attachment.lost,))
+                if attachment.refusal is not None:
+                    _log.warning("%s: the broker ended the connection: %s", self.address, attachment.refusal.message)
                 _log.info("%s: the connection to the broker is gone; attaching again", self.address)
+                has_started = False
                 if self._loop.time() - welcomed_at >= _LASTED_S:
                     attempt = 0
                 if attempt == 0:
@@ -130,9 +134,9 @@ class Attacher:
             except EventError as error:
                 self._note(error)
                 self.owner.fail(error)
-                # Only a first failure is answered at once: a broker that dies at its start must not be a loop.
-                if await self._start_broker(error) and attempt == 0:
-                    attempt = 1
+                # Once between two attachments: a broker that dies at its start must not be a loop.
+                if await self._start_broker(error) and not has_started:
+                    has_started = True
                     continue
                 if self._take_another_name(attachment):
                     continue
@@ -217,11 +221,8 @@ class Attacher:
             attachment.connection.abort()
 
     def abandon(self) -> None:
-        """In a forked child: let go of what belongs to the parent, without a word to the broker."""
-        connection = self.connection
+        """In a forked child: forget the connection, which is the parent's."""
         self.attachment = None
-        if connection is not None:
-            connection.abandon()
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:

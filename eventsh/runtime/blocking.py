@@ -6,6 +6,7 @@ than all that `eventsh post` does.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import time
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from eventsh.core.outbox import Outbox
 from eventsh.core.registry import Registry
 from eventsh.core.session import Session, SessionState
+from eventsh.core.trace import Wait
 from eventsh.errors import EventError, NotConnected, QueueOverflow, TransportError
 from eventsh.options import Options
 from eventsh.protocol.frame import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, FrameDecoder
@@ -24,11 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from eventsh.address import Address
+    from eventsh.receipt import Receipt as Traced
     from eventsh.transport import Transport
 
 __all__ = ["BlockingClient"]
 
 _READ_BYTES = 256 * 1024
+# Between two looks for a broker that is being started.
+_RETRY_S = 0.02
 # What did not happen in time, and what to do about it.
 _NO_ANSWER = "the broker is stopped or overloaded: no answer"
 _NOT_CONFIRMED = "a worker or the broker is stuck (see 'eventsh status'): not confirmed"
@@ -64,7 +69,36 @@ class BlockingClient:
         self._socket: socket.socket | None = None
 
     def __enter__(self) -> Self:
-        connection = self.transport.dial(self.address, self.timeout_s)
+        self._connect(time.monotonic() + self.timeout_s)
+        try:
+            self._exchange(lambda: self.session.state is SessionState.ATTACHED, _NO_ANSWER)
+        except BaseException:
+            self._close()
+            raise
+        self.outbox.max_queue_len = self.outbox.window
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _connect(self, deadline: float) -> None:
+        """Connect and say hello. Where nobody listens, wait only if somebody has the address: a broker that is just
+        being started, or started again."""
+        while True:
+            try:
+                connection = self.transport.dial(self.address, max(deadline - time.monotonic(), 0.001))
+                break
+            except TransportError as error:
+                if not isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
+                    raise
+                if time.monotonic() + _RETRY_S >= deadline or not self._is_taken():
+                    raise
+            time.sleep(_RETRY_S)
         if connection is None:
             raise TransportError(
                 f"the {self.address.scheme} transport can't be used for one post at a time: it has no blocking socket"
@@ -72,17 +106,26 @@ class BlockingClient:
         self._socket = connection
         connection.setblocking(False)
         self._unsent += self.session.connected()
-        try:
-            self._exchange(lambda: self.session.state is SessionState.ATTACHED, _NO_ANSWER)
-        except BaseException:
-            connection.close()
-            raise
-        self.outbox.max_queue_len = self.outbox.window
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._socket is not None:
-            self._socket.close()
+    def _is_taken(self) -> bool:
+        # Not needed by a post that finds its broker.
+        from eventsh.runtime.election import is_locked
+
+        return is_locked(self.transport, self.address)
+
+    def _reconnect(self, deadline: float, reason: str) -> None:
+        """The broker is gone in the middle of it: what is not confirmed goes to the next one. Raises NotConnected when
+        there is none in time."""
+        self._close()
+        self.session.disconnected()
+        self._unsent.clear()
+        self._decoder = FrameDecoder(MAX_BODY_BYTES)
+        try:
+            self._connect(deadline)
+        except TransportError as error:
+            raise NotConnected(
+                f"the connection to {self.address} broke ({reason}), and there is no other: {error}"
+            ) from error
 
     @property
     def confirmed(self) -> int:
@@ -107,6 +150,19 @@ class BlockingClient:
         """Post one event and wait until every live worker has it, and all that was posted before."""
         return self.receipt(self.post(source, event, data, unique=unique, receipt=True))
 
+    def post_and_wait(self, source: str, event: str, data: Any, *, unique: str | None = None) -> Traced:
+        """Post one event and wait until the handlers of all who have it have returned. When the time is over, gives what
+        is known by then; raises NotConnected when that is not even who has it."""
+        wait = Wait()
+        self._when_room(lambda: self._put(source, event, data, unique, receipt=True, trace=True))
+        self.session.waits[self.outbox.number] = wait
+        try:
+            self._exchange(lambda: wait.is_over, _NOT_CONFIRMED)
+        except NotConnected:
+            if wait.having is None:
+                raise
+        return wait.receipt()
+
     def flush(self) -> None:
         """Send what was posted, without waiting until it is confirmed."""
         self._exchange(lambda: not self._unsent, _NO_ROOM)
@@ -118,17 +174,19 @@ class BlockingClient:
     def ask(self, what: str, arguments: dict[str, Any] | None = None) -> Any:
         """Ask the broker a question. Raises EventError when it has no answer."""
         number = self.session.request(what, arguments or {})
-        self._exchange(lambda: number in self._replies, _NO_ANSWER)
+        self._exchange(lambda: number in self._replies, _NO_ANSWER, again=False)
         reply = self._replies.pop(number)
         if reply.error is not None:
             raise EventError(reply.error)
         return reply.data
 
-    def _put(self, source: str, event: str, data: Any, unique: str | None, *, receipt: bool) -> None:
+    def _put(
+        self, source: str, event: str, data: Any, unique: str | None, *, receipt: bool, trace: bool = False
+    ) -> None:
         if unique is not None:
-            self.outbox.post_unique(source, event, data, unique, receipt=receipt)
+            self.outbox.post_unique(source, event, data, unique, receipt=receipt, trace=trace)
         elif receipt:
-            self.outbox.post_receipt(source, event, data)
+            self.outbox.post_receipt(source, event, data, trace=trace)
         else:
             self.outbox.post(source, event, data)
 
@@ -140,10 +198,10 @@ class BlockingClient:
             self._exchange(lambda: self.outbox.queued <= half, _NO_ROOM)
             put()
 
-    def _exchange(self, until: Callable[[], bool], what: str) -> None:
-        """Send and receive until the condition holds. Both at once, for the broker may wait for us to read."""
-        connection = self._socket
-        assert connection is not None
+    def _exchange(self, until: Callable[[], bool], what: str, *, again: bool = True) -> None:
+        """Send and receive until the condition holds. Both at once, for the broker may wait for us to read.
+
+        With `again` a connection that breaks is replaced, in the same time."""
         deadline = time.monotonic() + self.timeout_s
         poll = select.poll()
         while True:
@@ -151,6 +209,8 @@ class BlockingClient:
                 self._unsent += frame
             if until():
                 return
+            connection = self._socket
+            assert connection is not None
             poll.register(connection, select.POLLIN | (select.POLLOUT if self._unsent else 0))
             left_s = deadline - time.monotonic()
             if left_s <= 0 or not poll.poll(min(left_s * 1000, _LONGEST_POLL_MS)):
@@ -160,7 +220,10 @@ class BlockingClient:
                     self._send(connection)
                 self._receive(connection)
             except OSError as error:
-                raise NotConnected(f"the connection to {self.address} broke: {error.strerror}") from error
+                if not again:
+                    raise NotConnected(f"the connection to {self.address} broke: {error.strerror}") from error
+                poll.unregister(connection)
+                self._reconnect(deadline, error.strerror or "closed")
 
     def _send(self, connection: socket.socket) -> None:
         try:
@@ -175,7 +238,7 @@ class BlockingClient:
         except BlockingIOError:
             return
         if not data:
-            raise NotConnected(f"the broker at {self.address} closed the connection")
+            raise ConnectionResetError(errno.ECONNRESET, "the broker closed it")
         frames = self._decoder.receive_data(data)
         for message in self.session.receive(frames):
             self._take(message)

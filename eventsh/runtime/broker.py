@@ -26,7 +26,7 @@ from eventsh.runtime.endpoint import find_endpoint
 from eventsh.runtime.loop import new_event_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from eventsh.address import Address
     from eventsh.core.link import Link
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from eventsh.errors import ProtocolError
     from eventsh.transport import Connection, Listener, Transport
 
-__all__ = ["Broker", "main"]
+__all__ = ["Broker", "Clock", "main"]
 
 _log = logging.getLogger("eventsh.broker")
 
@@ -44,6 +44,32 @@ _FIRST_LOOK_S = 0.005
 _LAST_LOOK_S = 0.25
 # What the last frames may take to leave, when a broker stops.
 _CLOSE_TIMEOUT_S = 0.5
+# A broker whose loop does not turn for longer than this, and than two of its own ticks, stands still itself. Shorter is
+# what a busy machine does to everybody.
+_STANDSTILL_S = 0.25
+
+
+class Clock:
+    """Monotonic seconds, but for those in which this process itself stood still: stopped by a signal, or frozen with its
+    container. It is read at least every `longest_s`; of a longer pause no more than that counts.
+
+    Workers can make no progress while nobody reads what they say. With that time counted, a broker that goes on would
+    drop the events of every worker whose queue is full.
+    """
+
+    def __init__(self, longest_s: float, read: Callable[[], float] = time.monotonic) -> None:
+        self._longest_s = longest_s
+        self._read = read
+        self._last_s = read()
+        self._stood_still_s = 0.0
+
+    def __call__(self) -> float:
+        now = self._read()
+        stood_still_s = now - self._last_s - self._longest_s
+        if stood_still_s > 0:
+            self._stood_still_s += stood_still_s
+        self._last_s = now
+        return now - self._stood_still_s
 
 
 class _Peer:
@@ -55,10 +81,10 @@ class _Peer:
         self.broker = broker
         self.connection = connection
         self.limited = True
-        self.link = broker.router.connect(self, connection.peer.pid, time.monotonic())
+        self.link = broker.router.connect(self, connection.peer.pid, broker.clock())
 
     def frames_received(self, frames: list[bytearray]) -> None:
-        self.broker.router.receive(self.link, frames, time.monotonic())
+        self.broker.router.receive(self.link, frames, self.broker.clock())
         if self.limited and self.link.is_greeted:
             self.limited = False
             self.connection.limit_body(MAX_BODY_BYTES)
@@ -86,14 +112,15 @@ class Broker:
         self.transport = transport
         self.address = address
         self.options = options
+        self._interval_s = min(max(min(options.timeout, options.hello_timeout) / 8, 0.01), 0.25)
+        self.clock = Clock(max(2 * self._interval_s, _STANDSTILL_S))
         self.router = Router(
-            options, epoch=time.time_ns(), pid=os.getpid(), wall_clock_ns=time.time_ns, now=time.monotonic()
+            options, epoch=time.time_ns(), pid=os.getpid(), wall_clock_ns=time.time_ns, now=self.clock()
         )
         self._listener: Listener | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._interval_s = min(max(min(options.timeout, options.hello_timeout) / 8, 0.01), 0.25)
-        self._alone_since = time.monotonic()
+        self._alone_since = self.clock()
         self._alone = asyncio.Event()
         self.stopping = asyncio.Event()
 
@@ -106,7 +133,10 @@ class Broker:
         """Listen. Raises TransportError."""
         self._listener = await self.transport.listen(self.address, self._accept)
         self._tick()
-        # Clients are served meanwhile: looking for plugins takes longer than starting.
+
+    async def load_plugins(self) -> None:
+        """Load plugins, and tell them that the broker is there. Clients are served meanwhile: looking for plugins takes
+        longer than starting."""
         await self._loop.run_in_executor(None, plugins().load)
         self._tell_plugins("eventsh_broker_started")
 
@@ -117,6 +147,9 @@ class Broker:
     async def close(self) -> None:
         """End every connection once what was sent has left, and remove the endpoint."""
         self._tell_plugins("eventsh_broker_stopping")
+        for slot in self.router.roster.workers.values():
+            if slot.queue.events:
+                _log.warning("stopped with %d events that %s has not handled", slot.queue.events, slot.label)
         if self._timer is not None:
             self._timer.cancel()
         if self._listener is not None:
@@ -151,10 +184,10 @@ class Broker:
 
     def lose(self, link: Link) -> None:
         """A connection is gone."""
-        slot = self.router.disconnect(link, time.monotonic())
+        slot = self.router.disconnect(link, self.clock())
         self.flush()
         if not self.router.links:
-            self._alone_since = time.monotonic()
+            self._alone_since = self.clock()
             self._alone.set()
         if slot is not None and slot.pid is not None:
             self._watch_end(slot, slot.pid, slot.identity, _FIRST_LOOK_S)
@@ -164,20 +197,21 @@ class Broker:
         if slot.link is not None or slot.identity != identity or slot.is_expired or self.stopping.is_set():
             return
         if _has_ended(pid):
-            self.router.end_process(slot, time.monotonic())
+            self.router.end_process(slot, self.clock())
             self.flush()
         else:
             later = min(delay_s * 2, _LAST_LOOK_S)
             self._loop.call_later(delay_s, self._watch_end, slot, pid, identity, later)
 
     def _tick(self) -> None:
-        now = time.monotonic()
+        # Set first: whatever goes wrong here, time must go on.
+        self._timer = self._loop.call_later(self._interval_s, self._tick)
+        now = self.clock()
         self.router.tick(now)
         self.flush()
         linger = self.options.linger
         if linger is not None and not self.router.links and now - self._alone_since >= linger:
             self.stopping.set()
-        self._timer = self._loop.call_later(self._interval_s, self._tick)
 
 
 def _has_ended(pid: int) -> bool:
@@ -230,6 +264,7 @@ async def _serve(known: argparse.Namespace, options: Options, supervisor: Superv
     supervisor.follow(asyncio.get_running_loop(), lambda _command: broker.stopping.set())
     supervisor.report("ready", address=broker.listening, pid=os.getpid(), epoch=broker.router.epoch)
     _log.info("broker %d listens on %s", os.getpid(), broker.listening)
+    await broker.load_plugins()
     await broker.stopping.wait()
     await broker.close()
     if lock is not None and not known.keep_lock_file:

@@ -6,6 +6,10 @@ Knows nothing of how a program sees it; `Events` and `AsyncEvents` are its faces
 from __future__ import annotations
 
 import asyncio
+
+# These two, and not only when a bus's own thread first needs them: in a child that is forked in the midst of an import, the
+# module stays locked for ever.
+import concurrent.futures.thread  # noqa: F401
 import contextlib
 import logging
 import os
@@ -16,6 +20,7 @@ from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+import eventsh.transports.stream  # noqa: F401 - see above
 from eventsh.core.outbox import Outbox
 from eventsh.core.registry import Registry
 from eventsh.core.session import Session
@@ -29,7 +34,7 @@ from eventsh.runtime.hosted import LoopThread
 if TYPE_CHECKING:
     from eventsh.address import Address
 
-__all__ = ["Bus", "default_bus", "open_buses"]
+__all__ = ["Bus", "default_bus", "open_buses", "unconfigured_buses"]
 
 _log = logging.getLogger("eventsh")
 
@@ -40,7 +45,7 @@ _FIXED_OPTIONS = ("worker_id", "role", "take_unique", "broker")
 class Bus:
     """What outlives a configuration: the handlers, and what was posted before it.
 
-    `lock` guards the outbox and the registry where several threads use the bus; None where only the loop's does.
+    `lock` guards the outbox where several threads use the bus, and `registry_lock` the handlers.
     """
 
     def __init__(self, *, threaded: bool) -> None:
@@ -53,13 +58,26 @@ class Bus:
         self.options = Options()
         # Told of each post, once plugins are loaded and one of them wants to know.
         self.on_posted: Callable[[str, str, Any, str | None], None] | None = None
+        self.renew_locks()
         self.renew()
         _buses.add(self)
         _survive_forks()
 
+    def renew_locks(self) -> None:
+        """Have locks that nobody holds; in a forked child, threads that do not exist here may hold the old ones."""
+        self.lock: AbstractContextManager[Any] = threading.Lock() if self.threaded else contextlib.nullcontext()
+        # Apart from the other one, and may be taken twice by a thread: a warning about a weak handler can end up in a
+        # handler of the program's logging that registers or posts.
+        self.registry_lock: AbstractContextManager[Any] = (
+            threading.RLock() if self.threaded else contextlib.nullcontext()
+        )
+        # One thread at a time configures or closes.
+        self.lifecycle_lock: AbstractContextManager[Any] = (
+            threading.RLock() if self.threaded else contextlib.nullcontext()
+        )
+
     def renew(self) -> None:
         """Begin as a client that no broker knows yet, with nothing posted."""
-        self.lock: AbstractContextManager[Any] = threading.Lock() if self.threaded else contextlib.nullcontext()
         self.outbox = Outbox(
             origin=int.from_bytes(os.urandom(4), "little") or 1,
             pid=os.getpid(),
@@ -78,7 +96,7 @@ class Bus:
             self.on_posted = tell
 
     def _wake(self) -> None:
-        if self.client is not None:
+        if self.client is not None and self.loop is not None and not self.loop.is_closed():
             self.client.wake()
 
     def apply(self, options: Options) -> None:
@@ -93,6 +111,11 @@ class Bus:
     def plan(self, address: str | None, values: dict[str, Any]) -> Callable[[], None] | None:
         """Check a configuration. Gives what starts the client, to be called in its loop; None when one is at work,
         which then has the new options. Raises ConfigureError, and nothing has changed."""
+        if self.loop is not None and self.loop.is_closed():
+            # Its program ended the loop without closing the bus.
+            if self.outbox.queued:
+                _log.warning("%s: %d posts were not confirmed when their loop ended", self.address, self.outbox.queued)
+            self.forget_client()
         if self.client is not None:
             self._change(address, values)
             return None
@@ -139,7 +162,7 @@ class Bus:
             self.client.wake_local()
 
     def working_client(self) -> Client:
-        if self.client is None:
+        if self.client is None or self.loop is None or self.loop.is_closed():
             raise EventError("not configured: call configure() first")
         return self.client
 
@@ -164,7 +187,9 @@ class Bus:
     async def close(self, *, leave: bool, timeout: float | None) -> None:
         """Handle what was given, confirm what was posted, and detach. In the loop of the client."""
         client = self.client
-        if client is not None:
+        if self.loop is not None and self.loop is not asyncio.get_running_loop():
+            self.forget_client()
+        elif client is not None:
             await client.close(leave=leave, timeout=self.options.timeout if timeout is None else timeout)
             self.client = self.loop = self.address = None
             self.renew()
@@ -201,6 +226,11 @@ def open_buses() -> list[Bus]:
     return [bus for bus in list(_buses) if bus.client is not None]
 
 
+def unconfigured_buses() -> list[Bus]:
+    """Every other bus of this process: what was posted on it waits for a `configure`."""
+    return [bus for bus in list(_buses) if bus.client is None]
+
+
 def _survive_forks() -> None:
     global _forks_survived
     if not _forks_survived:
@@ -217,6 +247,7 @@ def _attach_anew() -> None:
     the handlers that were registered; one in a loop of the program's is not configured any more, as that loop is not
     the child's. What the parent posted is the parent's to send."""
     for bus in list(_buses):
+        bus.renew_locks()
         client, thread = bus.client, bus.thread
         if client is None:
             # Configured later, it must not be taken for its parent, or for another child, by the broker.

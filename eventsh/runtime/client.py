@@ -16,10 +16,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eventsh.core.session import SessionState
+from eventsh.core.trace import Wait
 from eventsh.errors import EventError, NotConnected, ProtocolError
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.plugins import plugins
-from eventsh.protocol.messages import Error, Message, Reply, Welcome
+from eventsh.protocol.messages import Error, Message, Welcome
 from eventsh.runtime.attach import Attacher, in_thread
 from eventsh.runtime.dispatch import Dispatcher, HandlerFailure
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from eventsh.core.registry import Registry
     from eventsh.core.session import Session
     from eventsh.options import Options
+    from eventsh.receipt import Receipt
     from eventsh.runtime.attach import Attachment
     from eventsh.transport import Transport
 
@@ -97,7 +99,6 @@ class Client:
         self._hold_ends_at: asyncio.TimerHandle | None = None
         self._ack_at: asyncio.TimerHandle | None = None
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
-        self._replies: dict[int, asyncio.Future[Reply]] = {}
         self._gaps_told = 0
         self._attacher = Attacher(transport, address, session, self._lock, self)
         self._runner: asyncio.Task[None] | None = None
@@ -139,10 +140,6 @@ class Client:
             self.session.disconnected()
         if was_attached and self._on_state is not None:
             self._on_state(False)
-        for future in self._replies.values():
-            if not future.done():
-                future.set_exception(NotConnected(f"the connection to the broker at {self.address} is gone"))
-        self._replies.clear()
         self._check_waiters()
 
     # --- frames in, deliveries to handlers ---
@@ -186,10 +183,6 @@ class Client:
             self._check_waiters()
         elif isinstance(message, Error):
             attachment.refusal = message
-        elif isinstance(message, Reply):
-            reply = self._replies.pop(message.id, None)
-            if reply is not None and not reply.done():
-                reply.set_result(message)
 
     def _tell_gap(self) -> None:
         self._gaps_told = self.session.gaps
@@ -253,6 +246,8 @@ class Client:
         if delivery.is_unique:
             # Until the broker knows, it would have another worker run it again if this one died.
             self._send_ack(at_once=True)
+        if delivery.trace is not None:
+            self._wake_here()
 
     def _after_handling(self) -> None:
         if self.session.unacked_handled:
@@ -290,11 +285,11 @@ class Client:
             # A program that posts without giving the loop its turn would else keep the workers waiting until it does.
             self.flush()
         elif not self._woken:
-            self._woken = True
             if self._is_shared:
                 self._loop.call_soon_threadsafe(self.flush)
             else:
                 self._loop.call_soon(self.flush)
+            self._woken = True
 
     def _wake_here(self) -> None:
         self._loop.call_soon(self.flush)
@@ -341,6 +336,14 @@ class Client:
             return f"{self.session.outbox.queued} posts are not confirmed by {self.address}"
         return self._attacher.last_error or f"nothing answers at {self.address}"
 
+    def _fail_waiters(self) -> None:
+        """It is closed: what others wait for does not come."""
+        for _, future in self._waiters:
+            if not future.done():
+                future.set_exception(NotConnected(f"closed while waiting for {self.address}"))
+        if self._first_attempt is not None and not self._first_attempt.done():
+            self._first_attempt.set_exception(NotConnected(f"closed before it was attached to {self.address}"))
+
     def _check_waiters(self) -> None:
         for condition, future in list(self._waiters):
             if not future.done() and condition():
@@ -374,17 +377,34 @@ class Client:
         self.flush()
         await self.wait_until(lambda: outbox.queued <= outbox.max_queue_len // 2, timeout, "no room for posts")
 
-    async def ask(self, what: str, arguments: dict[str, Any], timeout: float | None) -> Any:
-        """Ask the broker a question. Raises NotConnected, and EventError when it has no answer."""
-        await self.wait_ready(timeout)
-        future: asyncio.Future[Reply] = self._loop.create_future()
-        self._replies[self.session.request(what, arguments)] = future
+    async def post_and_wait(
+        self, source: str, event: str, data: Any, unique: str | None, timeout: float | None
+    ) -> Receipt:
+        """Post an event and wait until the handlers of all who have it have returned, or `timeout` is over.
+
+        Raises what a post raises, and NotConnected when it is not even known who has it. What was held for a first
+        handler is given out: this process would wait for itself.
+        """
+        session = self.session
+        wait = Wait()
+        with self._lock:
+            if unique is None:
+                session.outbox.post_receipt(source, event, data, trace=True)
+            else:
+                session.outbox.post_unique(source, event, data, unique, trace=True)
+            number = session.outbox.number
+            session.waits[number] = wait
+        session.release()
+        self._schedule_pump()
         self.flush()
-        async with asyncio.timeout(timeout):
-            reply = await future
-        if reply.error is not None:
-            raise EventError(reply.error)
-        return reply.data
+        try:
+            await self.wait_until(lambda: wait.is_over, timeout, "no answer of the workers")
+        except NotConnected:
+            if wait.having is None:
+                raise
+        finally:
+            del session.waits[number]
+        return wait.receipt()
 
     # --- the end ---
 
@@ -395,10 +415,7 @@ class Client:
         """
         deadline = self._loop.time() + timeout
         self._tell_plugins("eventsh_worker_stopping", worker_id=self.session.worker_id, address=str(self.address))
-        if self.is_attached:
-            self.session.leave(leave=leave)
-            self.flush()
-            await self._try(lambda: self.session.state in (SessionState.DRAINED, SessionState.DETACHED), deadline)
+        await self._leave(leave, deadline)
         self.session.release()
         self._schedule_pump()
         await self._try(self._is_idle, deadline)
@@ -410,11 +427,24 @@ class Client:
         if outbox.queued:
             self.flush()
             await self._try(lambda: not outbox.queued, deadline)
+        if self.session.state in (SessionState.GREETING, SessionState.ATTACHED):
+            # Attached since, perhaps for just these posts.
+            await self._leave(leave, deadline)
+            self._schedule_pump()
+            await self._try(self._is_idle, deadline)
         await self._detach()
         if outbox.queued:
             _log.warning("%s: closed with %d posts that were not confirmed", self.address, outbox.queued)
         if not self._is_idle():
             _log.warning("%s: closed while handlers were still at work", self.address)
+
+    async def _leave(self, leave: bool, deadline: float) -> None:
+        """Say goodbye wherever the broker knows of us, and wait for the answer. Without it, a process that lives on would
+        be expected back for `timeout` seconds, and everybody's posts would wait for that."""
+        await self._try(lambda: self.session.state is not SessionState.GREETING, deadline)
+        self.session.leave(leave=leave)
+        self.flush()
+        await self._try(lambda: self.session.state in (SessionState.DRAINED, SessionState.DETACHED), deadline)
 
     def _is_idle(self) -> bool:
         return self.session.is_idle and not self._dispatcher.pending
@@ -425,6 +455,7 @@ class Client:
 
     async def _detach(self) -> None:
         self._send_ack()
+        self._fail_waiters()
         if self._runner is not None:
             self._runner.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -444,6 +475,9 @@ class Client:
         if self._runner is not None:
             self._runner.cancel()
         self._dispatcher.close()
+        self._fail_waiters()
+        if self.session.outbox.queued:
+            _log.warning("%s: given up with %d posts that were not confirmed", self.address, self.session.outbox.queued)
         self.abandon()
 
     def change(self, options: Options) -> None:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Dispatcher", "HandlerFailure"]
 
+# So often is a delivery's first event timed, for the statistics of its handlers: all of those that come seldom, and of
+# very many too few to be felt.
+_SAMPLE_EACH_S = 0.05
+
 # What tells one call of a sync handler from every other: the number of the run, the place in it, the handler; and for
 # the warning, the source and the event.
 _Call = tuple[int, int, Handler, str, str]
@@ -42,6 +46,7 @@ class Dispatcher:
         "_registry",
         "_reporter",
         "_run_number",
+        "_sample_at",
         "_stall",
         "_timeout_s",
         "_told_run",
@@ -75,6 +80,7 @@ class Dispatcher:
         self._run_number = 0
         # The last run in which a call was told to be slow.
         self._told_run = 0
+        self._sample_at = clock() + _SAMPLE_EACH_S
 
     @property
     def failed(self) -> int:
@@ -115,11 +121,18 @@ class Dispatcher:
         # One for this call itself: a loop that starts tasks eagerly may have them done before the last one is put.
         delivery.pending = 1
         match_of = self._registry.match
+        if delivery.trace is not None:
+            run = self._run_timed
+        elif started >= self._sample_at:
+            self._sample_at = started + _SAMPLE_EACH_S
+            run = self._run_sampled
+        else:
+            run = self._run
         try:
             for source, event, datas in delivery.runs:
                 match = match_of(source, event)
                 if match.handlers:
-                    self._run(match, datas, delivery)
+                    run(match, datas, delivery)
         finally:
             last_handler, self._handler = self._handler, None
         seconds = self._clock() - started
@@ -209,6 +222,72 @@ class Dispatcher:
                 except BaseException as error:  # noqa: BLE001 - as above
                     self._reporter.failure(handler, source, event, error)
         return len(datas)
+
+    def _run_sampled(self, match: Match, datas: list[Any], delivery: Delivery) -> None:
+        """As `_run`, with the first event timed."""
+        self._run_timed(match, datas[:1], delivery)
+        if len(datas) > 1:
+            self._run(match, datas[1:], delivery)
+
+    def _run_timed(self, match: Match, datas: list[Any], delivery: Delivery) -> None:
+        """As `_run`, with a note of each call. Apart, for to measure costs as much as most calls take."""
+        self._run_number += 1
+        self._match = match
+        for index, data in enumerate(datas):
+            self._index = index
+            for handler in match.handlers:
+                self._handler = handler
+                if handler.is_async:
+                    later = self._call_later(handler, data, match, delivery)
+                    self._put(handler, Item(later, data, match.event, match.source, delivery))
+                else:
+                    self._call_timed(handler, data, match, delivery)
+
+    def _call_timed(self, handler: Handler, data: Any, match: Match, delivery: Delivery) -> None:
+        source, event = match.source, match.event
+        failure: BaseException | None = None
+        handler.calls += 1
+        started = self._clock()
+        try:
+            result = handler.call(data, event, source, delivery.pid)
+            if hasattr(result, "__await__") and isinstance(result, Coroutine):
+                if delivery.trace is not None:
+                    begun: Coroutine[Any, Any, Any] = result
+                    result = self._time(handler, delivery, lambda: begun)
+                self._put(handler, Item(result, data, event, source, delivery))
+                return
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - as above
+            failure = error
+            self._reporter.failure(handler, source, event, error)
+        self._note(handler, delivery, self._clock() - started, failure)
+
+    async def _call_later(self, handler: Handler, data: Any, match: Match, delivery: Delivery) -> None:
+        """In the place of its lane, which takes this for a call that is made already."""
+        if handler.active:
+            handler.calls += 1
+            await self._time(handler, delivery, lambda: handler.call(data, match.event, match.source, delivery.pid))
+
+    async def _time(self, handler: Handler, delivery: Delivery, begin: Callable[[], Any]) -> None:
+        """Call an async handler, wait for it, and note how that went."""
+        failure: BaseException | None = None
+        started = self._clock()
+        try:
+            # A weak handler whose object is gone gives None.
+            result = begin()
+            if result is not None:
+                await result
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            self._note(handler, delivery, self._clock() - started, failure)
+
+    def _note(self, handler: Handler, delivery: Delivery, seconds: float, failure: BaseException | None) -> None:
+        handler.note_seconds(seconds)
+        if delivery.trace is not None:
+            delivery.trace.note(handler, seconds, failure)
 
     def _take_result(self, handler: Handler, result: Any, data: Any, match: Match, delivery: Delivery) -> None:
         # A lambda, or a decorator's wrapper, may give a coroutine without being `async def`. hasattr goes first, for

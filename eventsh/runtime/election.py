@@ -10,9 +10,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
+import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,19 +31,30 @@ if TYPE_CHECKING:
     from eventsh.options import Options
     from eventsh.transport import Transport
 
-__all__ = ["lock_address", "python_command", "python_environment", "remove_log", "start_broker", "unlock_address"]
+__all__ = [
+    "is_locked",
+    "lock_address",
+    "python_command",
+    "python_environment",
+    "remove_log",
+    "start_broker",
+    "unlock_address",
+]
 
 # A broker is ready within 0.2 s on an idle machine. One that is not by then is given up by its starter; the lock goes
 # with it, so that another process may try.
 START_TIMEOUT_S = 10.0
 # The log of a broker that no supervisor reads, beside its endpoint. Begun anew by each broker, so that it stays small.
 LOG_NAME = ".log"
+# `is_locked` has to take the lock for a moment to know: whoever meets it then must not think that a broker is there.
+_LOCK_TRIES = 3
+_LOCK_PAUSE_S = 0.002
 
 
 def lock_address(transport: Transport, address: Address) -> int | None:
     """Lock `address` for a broker; give the locked descriptor, or None when another process holds it.
 
-    Raises TransportError when the lock's file can't be made, ConfigureError when the transport has no such lock.
+    Raises TransportError when the lock's file can't be made, or the transport has no such lock.
     """
     path = transport.lock_path(address)
     if path is None:
@@ -55,14 +69,46 @@ def lock_address(transport: Transport, address: Address) -> int | None:
         except OSError as error:
             raise TransportError(f"can't lock {address}: {path}: {error.strerror}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            is_ours = _try_lock(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            raise TransportError(f"can't lock {address}: {path}: {error.strerror}") from error
+        if not is_ours:
             os.close(descriptor)
             return None
         if _is_at(descriptor, path):
             return descriptor
         # Its last holder removed the file between our opening and our locking it: this is a lock on nothing.
         os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE_S)
+        else:
+            return True
+    return False
+
+
+def is_locked(transport: Transport, address: Address) -> bool:
+    """Whether a broker has `address`, or somebody is about to start one there. Changes nothing."""
+    path = transport.lock_path(address)
+    if path is None:
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def unlock_address(transport: Transport, address: Address, descriptor: int) -> None:
@@ -108,6 +154,9 @@ def python_environment() -> dict[str, str]:
     """The environment in which `python_command` finds this same eventsh, however this process found it."""
     package_root = str(Path(__file__).resolve().parents[2])
     others = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != package_root]
+    if sys.flags.ignore_environment:
+        # What this process was told not to heed is not for its broker either.
+        others = []
     return {**os.environ, "PYTHONPATH": os.pathsep.join([package_root, *others])}
 
 
@@ -148,8 +197,9 @@ def _open_here(descriptor: int) -> Iterator[None]:
     try:
         yield
     finally:
-        _open_descriptors.discard(descriptor)
-        os.close(descriptor)
+        with _fork_guard:
+            _open_descriptors.discard(descriptor)
+            os.close(descriptor)
 
 
 def _close_in_child() -> None:
@@ -165,9 +215,16 @@ os.register_at_fork(before=_fork_guard.acquire, after_in_parent=_fork_guard.rele
 def _spawn(transport: Transport, address: Address, options: Options, lock: int, report: int) -> subprocess.Popen[bytes]:
     command = [*python_command("eventsh.runtime.broker"), "--address", str(address), "--lock-fd", str(lock)]
     command += ["--report-fd", str(report), "--detach", *broker_arguments(options)]
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    # Where others may make files too, one of this name may be anything: not waited for, and not written to unless ours.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        log = os.open(_log_path(transport, address), flags, 0o600)
+        path = _log_path(transport, address)
+        log = os.open(path, flags, 0o600)
+        about = os.fstat(log)
+        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_nlink != 1:
+            os.close(log)
+            raise TransportError(f"can't start a broker at {address}: {path} is not a file of our own: remove it")
+        os.ftruncate(log, 0)
         with _open_here(log):
             return subprocess.Popen(
                 command,
@@ -195,8 +252,17 @@ def _await_detached(address: Address, process: subprocess.Popen[bytes]) -> None:
 
 def _await_ready(address: Address, report: int) -> None:
     """Read the broker's first report. Its end without one means that the broker died."""
-    with os.fdopen(report, "rb", closefd=False) as stream:
-        line = stream.readline()
+    line = b""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    poll = select.poll()
+    poll.register(report, select.POLLIN)
+    while not line.endswith(b"\n"):
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise TransportError(f"the broker at {address} did not start within {START_TIMEOUT_S:g} s")
+        data = os.read(report, 65536)
+        if not data:
+            break
+        line += data
     try:
         state = orjson.loads(line)
     except orjson.JSONDecodeError:

@@ -80,6 +80,7 @@ def start_hosted_broker(transport: Transport, address: Address, options: Options
         return False
 
     async def serve(broker: Broker) -> None:
+        await broker.load_plugins()
         await broker.stopping.wait()
         await broker.close()
         thread.stop()

@@ -22,6 +22,24 @@ if TYPE_CHECKING:
 
 __all__ = ["StreamConnection", "StreamListener"]
 
+# The open descriptors of connections, each with the process that opened it.
+_opened: dict[int, int] = {}
+
+
+def _let_go_in_child() -> None:
+    """In a forked child: let go of the parent's connections, or their peers would not see the parent's end before the
+    child's. Each number stays taken, by a file that does nothing: the parent's loop has left objects here that will close
+    it, and by then it must not be somebody else's."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for descriptor, pid in list(_opened.items()):
+        if pid != os.getpid():
+            os.dup2(null, descriptor, inheritable=False)
+            del _opened[descriptor]
+    os.close(null)
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
 logger = logging.getLogger("eventsh")
 
 # What one read takes at most. The kernel holds about 208 KiB for a unix socket, so that one read empties it.
@@ -68,6 +86,7 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         self._held: list[bytearray] = []
         # The descriptor for writing past the transport; -1 where the bytes on it are not ours to make (TLS).
         self._fd = -1
+        self._descriptor = -1
         self._writes_lists = False
         self._paused = False
         self._refused = False
@@ -144,8 +163,10 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         # Only uvloop is trusted with lists: before 3.12.9 and 3.13.2 asyncio forgets to pause the writer after writelines.
         self._writes_lists = type(transport).__module__.startswith("uvloop")
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
+        self._descriptor = transport.get_extra_info("socket").fileno()
+        _opened[self._descriptor] = os.getpid()
         if transport.get_extra_info("sslcontext") is None:
-            self._fd = transport.get_extra_info("socket").fileno()
+            self._fd = self._descriptor
         try:
             self._receiver = self._on_connection(self)
         except Exception as error:  # noqa: BLE001  # it goes to whoever asked for the connection
@@ -176,6 +197,7 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
             self._read_last()
         self._closing = self._lost = True
         self._fd = -1
+        _opened.pop(self._descriptor, None)
         self._held.clear()
         if self.failure is not None:
             return

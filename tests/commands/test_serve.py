@@ -159,7 +159,7 @@ def test_it_says_where_it_listens_and_what_to_type_next(served):
     served.start_ready(1, str(served.handlers))
     pid = served.process.pid
     assert f"listening at {served.address} (pid {pid})" in served.output
-    assert f"eventsh post --address {served.address} greeting hello" in served.output
+    assert f"""eventsh post --address {served.address} source event '<"k":1>'""" in served.output
     assert f"kill -HUP {pid}" in served.output
 
 

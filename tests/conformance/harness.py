@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from eventsh.address import parse_address
 from eventsh.api import AsyncEvents, Events
+from eventsh.commands.status import status
 from eventsh.errors import QueueOverflow, TransportError
 from eventsh.options import Options, broker_arguments
 from eventsh.plugins import find_transport
@@ -232,12 +233,10 @@ class Bus:
 
     def status(self) -> dict[str, Any]:
         """The broker's own account."""
-        bus = self.events._bus
-        loop = self._loop or bus.loop
-        assert loop is not None
-        question = bus.working_client().ask("status", {}, DEADLINE_S)
-        answer: dict[str, Any] = asyncio.run_coroutine_threadsafe(question, loop).result(DEADLINE_S)
-        return answer
+        address = self.events.address
+        assert address is not None
+        hosted = _hosted.get(address)
+        return status(address, timeout_s=DEADLINE_S) if hosted is None else hosted.status()
 
     def in_loop(self, function: Callable[[], T]) -> T:
         """Call `function` in the loop of the configured bus, for what a case does to its connection."""
@@ -575,6 +574,13 @@ class HostedBroker(BrokerHandle):
         except BaseException:
             self._thread.stop()
             raise
+        _hosted[address] = self
+
+    def status(self) -> dict[str, Any]:
+        async def ask() -> dict[str, Any]:
+            return self._broker.router.status(time.monotonic())
+
+        return self._thread.run(ask())
 
     def stop(self) -> None:
         if not self._stopped:
@@ -588,6 +594,10 @@ class HostedBroker(BrokerHandle):
 
     def complaints(self) -> str:
         return ""
+
+
+# Those of this process, which can't be asked from outside.
+_hosted: dict[str, HostedBroker] = {}
 
 
 def start_broker(address: str, log: Path, **options: Any) -> BrokerHandle:

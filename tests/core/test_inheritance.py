@@ -96,3 +96,29 @@ def test_the_first_broker_waits_for_nobody():
     post_unique(net, first, "u", "key")
     net.run()
     assert ran(first) == [["u"]]
+
+
+def test_what_was_told_and_lost_with_the_connection_is_told_again():
+    net, posting, holder, other = pool_with_a_unique_event_under_way()
+    net.attach(posting)
+    net.attach(other)
+    # The welcome has arrived, but what the holder has to tell is lost.
+    net.attach(holder)
+    net.flush(holder, ack=False)
+    net.disconnect(holder)
+    net.run(posting, other)
+    assert ran(other) == [[]]
+    net.attach(holder)
+    net.run()
+    assert ran(holder, other) == [["u"], []]
+    assert posting.outbox.queued == 0
+
+
+def test_a_worker_that_has_told_is_not_waited_for_after_another_reconnect():
+    net, posting, holder, other = pool_with_a_unique_event_under_way()
+    for process in (posting, other, holder):
+        net.attach(process)
+    net.run()
+    net.disconnect(holder)
+    net.attach(holder)
+    assert net.router.roster.is_complete

@@ -91,6 +91,8 @@ def test_a_hello_with_impossible_members_is_refused(changes):
         pytest.param([encode_frame(Kind.CONFIRM)], id="a confirmation from a client"),
         pytest.param([hello(), encode_frame(Kind.EVENTS, b"[]", count=0, origin_seq=1)], id="a batch of nothing"),
         pytest.param([hello(), encode_frame(Kind.EVENTS, b"[]", count=1)], id="a batch without a number"),
+        pytest.param([hello(), encode_frame(Kind.EVENTS, b"[]", count=2, origin_seq=2**64 - 1)], id="numbers run over"),
+        pytest.param([hello(), encode_frame(Kind.REPORT, b'{"failed":18446744073709551615,"last":{}}')], id="failures"),
         pytest.param(
             [hello(), encode_frame(Kind.EVENTS, b"\1\0k[]", count=2, origin_seq=1, flags=Flag.UNIQUE)],
             id="two unique events in one",

@@ -86,7 +86,7 @@ def test_the_hello_says_who_this_is_and_what_it_has():
     session.receive([batch(1, "a"), batch(2, "b")])
     session.complete(session.next_delivery(NOW))
     session.disconnected()
-    assert Hello.decode(session.connected()) == Hello("me", 5, 42, "worker", 3, False, 1, 2, 1, [1, 3], False)
+    assert Hello.decode(session.connected()) == Hello("me", 5, 42, "worker", 3, False, 1, 2, 1, [1, 3], False, told=1)
 
 
 def test_the_welcome_tells_slot_and_limits():
@@ -166,6 +166,18 @@ def test_an_event_with_the_place_of_an_earlier_one_breaks_the_protocol():
     with pytest.raises(ProtocolError):
         session.receive([batch(2, "again")])
     assert handle(session) == ["a", "b"]
+
+
+def test_numbers_that_no_ack_could_hold_break_the_protocol():
+    session = attached()
+    with pytest.raises(ProtocolError):
+        session.receive([batch(2**64 - 1, "a", "b")])
+    session.receive([batch(2**64 - 3, "a", "b")])
+    assert ack_of(session)
+    session = make()
+    session.connected()
+    with pytest.raises(ProtocolError, match="after event -1"):
+        session.receive([welcome(seq=-1)])
 
 
 def test_leaving_ends_when_the_broker_says_that_this_was_all():

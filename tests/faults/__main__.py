@@ -7,17 +7,30 @@ exit status is 1 when something is not as promised; the ledgers are kept then.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.faults.campaign import Plan, directory, kill_brokers, kill_workers
+from tests.faults.campaign import Plan, Report, directory, kill_brokers, kill_workers
+from tests.faults.cycles import run_cycles
+from tests.faults.garbage import Storm, storm_broker, storm_session
+from tests.faults.processes import Served, ask
+from tests.faults.stops import StopReport, rss_bytes, stop_brokers, stop_workers
+
+ROWS: dict[int, Callable[[Plan, Path, Callable[[str], None]], Report | StopReport]] = {
+    1: kill_workers,
+    2: kill_brokers,
+    3: stop_workers,
+    4: stop_brokers,
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--row", type=int, choices=(1, 2), required=True, help="which row of FAULTS.md")
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--row", type=int, choices=(*ROWS, 7, 13), required=True, help="which row of FAULTS.md")
+    parser.add_argument("--kills", type=int, default=20, help="how many faults; row 7: how many frames")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--posters", type=int, default=2)
@@ -25,6 +38,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=5.0, help="the option of that name")
     parser.add_argument("--broker", choices=("serve", "auto"), default="serve", help="row 2: whose broker")
     parser.add_argument("--pause", type=float, default=0.6, help="seconds, at most, between all are back and a kill")
+    parser.add_argument("--max-queue-len", type=int, default=10240, help="the option of that name")
     parser.add_argument("--no-doubles", action="store_true", help="never kill several at once")
     known = parser.parse_args()
     plan = Plan(
@@ -36,19 +50,64 @@ def main() -> int:
         timeout_s=known.timeout,
         broker=known.broker,
         pause_s=known.pause,
+        max_queue_len=known.max_queue_len,
         doubles=not known.no_doubles,
     )
+    if known.row == 7:
+        return storm(known.kills, known.seed)
+    if known.row == 13:
+        cycles = run_cycles(known.kills, known.seed, say)
+        print(cycles, flush=True)
+        return 1 if cycles.faults else 0
+    return campaign(known.row, plan)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def campaign(row: int, plan: Plan) -> int:
     keep = Path(tempfile.mkdtemp(prefix="evf-", dir="/tmp"))
-    campaign = kill_workers if known.row == 1 else kill_brokers
     with directory(keep) as path:
-        report = campaign(plan, path, lambda text: print(text, file=sys.stderr, flush=True))
-    print(report, flush=True)
+        found = ROWS[row](plan, path, say)
+    print(found, flush=True)
+    report = found if isinstance(found, Report) else found.report
     if report.faults:
         print(f"FAULTS: {report.faults}; the ledgers are in {keep}", flush=True)
         return 1
-    for file in keep.glob("*.ledger"):
-        file.unlink()
+    shutil.rmtree(keep)
     return 0
+
+
+def storm(frames: int, seed: int) -> int:
+    """Row 7: most of the frames go to the rules themselves, a twentieth to a running broker, and as many to a client."""
+    report = Storm(seed).run(frames)
+    is_whole = report.handled == list(range(1, report.posted + 1))
+    print(
+        f"row 7, seed {seed}: {report.frames} frames in {report.connections} connections to the router in"
+        f" {report.took_s:.0f} s, {report.refused} refused; {len(report.handled)} of {report.posted} events between them"
+        f" handled{'' if is_whole else ', NOT IN ORDER'}; memory grew by {report.grew_bytes / 1e6:.1f} MB"
+    )
+    print(f"  to a client: {frames // 20} frames, refused {storm_session(seed, frames // 20)} times", flush=True)
+    with directory() as path:
+        pool = Served(path, f"unix:{path}/run/e.sock", 2)
+        try:
+            before = ask(pool.address)
+            assert before is not None
+            broker = before["broker"]["pid"]
+            was = rss_bytes(broker)
+            served = storm_broker(pool.address.removeprefix("unix:"), seed, frames // 20, say)
+            grew = (rss_bytes(broker) - was) / 1e6
+            after = ask(pool.address)
+        finally:
+            status = pool.stop()
+    print(
+        f"  to a running broker: {served.frames} frames in {served.connections} connections in {served.took_s:.0f} s,"
+        f" {served.refused} refused; its memory grew by {grew:.1f} MB"
+    )
+    same = after is not None and after["broker"]["pid"] == broker
+    print(f"  the broker {'is the same' if same else 'DIED'}, and ended with status {status}", flush=True)
+    return 0 if is_whole and same and status == 0 else 1
 
 
 if __name__ == "__main__":

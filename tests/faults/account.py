@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.ledger import Kind, Life, read_lives
+from tests.faults.ledger import NO_SLOT, Kind, Life, read_lives
 
 __all__ = ["Account", "Kill", "account", "percentile", "recoveries_s"]
-
-_NO_SLOT = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,32 +104,57 @@ class _Place:
 def account(directory: Path, kills: Sequence[Kill], *, one_epoch: bool) -> Account:
     """Account for all ledgers in `directory`. `one_epoch`: the broker lived all the time, so that every place must have
     seen one and the same order."""
-    result = Account()
-    lives = read_lives(directory)
-    posted, keys = _posted(lives)
-    result.posted, result.keys = sum(posted.values()), len(keys)
-    killed = {kill.pid for kill in kills}
-    places: dict[str, _Place] = {}
-    last_of_place: dict[str, Life] = {}
-    ran: dict[int, list[Life]] = defaultdict(list)
-    reference: dict[tuple[int, int], int] | None = {} if one_epoch else None
-    for life in sorted(lives, key=lambda life: (_slot_of(life) or 0, life.started_ns)):
-        slot = _slot_of(life)
-        if slot is None:
-            continue
-        name = f"process {life.pid}" if slot == _NO_SLOT else f"slot {slot}"
-        result.processes += 1
-        place = places.setdefault(name, _Place(name, posted))
-        before = last_of_place.get(name)
-        may_repeat = before is not None and before.pid in killed
-        if len(places) > 1 or reference is None:
-            _follow(life, place, may_repeat, result, ran, killed, reference, learn=False)
-        else:
-            _follow(life, place, may_repeat, result, ran, killed, reference, learn=True)
-        last_of_place[name] = life
-    result.places = len(places)
-    for place in places.values():
-        missing = place.missing()
+    return _Accountant(read_lives(directory), {kill.pid for kill in kills}, one_epoch=one_epoch).account()
+
+
+class _Accountant:
+    """Goes through all ledgers once for what was posted, and once for what became of it."""
+
+    def __init__(self, lives: Sequence[Life], killed: set[int], *, one_epoch: bool) -> None:
+        self.result = Account()
+        self.killed = killed
+        # Posters number their events from 1 without a hole.
+        self.posted: dict[int, int] = defaultdict(int)
+        self.keys: set[int] = set()
+        # What is told before anybody posts is about eventsh's own events, in a pool that takes long to start.
+        self.posting_since_ns = 0
+        self.ran: dict[int, list[Life]] = defaultdict(list)
+        # Where each event stands in the order of the first place.
+        self.reference: dict[tuple[int, int], int] | None = {} if one_epoch else None
+        self.places: dict[int, _Place] = {}
+        # By the slots that they were started for. One that was started for none is a place of its own.
+        self.workers: dict[int, list[Life]] = defaultdict(list)
+        self._read_posts(lives)
+
+    def _read_posts(self, lives: Sequence[Life]) -> None:
+        first_ns = []
+        for life in lives:
+            for kind, slot, poster, number, time_ns in life.records():
+                if kind == Kind.POSTED:
+                    if not self.posted[poster]:
+                        first_ns.append(time_ns)
+                    self.posted[poster] += 1
+                elif kind == Kind.POSTED_KEY:
+                    self.keys.add(number)
+                elif kind == Kind.STARTED:
+                    self.workers[slot if slot != NO_SLOT else NO_SLOT + life.pid].append(life)
+        self.posting_since_ns = min(first_ns, default=0)
+
+    def account(self) -> Account:
+        result = self.result
+        result.posted, result.keys = sum(self.posted.values()), len(self.keys)
+        for slot, lives in sorted(self.workers.items()):
+            place = _Place(f"slot {slot}" if slot < NO_SLOT else f"process {slot - NO_SLOT}", self.posted)
+            for before, life in zip([None, *lives], lives, strict=False):
+                self._follow(life, place, may_repeat=before is not None and before.pid in self.killed)
+            self._close(place)
+            result.places += 1
+            result.processes += len(lives)
+        self._account_keys()
+        return result
+
+    def _close(self, place: _Place) -> None:
+        result, missing = self.result, place.missing()
         result.handled += result.posted - missing
         result.told += place.told
         result.again += place.again
@@ -139,104 +162,91 @@ def account(directory: Path, kills: Sequence[Kill], *, one_epoch: bool) -> Accou
         result.told_too_much += max(0, place.told - missing)
         if missing > place.told:
             result.note(f"{place.name}: told {place.told}, and missing {place.first_missing()}")
-    _account_keys(keys, ran, killed, result)
-    return result
 
+    def _follow(self, life: Life, place: _Place, *, may_repeat: bool) -> None:
+        """Go through what one process did."""
+        result = self.result
+        view = _View(life, place, may_repeat, self.posted)
+        slow: set[tuple[int, int]] = set()
+        for kind, _, poster, number, time_ns in life.records():
+            if kind == Kind.GAP and time_ns > self.posting_since_ns:
+                place.told += number
+            elif kind == Kind.UNIQUE:
+                self.ran[number].append(life)
+            elif kind == Kind.SLOW_ENDED:
+                slow.discard((poster, number))
+            elif kind in (Kind.HANDLED, Kind.SLOW):
+                if kind == Kind.SLOW:
+                    slow.add((poster, number))
+                if self._is_new(view, poster, number) and self.reference is not None:
+                    self._compare(view, poster, number, self.reference)
+        if life.pid not in self.killed and slow:
+            result.cut_short += len(slow)
+            result.note(f"{place.name}, process {life.pid}: slow handlers of {sorted(slow)[:3]} did not end")
 
-def _slot_of(life: Life) -> int | None:
-    """The slot that a worker was started for; None for one that only posts."""
-    for record in life.records():
-        if record.kind == Kind.STARTED:
-            return record.slot
-    return None
-
-
-def _posted(lives: Iterable[Life]) -> tuple[dict[int, int], set[int]]:
-    """How many events each poster has posted, numbered from 1 without a hole, and all keys."""
-    posted: dict[int, int] = defaultdict(int)
-    keys: set[int] = set()
-    for life in lives:
-        for record in life.records():
-            if record.kind == Kind.POSTED:
-                posted[record.poster] += 1
-            elif record.kind == Kind.POSTED_KEY:
-                keys.add(record.number)
-    return dict(posted), keys
-
-
-def _follow(
-    life: Life,
-    place: _Place,
-    may_repeat: bool,
-    result: Account,
-    ran: dict[int, list[Life]],
-    killed: set[int],
-    reference: dict[tuple[int, int], int] | None,
-    *,
-    learn: bool,
-) -> None:
-    """Go through what one process did. The reference is the order in which the first place had the events."""
-    seen = {poster: bytearray(len(marks)) for poster, marks in place.handled.items()}
-    last: dict[int, int] = defaultdict(int)
-    last_index = -1
-    slow: set[tuple[int, int]] = set()
-    for kind, _, poster, number, _ in life.records():
-        if kind == Kind.GAP:
-            place.told += number
-        elif kind == Kind.UNIQUE:
-            ran[number].append(life)
-        elif kind == Kind.SLOW_ENDED:
-            slow.discard((poster, number))
-        if kind not in (Kind.HANDLED, Kind.SLOW):
-            continue
-        if kind == Kind.SLOW:
-            slow.add((poster, number))
+    def _is_new(self, view: _View, poster: int, number: int) -> bool:
+        """Mark an event as handled; whether this process handles it for the first time."""
+        result, place, last = self.result, view.place, view.last[poster]
+        where = f"{place.name}, process {view.life.pid}: {poster}/{number}"
         marks = place.handled.get(poster)
         if marks is None or number >= len(marks):
             result.invented += 1
-            result.note(f"{place.name}, process {life.pid}: {poster}/{number} was never posted")
-            continue
-        if seen[poster][number]:
+            result.note(f"{where} was never posted")
+            return False
+        if view.seen[poster][number]:
             result.twice += 1
-            result.note(f"{place.name}, process {life.pid}: {poster}/{number} twice, after {last[poster]}")
-            continue
-        seen[poster][number] = 1
-        if number < last[poster]:
+            result.note(f"{where} twice, the second time after {last}")
+            return False
+        view.seen[poster][number] = 1
+        view.last[poster] = number
+        if number < last:
             result.out_of_order += 1
-            result.note(f"{place.name}, process {life.pid}: {poster}/{number} after {last[poster]}")
-        last[poster] = number
-        if marks[number] and may_repeat:
+            result.note(f"{where} after {last}")
+        if marks[number] and view.may_repeat:
             place.again += 1
         elif marks[number]:
             result.again_without_death += 1
-            result.note(f"{place.name}, process {life.pid}: {poster}/{number} again, and its predecessor was not killed")
+            result.note(f"{where} again, and its predecessor was not killed")
         marks[number] = 1
-        if reference is not None:
-            index = reference.setdefault((poster, number), len(reference)) if learn else reference.get((poster, number))
-            if index is not None:
-                result.disagreed += index < last_index
-                last_index = index
-    if life.pid not in killed and slow:
-        result.cut_short += len(slow)
-        result.note(f"{place.name}, process {life.pid}: slow handlers of {sorted(slow)[:3]} did not end")
+        return True
+
+    def _compare(self, view: _View, poster: int, number: int, reference: dict[tuple[int, int], int]) -> None:
+        # The first place's own order is the reference, and of what it missed there is none.
+        index = reference.get((poster, number))
+        if index is None and not self.result.places:
+            index = reference[poster, number] = len(reference)
+        if index is not None:
+            self.result.disagreed += index < view.last_index
+            view.last_index = index
+
+    def _account_keys(self) -> None:
+        result = self.result
+        for key in self.keys:
+            runs = sorted(self.ran.get(key, []), key=lambda life: life.started_ns)
+            if not runs:
+                result.keys_lost += 1
+                result.note(f"key {key} ran nowhere")
+            elif len(runs) > 1:
+                alive = sum(life.pid not in self.killed for life in runs)
+                if alive > 1 or len({life.pid for life in runs}) < len(runs):
+                    result.keys_twice += 1
+                    result.note(f"key {key} ran in {[life.pid for life in runs]}")
+                else:
+                    result.keys_again += 1
+        result.invented += len(self.ran.keys() - self.keys)
 
 
-def _account_keys(keys: set[int], ran: dict[int, list[Life]], killed: set[int], result: Account) -> None:
-    for key in keys:
-        runs = sorted(ran.get(key, []), key=lambda life: life.started_ns)
-        if not runs:
-            result.keys_lost += 1
-            result.note(f"key {key} ran nowhere")
-        elif len(runs) > 1:
-            alive = sum(life.pid not in killed for life in runs)
-            if alive > 1 or len({life.pid for life in runs}) < len(runs):
-                result.keys_twice += 1
-                result.note(f"key {key} ran in {[life.pid for life in runs]}")
-            else:
-                result.keys_again += 1
-    for key in ran.keys() - keys:
-        result.invented += 1
-        result.note(f"key {key} ran and was never posted")
+class _View:
+    """What one process has handled so far."""
+
+    def __init__(self, life: Life, place: _Place, may_repeat: bool, posted: dict[int, int]) -> None:
+        self.life = life
+        self.place = place
+        # Its predecessor was killed, and may not have acknowledged all that it had handled.
+        self.may_repeat = may_repeat
+        self.seen = {poster: bytearray(count + 1) for poster, count in posted.items()}
+        self.last: dict[int, int] = defaultdict(int)
+        self.last_index = -1
 
 
 def recoveries_s(directory: Path, kills: Sequence[Kill]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ from typing import Any, Literal
 from tests.faults.account import Account, Kill, account, percentile, recoveries_s
 from tests.faults.processes import DEADLINE_S, Program, Served, ask, is_alive, wait_until
 
-__all__ = ["Plan", "Report", "directory", "kill_brokers", "kill_workers"]
+__all__ = ["Plan", "Report", "directory", "finish", "kill_brokers", "kill_workers", "serve_pool", "start_poster"]
 
 # A supervisor restarts what ran for a second at once, and makes others wait: see eventsh/runtime/backoff.py.
 RUN_WELL_S = 1.1
@@ -37,10 +38,13 @@ class Plan:
     posters: int = 2
     rate: float = 400.0
     """Posts a second, of each poster."""
+    slow: float = 0.5
+    """How many of them have slow handlers."""
     timeout_s: float = 5.0
     broker: Literal["serve", "auto"] = "serve"
     pause_s: float = 0.6
     """At most so long after everybody is back until the next kill."""
+    max_queue_len: int = 10240
     doubles: bool = True
     """Whether kills come together at times. Supervisors make those wait that die twice in a second."""
 
@@ -65,18 +69,19 @@ class Report:
     def __str__(self) -> str:
         found = self.account
         p50, p99, most = (percentile(self.recovered_s, share) for share in (0.5, 0.99, 1.0))
-        lines = [
+        text = (
             f"row {self.row}, seed {self.plan.seed}: {len(self.kills)} kills in {self.took_s:.0f} s,"
-            f" {found.places} places, {found.processes} processes",
+            f" {found.places} places, {found.processes} processes\n"
             f"  posted {found.posted}, handled {found.handled} of {found.posted * found.places},"
-            f" told as gap {found.told}, lost {found.lost}",
+            f" told as gap {found.told} (too much {found.told_too_much}), lost {found.lost}\n"
             f"  twice {found.twice}, again in a successor {found.again}, again without a death"
-            f" {found.again_without_death}, out of order {found.out_of_order}, in another order {found.disagreed}",
+            f" {found.again_without_death}, out of order {found.out_of_order}, in another order {found.disagreed}\n"
             f"  unique keys {found.keys}, lost {found.keys_lost}, twice {found.keys_twice},"
-            f" again after a death {found.keys_again}; slow handlers cut short {found.cut_short}",
+            f" again after a death {found.keys_again}; slow handlers cut short {found.cut_short}\n"
             f"  back after p50 {p50:.3f} s, p99 {p99:.3f} s, at most {most:.3f} s ({len(self.recovered_s)} times);"
-            f" posters without room {self.overflows} times, told too much {found.told_too_much}",
-        ]
+            f" posters without room {self.overflows} times"
+        )
+        lines = [text]
         lines += [f"  NOT CONFIRMED: {text}" for text in self.unconfirmed]
         lines += [f"  NOTE: {text}" for text in found.notes]
         return "\n".join(lines)
@@ -101,36 +106,34 @@ def kill_workers(plan: Plan, path: Path, say: Say) -> Report:
     kills: list[Kill] = []
     started = time.monotonic()
     with ExitStack() as stack:
-        pool = _serve(plan, path, stack)
-        posters = [_poster(plan, path, pool.address, number, stack) for number in range(1, plan.posters + 1)]
-        first_seen: dict[int, float] = {}
+        pool = serve_pool(plan, path, stack)
+        posters = [start_poster(plan, path, pool.address, number, stack) for number in range(1, plan.posters + 1)]
         for poster in posters:
             poster.tell("post")
         while len(kills) < plan.kills:
             time.sleep(draw.uniform(0.0, plan.pause_s))
-            for slot, pid in _victims(plan, pool.address, first_seen, draw):
+            for slot, pid in _victims(plan, pool, draw):
                 kills.append(_kill(pid, slot))
             _tell_progress(kills, plan, started, say)
-        return _finish("1", plan, path, pool.address, posters, [], kills, started, one_epoch=True)
+        return finish("1", plan, path, pool.address, posters, [], kills, started, one_epoch=True)
 
 
-def _victims(
-    plan: Plan, address: str, first_seen: dict[int, float], draw: random.Random
-) -> list[tuple[int, int]]:
-    """Workers to kill now: attached for long enough that their supervisor restarts them at once."""
+def _victims(plan: Plan, pool: Served, draw: random.Random) -> list[tuple[int, int]]:
+    """Workers to kill now: ready for long enough that their supervisor restarts them at once."""
     dice = draw.random() if plan.doubles else 1.0
     wanted = plan.workers if dice < _ALL_SHARE else 2 if dice < _PAIR_SHARE else 1
     end = time.monotonic() + DEADLINE_S
     while True:
-        state = ask(address)
-        now = time.monotonic()
-        ready = []
-        for worker in state["workers"] if state is not None else ():
-            if worker["state"] == "attached" and now - first_seen.setdefault(worker["pid"], now) >= RUN_WELL_S:
-                ready.append((worker["worker_id"], worker["pid"]))
+        state = ask(pool.address)
+        latest = time.monotonic() - RUN_WELL_S
+        ready = [
+            (worker["worker_id"], worker["pid"])
+            for worker in (state["workers"] if state is not None else ())
+            if worker["state"] == "attached" and pool.ready().get(worker["pid"], latest + 1.0) <= latest
+        ]
         if len(ready) >= wanted:
             return draw.sample(sorted(ready), wanted)
-        if now > end:
+        if time.monotonic() > end:
             raise TimeoutError(f"no {wanted} workers are up: {state}")
         time.sleep(0.02)
 
@@ -140,11 +143,13 @@ def kill_brokers(plan: Plan, path: Path, say: Say) -> Report:
     draw = random.Random(plan.seed)
     kills: list[Kill] = []
     started = time.monotonic()
+    pool: Served | None = None
+    workers: list[Program] = []
     with ExitStack() as stack:
         if plan.broker == "serve":
-            address = _serve(plan, path, stack).address
-            workers = []
-            posters = [_poster(plan, path, address, number, stack) for number in range(1, plan.posters + 1)]
+            pool = serve_pool(plan, path, stack)
+            address = pool.address
+            posters = [start_poster(plan, path, address, number, stack) for number in range(1, plan.posters + 1)]
         else:
             address = f"unix:{path}/run/e.sock"
             workers = [_auto_worker(plan, path, address, number, stack) for number in range(1, plan.workers + 1)]
@@ -153,27 +158,34 @@ def kill_brokers(plan: Plan, path: Path, say: Say) -> Report:
             poster.tell("post")
         while len(kills) < plan.kills:
             broker = _await_all(plan, address, kills)
-            time.sleep((RUN_WELL_S if plan.broker == "serve" else 0.0) + draw.uniform(0.0, plan.pause_s))
+            if pool is not None:
+                _await_well(pool, broker)
+            time.sleep(draw.uniform(0.0, plan.pause_s))
             kills.append(_kill(broker, None))
             if plan.doubles and len(kills) < plan.kills and draw.random() < _DOUBLE_SHARE:
                 kills.append(_kill(_await_another(address, kills), None))
             _tell_progress(kills, plan, started, say)
         _await_all(plan, address, kills)
         name = f"2 ({plan.broker})"
-        return _finish(name, plan, path, address, posters, workers, kills, started, one_epoch=False)
+        return finish(name, plan, path, address, posters, workers, kills, started, one_epoch=False)
 
 
-def _serve(plan: Plan, path: Path, stack: ExitStack) -> Served:
+def _await_well(pool: Served, pid: int) -> None:
+    """Wait until a process has been ready for so long that its supervisor restarts it at once."""
+    wait_until(lambda: time.monotonic() - pool.ready().get(pid, math.inf) >= RUN_WELL_S, f"process {pid} runs well")
+
+
+def serve_pool(plan: Plan, path: Path, stack: ExitStack) -> Served:
     # Keys are never posted after their time: that a key runs once more then would be as it should.
-    flags = [f"--timeout={plan.timeout_s}s", "--unique-timeout=1h"]
+    flags = [f"--timeout={plan.timeout_s}s", "--unique-timeout=1h", f"--max-queue-len={plan.max_queue_len}"]
     pool = Served(path, f"unix:{path}/run/e.sock", plan.workers, *flags)
     stack.callback(pool.stop)
     return pool
 
 
-def _poster(plan: Plan, path: Path, address: str, number: int, stack: ExitStack) -> Program:
-    options = {"role": "observer", "broker": "never", "timeout": plan.timeout_s}
-    program = Program(path, address, number, plan.rate, plan.seed, **options)
+def start_poster(plan: Plan, path: Path, address: str, number: int, stack: ExitStack) -> Program:
+    options = {"role": "observer", "broker": "never", "timeout": plan.timeout_s, "max_queue_len": plan.max_queue_len}
+    program = Program(path, address, number, plan.rate, plan.slow, plan.seed, **options)
     stack.callback(program.end)
     assert program.hear() == "ready"
     return program
@@ -182,8 +194,8 @@ def _poster(plan: Plan, path: Path, address: str, number: int, stack: ExitStack)
 def _auto_worker(plan: Plan, path: Path, address: str, number: int, stack: ExitStack) -> Program:
     # Those that post, and those that only handle.
     poster, rate = (number, plan.rate) if number <= plan.posters else (0, 0.0)
-    options = {"timeout": plan.timeout_s, "unique_timeout": 3600.0, "linger": 1.0}
-    program = Program(path, address, poster, rate, plan.seed, **options)
+    options = {"timeout": plan.timeout_s, "unique_timeout": 3600.0, "linger": 1.0, "max_queue_len": plan.max_queue_len}
+    program = Program(path, address, poster, rate, plan.slow, plan.seed, **options)
     stack.callback(program.end)
     assert program.hear() == "ready"
     return program
@@ -221,7 +233,7 @@ def _await_all(plan: Plan, address: str, kills: list[Kill]) -> int:
         state = ask(address)
         if state is None or state["broker"]["pid"] in killed:
             return False
-        return sum(worker["state"] == "attached" for worker in state["workers"]) >= plan.workers
+        return sum(bool(worker["state"] == "attached") for worker in state["workers"]) >= plan.workers
 
     wait_until(look, f"{plan.workers} workers are attached")
     assert state is not None
@@ -233,7 +245,7 @@ def _tell_progress(kills: list[Kill], plan: Plan, started: float, say: Say) -> N
         say(f"{len(kills)}/{plan.kills} kills after {time.monotonic() - started:.0f} s")
 
 
-def _finish(
+def finish(
     row: str,
     plan: Plan,
     path: Path,
@@ -261,7 +273,7 @@ def _finish(
         if state is None:
             return False
         attached = [worker for worker in state["workers"] if worker["state"] == "attached"]
-        return len(attached) >= plan.workers and not any(worker["queued"] for worker in state["workers"])
+        return len(attached) >= plan.workers and all(worker["queued"] == 0 for worker in state["workers"])
 
     try:
         wait_until(rest_is_done, "every queue is empty")

@@ -15,11 +15,11 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["SLOW_S", "Journal", "Kind", "Life", "Record", "read_lives"]
+__all__ = ["NO_SLOT", "SLOW_S", "Journal", "Kind", "Life", "Record", "read_lives"]
 
 # kind, slot (0xFFFF: none), poster, number, time. Smaller than a page, so a write is never cut in two.
 _RECORD = struct.Struct("<BxHIQQ")
-_NO_SLOT = 0xFFFF
+NO_SLOT = 0xFFFF
 # How long the handler of an event "slow" keeps its worker.
 SLOW_S = 0.15
 
@@ -68,7 +68,7 @@ class Journal:
     def __init__(self, directory: str | Path) -> None:
         path = Path(directory) / f"{os.getpid()}-{time.monotonic_ns()}.ledger"
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
-        self._slot = _NO_SLOT
+        self._slot = NO_SLOT
         self._pid = os.getpid()
 
     def write(self, kind: Kind, poster: int = 0, number: int = 0) -> None:
@@ -89,7 +89,7 @@ class Journal:
     def life(self, data: Any, event: str, source: str, pid: int | None) -> None:
         """A handler of all events of the source "eventsh"."""
         if event == "started":
-            self._slot = _NO_SLOT if data["worker_id"] is None else data["worker_id"]
+            self._slot = NO_SLOT if data["worker_id"] is None else data["worker_id"]
             self.write(Kind.STARTED)
         elif event == "worker_joined" and data["pid"] == self._pid:
             self.write(Kind.JOINED, data["worker_id"], pid or 0)

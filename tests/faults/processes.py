@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -15,16 +16,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from eventsh.commands.status import status
 from eventsh.errors import EventError
 
-__all__ = ["DEADLINE_S", "Program", "Served", "ask", "is_alive", "wait_until"]
+__all__ = ["DEADLINE_S", "HANDLERS", "Program", "Served", "ask", "environment", "is_alive", "wait_until"]
 
 ROOT = str(Path(__file__).parents[2])
 HANDLERS = str(Path(__file__).with_name("handlers.py"))
 DEADLINE_S = 60.0
+_READY = re.compile(rb"\(pid (\d+)\) is ready")
 
 
 def wait_until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
@@ -51,7 +53,7 @@ def ask(address: str, timeout_s: float = 2.0) -> dict[str, Any] | None:
         return None
 
 
-def _environment(directory: Path) -> dict[str, str]:
+def environment(directory: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("EVENTSH_")}
     return {**kept, "PYTHONPATH": ROOT, "FAULTS_LEDGER": str(directory)}
 
@@ -65,9 +67,10 @@ class Served:
         command = [sys.executable, "-m", "eventsh", "serve", "--workers", str(workers), "--handlers", handlers]
         with (directory / "serve.out").open("wb") as out, (directory / "serve.err").open("wb") as err:
             self.process = subprocess.Popen(
-                [*command, "--listen", address, *flags], stdout=out, stderr=err, env=_environment(directory)
+                [*command, "--listen", address, *flags], stdout=out, stderr=err, env=environment(directory)
             )
-        self.pids: set[int] = set()
+        self._ready: dict[int, float] = {}
+        self._read = 0
         wait_until(lambda: self._look(workers), f"{workers} workers are ready: {self.log[-2000:]}")
 
     def _look(self, workers: int) -> bool:
@@ -78,6 +81,18 @@ class Served:
     @property
     def log(self) -> str:
         return (self.directory / "serve.err").read_text(errors="replace")
+
+    def ready(self) -> dict[int, float]:
+        """Which processes the supervisor has called ready, and when that was seen here."""
+        with (self.directory / "serve.err").open("rb") as log:
+            log.seek(self._read)
+            # A line that is not whole yet is read the next time.
+            for line in log.read().splitlines(keepends=True):
+                if line.endswith(b"\n"):
+                    self._read += len(line)
+                    if found := _READY.search(line):
+                        self._ready[int(found[1])] = time.monotonic()
+        return self._ready
 
     def stop(self) -> int:
         """End it in good order; its exit status."""
@@ -99,8 +114,10 @@ class Served:
 class Program:
     """A running tests/faults/program.py."""
 
-    def __init__(self, directory: Path, address: str, poster: int, rate: float, seed: int, **options: Any) -> None:
-        arguments = [str(directory), address, str(poster), str(rate), str(seed), json.dumps(options)]
+    def __init__(
+        self, directory: Path, address: str, poster: int, rate: float, slow: float, seed: int, **options: Any
+    ) -> None:
+        arguments = [str(directory), address, str(poster), str(rate), str(slow), str(seed), json.dumps(options)]
         name = f"program-{poster}-{time.monotonic_ns()}.err"
         with (directory / name).open("wb") as err:
             self.process = subprocess.Popen(
@@ -108,10 +125,17 @@ class Program:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=err,
-                env=_environment(directory),
+                env=environment(directory),
                 cwd=ROOT,
             )
         self.pid = self.process.pid
+
+    def __enter__(self) -> Self:
+        assert self.hear() == "ready"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def tell(self, word: str) -> None:
         assert self.process.stdin

@@ -1,7 +1,7 @@
 """A process that posts through the public API at a steady rate, and handles what comes if it is a worker.
 
-Usage: program.py DIRECTORY ADDRESS POSTER RATE SEED OPTIONS, where POSTER is its number (0 posts nothing) and OPTIONS are
-those of `configure` as JSON. Its standard input says what to do: "stop" ends the posting and answers when all is
+Usage: program.py DIRECTORY ADDRESS POSTER RATE SLOW SEED OPTIONS, where POSTER is its number (0 posts nothing), RATE and SLOW
+are how many events and how many slow ones it posts a second, and OPTIONS are those of `configure` as JSON. Its standard input says what to do: "stop" ends the posting and answers when all is
 confirmed, the end of input ends the process.
 """
 
@@ -21,7 +21,6 @@ _PERIOD_S = 0.01
 # After a pause, as when there was no room, this many posts are made up for: what was not posted can't be lost.
 _CATCH_UP = 200
 _UNIQUE_SHARE = 0.03
-_SLOW_SHARE = 0.002
 _LARGE_SHARE = 0.05
 _FLUSH_S = 120.0
 
@@ -29,11 +28,12 @@ _FLUSH_S = 120.0
 class Poster:
     """Numbers its posts from 1 and writes each down once `post` gave True."""
 
-    def __init__(self, events: Events, journal: Journal, poster: int, seed: int) -> None:
+    def __init__(self, events: Events, journal: Journal, poster: int, seed: int, slow_share: float) -> None:
         self._events = events
         self._journal = journal
         self._poster = poster
         self._random = random.Random(seed * 1000 + poster)
+        self._slow_share = slow_share
         self._number = 0
         self._keys = 0
         self.overflows = 0
@@ -59,7 +59,7 @@ class Poster:
         data = [self._poster, self._number]
         if dice > 1 - _LARGE_SHARE:
             data.append("x" * self._random.randrange(4000))  # type: ignore[arg-type]
-        self._put("slow" if dice < _UNIQUE_SHARE + _SLOW_SHARE else f"e{self._number % 3}", data, None)
+        self._put("slow" if dice < _UNIQUE_SHARE + self._slow_share else f"e{self._number % 3}", data, None)
         self._journal.write(Kind.POSTED, self._poster, self._number)
 
     def _put(self, event: str, data: list[int], unique: str | None) -> None:
@@ -73,7 +73,7 @@ class Poster:
 
 
 def main() -> int:
-    directory, address, poster, rate, seed, options = sys.argv[1:]
+    directory, address, poster, rate, slow, seed, options = sys.argv[1:]
     journal = Journal(directory)
     events = Events(address, **json.loads(options))
     if json.loads(options).get("role", "worker") == "worker":
@@ -83,7 +83,7 @@ def main() -> int:
     events.wait_ready(_FLUSH_S)
     print("ready", flush=True)
     stopped = threading.Event()
-    source = Poster(events, journal, int(poster), int(seed))
+    source = Poster(events, journal, int(poster), int(seed), float(slow) / max(1.0, float(rate)))
     thread = threading.Thread(target=source.run, args=(float(rate), stopped), daemon=True)
     status = 0
     for line in sys.stdin:

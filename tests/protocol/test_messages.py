@@ -19,9 +19,12 @@ from eventsh.protocol.frame import (
     encode_frame,
 )
 from eventsh.protocol.messages import (
+    Answer,
+    Ask,
     Error,
     Gap,
     Goodbye,
+    Handled,
     Hello,
     Message,
     Receipt,
@@ -47,6 +50,10 @@ MESSAGES: list[Message] = [
     Taken([[7, 9, 1_700_000_000_000_000_000, "6b6579"]]),
     Receipt(4, [0, 1], [2], "given"),
     Receipt(4, [], [], None),
+    Handled(7, 4, [{"name": "h", "location": "f:1", "source": "s", "event": None, "seconds": 0.5, "error": None}], None, None),
+    Handled(7, 4, [], 3, 42),
+    Ask(1, "handlers"),
+    Answer(1, [{"name": "h"}]),
 ]
 WRONG: dict[str, list[Any]] = {
     "int": ["1", 1.5, None, True, [], {}],

@@ -92,7 +92,8 @@ def test_processes_that_come_all_at_once_start_one_broker(address: str, make_mem
 def test_the_death_of_brokers_loses_nothing_and_repeats_nothing(
     address: str, make_member: Callable[..., Member]
 ) -> None:
-    members = [make_member(timeout=20.0) for _ in range(3)]
+    # A broker that nobody has attached to yet must not end before its pid is used.
+    members = [make_member(timeout=20.0, linger=3.0) for _ in range(3)]
     for member in members:
         member.events.wait_ready(DEADLINE_S)
     slots = [member.events.worker_id for member in members]
@@ -114,6 +115,27 @@ def test_the_death_of_brokers_loses_nothing_and_repeats_nothing(
         expected: list[Any] = [[kill, number] for kill in range(kills) for number in range(posts_between)]
         assert member.seen == [*expected, "done"]
     assert [member.events.worker_id for member in members] == slots
+
+
+@pytest.mark.parametrize("posts", [0, 1], ids=["with nothing to say", "with a post"])
+def test_a_client_that_is_closed_while_it_attaches_leaves_no_place_that_others_wait_for(
+    posts: int, address: str, make_member: Callable[..., Member]
+) -> None:
+    # Longer than the deadline: who waits for it, waits in vain.
+    stays = make_member(timeout=600.0)
+    stays.events.wait_ready(DEADLINE_S)
+    for round_number in range(20):
+        brief = make_member(timeout=600.0)
+        for _ in range(posts):
+            brief.events.post("other", "e")
+        # A little later each time, through all that attaching does.
+        time.sleep(round_number * 0.0005)
+        brief.events.close()
+        stays.post(round_number)
+        stays.events.flush(DEADLINE_S)
+    assert [worker["worker_id"] for worker in status(address, timeout_s=DEADLINE_S)["workers"]] == [0]
+    stays.wait_seen(20)
+    assert stays.seen == list(range(20))
 
 
 def test_a_broker_that_nobody_needs_ends_and_leaves_nothing_behind(

@@ -1,0 +1,130 @@
+"""Questions that a client asks all workers by way of the broker, such as which handlers they have.
+
+The broker's part knows no clock: it is told the time. A question is over when all have answered or been lost, or after
+`ANSWER_TIMEOUT_S`: whoever asks would rather see who is stuck than be stuck too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from eventsh.protocol.messages import Answer, Ask, Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from eventsh.core.link import Link
+    from eventsh.core.registry import Handler, Registry
+    from eventsh.core.slot import Slot
+
+__all__ = ["ANSWER_TIMEOUT_S", "WORKERS_ANSWER", "Questions", "answer_question"]
+
+ANSWER_TIMEOUT_S = 1.0
+WORKERS_ANSWER = frozenset({"handlers"})
+
+# At once, of all clients. People ask, and seldom.
+_MAX_OPEN = 64
+# All answers to one question travel in one frame of at most 16 MiB; one worker's are at most 1000 handlers of 1.5 KiB.
+_MAX_REPLY_BYTES = 8 * 1024 * 1024
+_MAX_HANDLERS = 1000
+_MAX_CHARS = 500
+
+
+class _Question:
+    """One request, and who has still to answer."""
+
+    __slots__ = ("asker", "bytes", "number", "rows", "until", "waiting")
+
+    def __init__(self, asker: Link, number: int, until: float) -> None:
+        self.asker = asker
+        self.number = number
+        self.until = until
+        self.bytes = 0
+        self.rows: list[dict[str, Any]] = []
+        self.waiting: dict[Link, dict[str, Any]] = {}
+
+    def reply(self) -> Reply:
+        return Reply(self.number, {"workers": self.rows}, None)
+
+
+class Questions:
+    """In the broker: the questions whose answers are not complete."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, _Question] = {}
+        self._last = 0
+
+    def ask(
+        self, asker: Link, number: int, what: str, slots: Iterable[Slot], now: float
+    ) -> tuple[Reply | None, list[tuple[Link, Ask]]]:
+        """Begin with a question. Gives what to send to whom, and the reply if there is no need to wait for it."""
+        if len(self._open) >= _MAX_OPEN:
+            return Reply(number, None, f"{_MAX_OPEN} questions are open already: ask again later"), []
+        question = _Question(asker, number, now + ANSWER_TIMEOUT_S)
+        for slot in slots:
+            if slot.link is not None:
+                row = {"worker_id": slot.worker_id, "pid": slot.pid, "data": None, "error": "no answer"}
+                question.rows.append(row)
+                question.waiting[slot.link] = row
+        if not question.waiting:
+            return question.reply(), []
+        self._last += 1
+        self._open[self._last] = question
+        return None, [(link, Ask(self._last, what)) for link in question.waiting]
+
+    def take(self, link: Link, answer: Answer, size_bytes: int) -> tuple[Link, Reply] | None:
+        """A worker answers. Gives the reply if it was the last. What comes too late, or was not asked, is ignored."""
+        question = self._open.get(answer.id)
+        row = question.waiting.pop(link, None) if question is not None else None
+        if question is None or row is None:
+            return None
+        question.bytes += size_bytes
+        if question.bytes > _MAX_REPLY_BYTES:
+            row["error"] = "too much to tell"
+        else:
+            row["data"], row["error"] = answer.data, None
+        return self._end(answer.id) if not question.waiting else None
+
+    def lose(self, link: Link) -> list[tuple[Link, Reply]]:
+        """A connection is gone: nobody waits for its answers, and what it asked is forgotten."""
+        ended = []
+        for number, question in list(self._open.items()):
+            if question.asker is link:
+                del self._open[number]
+            elif question.waiting.pop(link, None) is not None and not question.waiting:
+                ended.append(self._end(number))
+        return ended
+
+    def tick(self, now: float) -> list[tuple[Link, Reply]]:
+        """Time has passed: the replies to those who have waited long enough."""
+        return [self._end(number) for number, question in list(self._open.items()) if now >= question.until]
+
+    def _end(self, number: int) -> tuple[Link, Reply]:
+        question = self._open.pop(number)
+        return question.asker, question.reply()
+
+
+def answer_question(what: str, registry: Registry) -> Any:
+    """In a worker: what it has to say; None to a question of a later version."""
+    if what == "handlers":
+        return [_describe(handler) for handler in registry.handlers()[:_MAX_HANDLERS]]
+    return None
+
+
+def _describe(handler: Handler) -> dict[str, Any]:
+    return {
+        "source": _plain(handler.source),
+        "event": _plain(handler.event),
+        "name": _plain(handler.name),
+        "location": _plain(handler.location),
+        "weak": handler.weak,
+        "async": handler.is_async,
+        "calls": handler.calls,
+        "errors": handler.errors,
+        "p99_s": handler.p99_s,
+    }
+
+
+def _plain(text: str | None) -> str | None:
+    # A file name can hold what JSON can't express.
+    return None if text is None else text[:_MAX_CHARS].encode("utf-8", "backslashreplace").decode()

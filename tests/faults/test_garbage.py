@@ -1,0 +1,136 @@
+"""Row 7 of FAULTS.md, briefly: nobody is disturbed by what others send. The long form is `python -m tests.faults --row 7`."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from eventsh.protocol.frame import FrameDecoder, Kind
+from eventsh.protocol.messages import Error
+from tests.faults.campaign import directory
+from tests.faults.garbage import Storm, draw_frame, hello_frame, storm_broker, storm_session
+from tests.faults.processes import Program, Served, ask, wait_until
+from tests.faults.stops import rss_bytes
+
+SEED = 7
+HELLO_TIMEOUT_S = 2.0
+SILENT = 1000
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Served]:
+    with directory() as path:
+        pool = Served(path, f"unix:{path}/run/e.sock", 2)
+        yield pool
+        assert pool.stop() == 0
+
+
+@pytest.fixture
+def socket_path(pool: Served) -> Iterator[str]:
+    """The socket of a pool that has done all its work, by the same broker and workers, when the test is over."""
+    before = pids(pool)
+    yield pool.address.removeprefix("unix:")
+    with Program(pool.directory, pool.address, 1, 200.0, 0.0, SEED, role="observer", broker="never") as program:
+        program.tell("post")
+        program.tell("stop")
+        assert program.hear().startswith("flushed")
+    assert pids(pool) == before
+    # What was in a log of warnings must be harmless too.
+    assert "Traceback" not in pool.log
+
+
+def pids(pool: Served) -> set[int]:
+    state = ask(pool.address)
+    assert state is not None
+    return {state["broker"]["pid"], *(worker["pid"] for worker in state["workers"])}
+
+
+def connect(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(10.0)
+    sock.connect(path)
+    return sock
+
+
+def last_words(sock: socket.socket) -> Error | None:
+    """What the broker said last before it closed the connection."""
+    decoder, frames = FrameDecoder(), []
+    with suppress(ConnectionResetError):
+        while data := sock.recv(65536):
+            frames += decoder.receive_data(data)
+    return Error.decode(frames[-1]) if frames and frames[-1][4] == Kind.ERROR else None
+
+
+def test_wrong_frames_disturb_neither_the_router_nor_those_who_behave() -> None:
+    storm = Storm(SEED)
+    report = storm.run(5000)
+    assert report.refused > 1000
+    assert report.handled == list(range(1, report.posted + 1))
+    assert len(storm.router.links) == 2
+    assert not storm.router.roster.observers
+
+
+def test_a_client_refuses_what_a_broker_does_not_send_with_a_protocol_error_alone() -> None:
+    assert storm_session(SEED, 5000) > 500
+
+
+def test_wrong_frames_and_noise_end_their_own_connection_alone(socket_path: str) -> None:
+    report = storm_broker(socket_path, SEED, 1500, print)
+    assert report.refused > 50
+
+
+@pytest.mark.parametrize("kind", [Kind.HELLO, Kind.EVENTS])
+def test_a_length_of_4_gib_is_refused_at_its_fifth_byte(socket_path: str, kind: Kind) -> None:
+    with connect(socket_path) as sock:
+        sock.sendall(struct.pack("<IB", 2**32 - 1, kind))
+        error = last_words(sock)
+    assert error is not None
+    assert error.code == "protocol"
+    assert "4294967295" in error.message
+
+
+def test_a_connection_may_end_at_every_byte_of_what_it_says(socket_path: str) -> None:
+    draw = random.Random(SEED)
+    stream = hello_frame(draw) + draw_frame(draw)
+    for size in range(len(stream)):
+        with connect(socket_path) as sock:
+            sock.sendall(stream[:size])
+
+
+def test_a_hello_that_comes_byte_by_byte_is_cut_off_by_the_clock(socket_path: str) -> None:
+    started = time.monotonic()
+    with connect(socket_path) as sock:
+        for byte in hello_frame(random.Random(SEED)):
+            try:
+                sock.sendall(bytes([byte]))
+            except (BrokenPipeError, ConnectionResetError):
+                break
+            time.sleep(0.1)
+        error = last_words(sock)
+    assert error is not None
+    assert error.code == "slow_hello"
+    assert HELLO_TIMEOUT_S <= time.monotonic() - started < HELLO_TIMEOUT_S + 3.0
+
+
+def test_a_thousand_silent_connections_are_closed_in_time_and_held_in_little_memory(pool: Served, socket_path: str):
+    state = ask(pool.address)
+    assert state is not None
+    broker = state["broker"]["pid"]
+    before = rss_bytes(broker)
+    with ExitStack() as stack:
+        for _ in range(SILENT):
+            stack.enter_context(connect(socket_path))
+        # Somebody who does say hello is served all the same.
+        state = ask(pool.address)
+        assert state is not None
+        assert state["broker"]["connections"] > SILENT / 2
+        wait_until(lambda: (ask(pool.address) or state)["broker"]["connections"] < 10, "they are closed", 15.0)
+        assert rss_bytes(broker) - before < 64 * 1024 * 1024
+    assert len(os.listdir(f"/proc/{broker}/fd")) < 50

@@ -1,0 +1,41 @@
+"""Rows 1 and 2 of FAULTS.md, briefly. The long form is `python -m tests.faults --row 1 --kills 1000`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.campaign import Plan, Report, directory, kill_brokers, kill_workers
+
+SEED = 7
+
+
+def assert_kept(report: Report, kills: int) -> None:
+    """Every promise was kept, and there was something to keep."""
+    assert not report.faults, str(report)
+    assert len(report.kills) >= kills
+    assert report.account.posted > 100 * kills
+    assert report.account.handled + report.account.told == report.account.posted * report.account.places, str(report)
+
+
+@pytest.fixture
+def path():
+    with directory() as path:
+        yield path
+
+
+def test_killed_workers_lose_nothing_and_come_back(path: Path) -> None:
+    report = kill_workers(Plan(kills=5, seed=SEED, workers=3), path, print)
+    assert_kept(report, 5)
+    assert len(report.recovered_s) == len(report.kills)
+
+
+@pytest.mark.parametrize("broker", ["serve", "auto"])
+def test_a_killed_broker_loses_nothing_and_repeats_nothing(path: Path, broker) -> None:
+    report = kill_brokers(Plan(kills=4, seed=SEED, workers=3, broker=broker), path, print)
+    assert_kept(report, 4)
+    assert report.account.again == 0
+    # No worker dies, so none of its unique events may run in another.
+    assert report.account.keys_again == 0
+    assert report.recovered_s
