@@ -74,6 +74,9 @@ class _Watcher:
         except Exception as error:  # noqa: BLE001 - it is raised where the caller of `tail` can see it, not in the loop
             self.finish(error)
 
+    def abandon(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -57,6 +57,8 @@ class Deliveries(Protocol):
 
     def dispatch(self, delivery: Delivery) -> bool: ...
 
+    def abandon(self) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -467,6 +469,7 @@ class Client:
     def abandon(self) -> None:
         """In a forked child: let go of what belongs to the parent, without a word to the broker."""
         self._attacher.abandon()
+        self._dispatcher.abandon()
         # Only has an effect if it was a handler that forked: then this thread must not go on in the parent's loop.
         self._loop.stop()
 

@@ -5,6 +5,8 @@ Knows no connection and no ack. Everything happens in the thread that runs the l
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,7 @@ class Dispatcher:
     __slots__ = (
         "_clock",
         "_closed",
+        "_forked_in",
         "_handler",
         "_index",
         "_lanes",
@@ -48,6 +51,7 @@ class Dispatcher:
         "_run_number",
         "_sample_at",
         "_stall",
+        "_thread",
         "_timeout_s",
         "_told_run",
         "_watchdog",
@@ -68,6 +72,9 @@ class Dispatcher:
         self._on_complete = on_complete
         self._clock = clock
         self._closed = False
+        self._thread = threading.get_ident()
+        # In a child that was forked by a sync handler: that handler.
+        self._forked_in: Handler | None = None
         self._timeout_s = timeout_s
         self._reporter = Reporter(on_failure)
         self._lanes = Lanes(self._reporter, timeout_s=timeout_s, on_done=self._done, clock=clock)
@@ -135,6 +142,8 @@ class Dispatcher:
                     run(match, datas, delivery)
         finally:
             last_handler, self._handler = self._handler, None
+            if self._forked_in is not None:
+                self._end_child(self._forked_in)
         seconds = self._clock() - started
         if seconds > self._timeout_s and self._told_run <= runs_before and last_handler is not None:
             self._warn_of_delivery(delivery, last_handler, seconds)
@@ -158,13 +167,29 @@ class Dispatcher:
             self._watchdog.stop()
         self._lanes.close()
 
+    def abandon(self) -> None:
+        """In a forked child: call nothing more, for the rest is the parent's to handle. A sync handler that forked may go
+        on in the child, but the child ends when it returns: there is nothing for it to return to."""
+        self._closed = True
+        if self._handler is not None and self._thread == threading.get_ident():
+            self._forked_in = self._handler
+            match = self._match
+            assert match is not None
+            # Another tuple of the same: it ends the turn after this event, at no cost to every other.
+            match.handlers = (*match.handlers,)
+
+    def _end_child(self, handler: Handler) -> None:
+        self._reporter.forked(handler)
+        # Nothing of the parent's may be flushed or closed a second time.
+        os._exit(1)
+
     def _run(self, match: Match, datas: list[Any], delivery: Delivery) -> None:
         self._run_number += 1
         self._match = match
         done = 0
         # Each turn goes on for as long as the handlers stay the same. When one registers or unregisters something,
         # that holds from the next event on.
-        while done < len(datas) and (handlers := match.handlers):
+        while done < len(datas) and not self._closed and (handlers := match.handlers):
             if len(handlers) == 1 and not handlers[0].is_async:
                 end = self._call_one(match, handlers, datas, done, delivery)
             else:
@@ -234,6 +259,8 @@ class Dispatcher:
         self._run_number += 1
         self._match = match
         for index, data in enumerate(datas):
+            if self._closed:
+                break
             self._index = index
             for handler in match.handlers:
                 self._handler = handler

@@ -54,6 +54,14 @@ class Reporter:
         except Exception:  # noqa: BLE001 - the events behind this one must be handled all the same
             _log.exception("the failure of handler %s (%s) could not be passed on", handler.name, handler.location)
 
+    def forked(self, handler: Handler) -> None:
+        """In a child that a handler forked and did not end."""
+        _log.error(
+            "handler %s (%s) forked, and returned in the child too, which ends here: have the child call os._exit",
+            handler.name,
+            handler.location,
+        )
+
     def slow(self, handler: Handler, source: str, event: str, seconds: float, timeout_s: float) -> None:
         """Warn of one call, over or still going on."""
         _log.warning(

@@ -78,7 +78,9 @@ def ceiling_encode(events: int, start: str) -> None:
 
 def ceiling_decode(events: int, start: str) -> None:
     batches = [
-        b"[" + b",".join(orjson.dumps(("bench", "tick", {**SHAPE, "id": number})) for number in range(first, first + BATCH)) + b"]"
+        b"["
+        + b",".join(orjson.dumps(("bench", "tick", {**SHAPE, "id": number})) for number in range(first, first + BATCH))
+        + b"]"
         for first in range(0, min(events, 100 * BATCH), BATCH)
     ]
     counted = 0

@@ -165,7 +165,9 @@ def test_it_attaches_again_to_a_new_broker_and_says_so(pool):
         os.kill(pool.status()["broker"]["pid"], signal.SIGKILL)
         assert watched.process.stderr is not None
         assert watched.process.stderr.readline().startswith(b"eventsh: the broker is gone; attaching again")
-        assert watched.process.stderr.readline() == b"eventsh: attached again; what was posted in between was not seen\n"
+        assert (
+            watched.process.stderr.readline() == b"eventsh: attached again; what was posted in between was not seen\n"
+        )
         wait_until(lambda: pool.run("post", "again", "e").status == 0, "the new broker has the workers")
         assert watched.process.stdout is not None
         assert watched.process.stdout.readline().endswith(b" again e null\n")

@@ -262,7 +262,7 @@ def test_an_error_is_told_by_its_type_where_it_has_no_text():
     trace = Trace(1, 1)
     for error in (KeyError(), ValueError("no"), Mute()):
         trace.note(handler(), 0.0, error)
-    texts = [run.error for run in trace.runs]
+    texts = [str(run.error) for run in trace.runs]
     assert texts[:2] == ["KeyError", "ValueError: no"]
     assert texts[2].endswith("Mute")
 
