@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from eventsh.address import Address
     from eventsh.errors import ProtocolError
+    from eventsh.options import Options
 
 __all__ = ["Buffer", "Capabilities", "Connection", "Listener", "Peer", "Receiver", "Transport"]
 
@@ -29,6 +30,7 @@ class Capabilities:
 
     crosses_processes: bool = True
     crosses_hosts: bool = False
+    """The peer, or the way to it, can vanish without a word. Heartbeats find that out, and then abort the connection."""
     peer_credentials: bool = False
     """The kernel vouches for the pid and uid of the peer."""
 
@@ -66,6 +68,9 @@ class Connection(ABC):
     """One open connection. The side that has it must call `close` or `abort` in the end."""
 
     peer: Peer
+    opening_s: float = 0.0
+    """How long the connection took to open on the listener's side before `on_connection` (a TLS handshake), in seconds.
+    It counts in `hello_timeout`."""
 
     @abstractmethod
     def send(self, frames: Sequence[Buffer]) -> None:
@@ -85,6 +90,12 @@ class Connection(ABC):
     @abstractmethod
     def unsent_bytes(self) -> int:
         """How much is buffered here because the peer has not taken it."""
+
+    @property
+    def received_bytes(self) -> int:
+        """How much has come from the peer so far, unfinished frames included; looked at now and then, as a sign of life.
+        A transport that `crosses_hosts` must tell it; for others it may stay 0."""
+        return 0
 
     @abstractmethod
     def pause_reading(self) -> None:
@@ -120,24 +131,31 @@ class Transport(ABC):
     scheme: ClassVar[str]
     capabilities: ClassVar[Capabilities] = Capabilities()
 
+    def with_options(self, options: Options) -> Transport:
+        """The transport for a process that was configured so: itself, or another one that keeps what it needs of
+        `options` (files of certificates). Called before any other method, and without touching files. A transport that
+        wraps another one must pass it on. Raises ConfigureError."""
+        return self
+
     def check_address(self, address: Address) -> None:
         """Raise ConfigureError if `address` can't be one of this transport (a path that is too long, no port)."""
 
     def prepare(self, address: Address) -> None:
-        """Make and check what `lock_path` and `listen` need: a directory. Call it before the lock is opened; `listen` does
-        it again. Raises ConfigureError and TransportError."""
+        """Make and check what `lock_path` and `listen` need: a directory, the options without which it is not safe to listen
+        there. Call it before the lock is opened; `listen` does it again. Raises ConfigureError and TransportError."""
         self.check_address(address)
 
     @abstractmethod
     async def listen(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Listener:
         """Open the endpoint. For each peer that connects, call `on_connection` once and tell its Receiver from then
         on. The caller holds the lock of `lock_path`, so whatever stands at the address is stale and is removed.
-        Raises TransportError."""
+        Raises ConfigureError and TransportError."""
 
     @abstractmethod
     async def connect(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Connection:
         """Connect to a listener. `on_connection` is called before the first frame can arrive.
-        Raises TransportError; its cause is an OSError where there is one, so that "nobody listens" can be told apart."""
+        Raises TransportError; its cause is an OSError where there is one, so that "nobody listens" can be told apart.
+        Raises AuthenticationError where the listener can't prove who it is (by a certificate)."""
 
     def lock_path(self, address: Address) -> str | None:
         """The file that a process locks before it listens at `address`, so that there is one broker there.
@@ -146,6 +164,6 @@ class Transport(ABC):
 
     def dial(self, address: Address, timeout_s: float) -> socket.socket | None:
         """A plain blocking socket to the listener, for programs that live for one post; each of its calls takes at most
-        `timeout_s`, which must be above 0. None: only `connect` works.
-        Raises TransportError as `connect` does."""
+        `timeout_s`, which must be above 0. `setblocking(False)` must work on it, and `recv` and `send` then raise
+        BlockingIOError, also where it encrypts. None: only `connect` works. Raises as `connect` does."""
         return None

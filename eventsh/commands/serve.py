@@ -69,7 +69,7 @@ def serve(arguments: ServeArguments, say: Callable[[str], None]) -> int:
     kills at once. `say` gets each line for the person who started it. Logs to stderr. Call it in the main thread.
     Raises EventError when the pool can't be started, TransportError when another broker has the address.
     """
-    transport = find_transport(arguments.address.scheme)
+    transport = find_transport(arguments.address.scheme).with_options(arguments.options)
     transport.check_address(arguments.address)
     lock = lock_address(transport, arguments.address)
     if lock is None:

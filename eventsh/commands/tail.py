@@ -109,8 +109,8 @@ async def _watch(
     timeout_s: float,
     output: int | None,
 ) -> None:
-    transport, found = find_endpoint(address)
     options = Options(role="observer", broker="never")
+    transport, found = find_endpoint(address, options)
     watcher = _Watcher(pattern, on_event)
     outbox = Outbox(
         origin=int.from_bytes(os.urandom(4), "little") or 1,

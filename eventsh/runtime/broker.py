@@ -254,7 +254,7 @@ def _lock_for(transport: Transport, address: Address, inherited: int | None) -> 
 
 async def _serve(known: argparse.Namespace, options: Options, supervisor: Supervisor) -> int:
     try:
-        transport, address = find_endpoint(known.address)
+        transport, address = find_endpoint(known.address, options)
         lock = _lock_for(transport, address, known.lock_fd)
         broker = Broker(transport, address, options)
         await broker.start()

@@ -120,7 +120,7 @@ class Bus:
             self._change(address, values)
             return None
         options = Options.from_values(**values)
-        transport, found = find_endpoint(address)
+        transport, found = find_endpoint(address, options)
 
         def start() -> None:
             session = self.session

@@ -83,6 +83,7 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         self._transport: Any = None
         self._decoder = FrameDecoder()
         self._buffer = memoryview(b"")
+        self._received_bytes = 0
         self._held: list[bytearray] = []
         # The descriptor for writing past the transport; -1 where the bytes on it are not ours to make (TLS).
         self._fd = -1
@@ -127,6 +128,10 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
     @property
     def unsent_bytes(self) -> int:
         return 0 if self._lost or self._transport is None else int(self._transport.get_write_buffer_size())
+
+    @property
+    def received_bytes(self) -> int:
+        return self._received_bytes
 
     def pause_reading(self) -> None:
         if not self._paused and not self._closing:
@@ -177,6 +182,7 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        self._received_bytes += nbytes
         self._take(self._buffer[:nbytes])
 
     def eof_received(self) -> None:
