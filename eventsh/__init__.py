@@ -24,6 +24,7 @@ A map of the package, from the bottom up; each block imports only from those abo
     api                             what programs call
     commands/                       what people ask for, as functions that return data
     cli/ shell/                     what people type and see
+    testing/                        the kit that tests transports; nothing above imports it
 """
 
 from __future__ import annotations

@@ -123,6 +123,11 @@ class PluginManager:
             self._names.append(name)
             return self._check_hooks(plugin, name)
 
+    def is_registered(self, plugin: object) -> bool:
+        """Whether this very module or object is a plugin, under whatever name."""
+        with self._lock:
+            return self._load_pluggy().is_registered(plugin)
+
     def has_impl(self, hook: str) -> bool:
         """Whether any plugin implements `hook`. Cheap, and imports nothing: ask it before collecting what a hook is told."""
         return hook in self._implemented

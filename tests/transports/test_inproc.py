@@ -9,25 +9,15 @@ import pytest
 
 from eventsh.address import Address
 from eventsh.errors import ConfigureError, TransportError
-from eventsh.transport import Connection, Transport
+from eventsh.testing import TransportConformance
+from eventsh.testing.recorder import Recorder, event_frame
+from eventsh.transport import Connection
 from eventsh.transports.inproc import InprocConnection, InprocTransport
-from tests.transports.conformance import Recorder, TransportConformance, event_frame
 
 
 class TestConformance(TransportConformance):
-    def make_transport(self) -> Transport:
-        return InprocTransport()
-
-    def make_address(self, tmp_path: Path) -> Address:
-        return Address("inproc", f"of {tmp_path}")
-
-    async def leave_stale_endpoint(self, address: Address) -> None:
-        async def listen() -> None:
-            await InprocTransport().listen(address, lambda connection: Recorder())
-
-        thread = threading.Thread(target=asyncio.run, args=(listen(),))
-        thread.start()
-        thread.join()
+    def make_address(self, directory: Path) -> str:
+        return f"inproc:of {directory}"
 
 
 def test_an_address_is_a_name():

@@ -21,10 +21,11 @@ import uvloop
 from eventsh.address import Address
 from eventsh.errors import ConfigureError, TransportError
 from eventsh.protocol.frame import encode_frame
-from eventsh.transport import Connection, Peer, Transport
+from eventsh.testing import TransportConformance
+from eventsh.testing.recorder import DEADLINE_S, Recorder, event_frame, numbers, turns
+from eventsh.transport import Connection, Peer
 from eventsh.transports import unix
 from eventsh.transports.unix import UnixTransport
-from tests.transports.conformance import DEADLINE_S, Recorder, TransportConformance, event_frame, numbers, turns
 
 OTHER_UID = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
@@ -32,16 +33,8 @@ both_loops = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asy
 
 
 class TestConformance(TransportConformance):
-    def make_transport(self) -> Transport:
-        return UnixTransport()
-
-    def make_address(self, tmp_path: Path) -> Address:
-        return Address("unix", str(tmp_path / "s"))
-
-    async def leave_stale_endpoint(self, address: Address) -> None:
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.bind(address.path)
-            sock.listen()
+    def make_address(self, directory: Path) -> str:
+        return f"unix:{directory}/s"
 
 
 @pytest.fixture
