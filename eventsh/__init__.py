@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from eventsh.errors import RecordingError as RecordingError
     from eventsh.errors import TransportError as TransportError
     from eventsh.errors import UsageError as UsageError
+    from eventsh.runtime.replayed import replayed as replayed
 
     _bus = default_events()
     configure = _bus.configure
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_OBJECTS = ("AsyncEvents", "Events", "event_list")
+_OBJECTS = ("AsyncEvents", "Events", "event_list", "replayed")
 _ERRORS = (
     "AuthenticationError",
     "ConfigureError",

@@ -18,12 +18,13 @@ from eventsh.errors import EventError
 from eventsh.event import EventList
 from eventsh.options import Options
 from eventsh.runtime.bus import Bus, default_bus, open_buses, unconfigured_buses
+from eventsh.runtime.replayed import replayed
 
 if TYPE_CHECKING:
     from eventsh.receipt import Receipt
     from eventsh.runtime.client import Client
 
-__all__ = ["AsyncEvents", "Events", "default_events", "event_list"]
+__all__ = ["AsyncEvents", "Events", "default_events", "event_list", "replayed"]
 
 T = TypeVar("T")
 _log = logging.getLogger("eventsh")

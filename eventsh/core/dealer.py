@@ -53,7 +53,7 @@ class Dealer:
         if heir is not None:
             # Whoever has it drops it, and acknowledges it as if it were new. The key is its own, so it is no repeat, and
             # if its worker has died since, another one gets it.
-            slot = heir if heir.link is not None else self._choose()
+            slot = heir if heir.link is not None else self._choose(post)
             if slot is None:
                 self._parked.append(post)
             else:
@@ -66,7 +66,7 @@ class Dealer:
             return True
         if self.keys.is_full(now):
             return False
-        slot = self._choose()
+        slot = self._choose(post)
         if slot is not None:
             # Only now: an event that nobody gets must not keep its key from the next one.
             self.keys.take(post.key, now)
@@ -97,7 +97,7 @@ class Dealer:
     def reassign(self, slot: Slot, now: float) -> None:
         """Give the unique events that a lost worker did not handle to others. Their keys stay taken."""
         for post in slot.take_uniques():
-            other = self._choose()
+            other = self._choose(post)
             if other is None:
                 post.last_seq = None
                 self._parked.append(post)
@@ -109,7 +109,7 @@ class Dealer:
         """A worker came, or can take events again: give it what waited for one."""
         parked, self._parked = self._parked, deque()
         for post in parked:
-            slot = self._choose()
+            slot = self._choose(post)
             if slot is not None and post.unique is not None:
                 self._give(post, slot, now)
             elif slot is None or not self.route(post, now):
@@ -122,8 +122,12 @@ class Dealer:
             self._parked.remove(post)
             poster.take_back(post)
 
-    def _choose(self) -> Slot | None:
-        """The live worker with the least to do; of equals, the one that was given the fewest."""
+    def _choose(self, post: Post) -> Slot | None:
+        """The live worker that the poster wishes for, else the one with the least to do; of equals, the one that was given
+        the fewest."""
+        wished = None if post.wish is None else self._roster.workers.get(post.wish)
+        if wished is not None and wished.can_take_unique:
+            return wished
         able = [slot for slot in self._roster if slot.can_take_unique]
         return min(able, key=lambda slot: (slot.queue.events, slot.uniques_given), default=None)
 

@@ -34,6 +34,9 @@ class Delivery:
     time_ns: int = 0
     # For an event whose poster waits for the handlers.
     trace: Trace | None = None
+    is_replayed: bool = False
+    # For a session that reads frames whole: this one, which is not decoded.
+    frame: bytearray | None = None
     # The two marks that its owners make: every handler has returned, and how many async calls are still owed.
     done: bool = False
     pending: int = 0

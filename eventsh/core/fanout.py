@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from eventsh.core.link import Link
     from eventsh.core.poster import Post
     from eventsh.core.roster import Roster
+    from eventsh.core.tap import Tap
 
 __all__ = ["Fanout"]
 
@@ -36,6 +37,8 @@ class Fanout:
         self.placed: deque[tuple[int, Post]] = deque()
         # Links that have output or are to be closed.
         self.changed: dict[Link, None] = {}
+        # Whoever records.
+        self.tap: Tap | None = None
         self._roster = roster
         self._pid = pid
         self._wall_clock_ns = wall_clock_ns
@@ -68,6 +71,8 @@ class Fanout:
         self._offer(Entry(seq, 1, frame), seq, slots, now)
 
     def _offer(self, entry: Entry, first: int, slots: Iterable[Slot] | None, now: float) -> None:
+        if self.tap is not None:
+            self.tap.take(entry, slots)
         founder = self.founder
         if founder is not None and slots is None:
             if founder.queue.is_full and not founder.lossy:

@@ -13,7 +13,16 @@ from eventsh.core.queue import Entry, Queue
 from eventsh.errors import PayloadTooLarge, QueueOverflow, UsageError
 from eventsh.event import LIFECYCLE_SOURCE, check_name
 from eventsh.protocol.codec import encode_data, encode_name
-from eventsh.protocol.frame import BATCH_BYTES, BATCH_EVENTS, FLAGS_OFFSET, HEADER, HEADER_BYTES, Flag, Kind
+from eventsh.protocol.frame import (
+    BATCH_BYTES,
+    BATCH_EVENTS,
+    FLAGS_OFFSET,
+    HEADER,
+    HEADER_BYTES,
+    Flag,
+    Kind,
+    encode_frame,
+)
 
 __all__ = ["Outbox"]
 
@@ -148,6 +157,28 @@ class Outbox:
         self._buffer += _BLANK_HEADER + head + b"[" + prefix + encoded
         self.number += 1
         self._close_batch(flags)
+        self._on_batch()
+
+    def post_body(
+        self, body: bytes, count: int, *, pid: int, flags: int = 0, key: bytes = b"", worker: int | None = None
+    ) -> None:
+        """Append a batch as it was once encoded, in a frame of its own: a JSON array of runs with `count` events, of the
+        process `pid`. The caller vouches for it. With UNIQUE in `flags` it is one event with this key, if possible for
+        this worker. Raises QueueOverflow; then nothing has changed."""
+        if self.queued and self.queued + count > self.max_queue_len:
+            raise QueueOverflow(self.queued, self.max_queue_len)
+        self._close_batch()
+        head = len(key).to_bytes(2, "little") + key if flags & Flag.UNIQUE else b""
+        wish = 0 if worker is None else worker + 1
+        self._first = self.number + 1
+        flags |= Flag.DIRECTED if wish else 0
+        first = self.number + 1
+        frame = encode_frame(
+            Kind.EVENTS, head + body, flags=flags, count=count, pid=pid, origin=self.origin, origin_seq=first, seq=wish
+        )
+        self.number += count
+        self._unsent.append(Entry(self.number, count, frame))
+        self._first = self.number + 1
         self._on_batch()
 
     def _prefix(self, source: str, event: str, data_bytes: int) -> tuple[bytes, int]:

@@ -23,7 +23,19 @@ _REMEMBERED = 4096
 class Post:
     """One frame of a poster, from its arrival until it is confirmed."""
 
-    __slots__ = ("count", "first", "flags", "frame", "is_done", "key", "last_seq", "poster", "targets", "unique")
+    __slots__ = (
+        "count",
+        "first",
+        "flags",
+        "frame",
+        "is_done",
+        "key",
+        "last_seq",
+        "poster",
+        "targets",
+        "unique",
+        "wish",
+    )
 
     def __init__(self, poster: Poster, first: int, count: int, flags: int, frame: bytearray) -> None:
         self.poster = poster
@@ -39,6 +51,8 @@ class Post:
         # For a receipt: who was to get it, and what became of its key.
         self.targets: list[Slot] = []
         self.unique: str | None = None
+        # The slot that a unique event is for, if it can take it.
+        self.wish: int | None = None
 
 
 class Poster:
@@ -77,6 +91,8 @@ class Poster:
         post = Post(self, first, count, flags, frame)
         if flags & Flag.UNIQUE:
             post.key = read_key(frame)
+            if flags & Flag.DIRECTED:
+                post.wish = HEADER.unpack_from(frame)[7] - 1
         self.number = first + count - 1
         self.pending.append(post)
         self.pending_events += count

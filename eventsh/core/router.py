@@ -22,7 +22,7 @@ from eventsh.core.link import Link
 from eventsh.core.poster import Post, Poster, Posters
 from eventsh.core.questions import WORKERS_ANSWER, Questions
 from eventsh.core.roster import Roster, RosterFull, SlotTaken
-from eventsh.errors import NotSerializable, ProtocolError
+from eventsh.errors import EventError, NotSerializable, ProtocolError
 from eventsh.protocol.frame import (
     HEADER,
     KIND_OFFSET,
@@ -47,6 +47,7 @@ from eventsh.protocol.messages import (
 
 if TYPE_CHECKING:
     from eventsh.core.slot import Slot
+    from eventsh.core.tap import Tap
     from eventsh.options import Options
 
 __all__ = ["Router"]
@@ -99,6 +100,15 @@ class Router:
         """The last event that crossed the broker."""
         return self._fanout.seq
 
+    @property
+    def tap(self) -> Tap | None:
+        """Who sees all that crosses the broker. Whenever its `synced` goes up, or becomes None, call `settle`."""
+        return self._fanout.tap
+
+    @tap.setter
+    def tap(self, tap: Tap | None) -> None:
+        self._fanout.tap = tap
+
     # --- what the owner does with the result ---
 
     def take_changed(self) -> list[Link]:
@@ -140,7 +150,7 @@ class Router:
                     raise ProtocolError(f"a client does not send frames of kind {kind}")
         except ProtocolError as error:
             self.refuse(link, error)
-        self._settle(now)
+        self.settle(now)
 
     def refuse(self, link: Link, error: ProtocolError) -> None:
         """The peer broke the rules of the wire: tell it so and close."""
@@ -165,7 +175,7 @@ class Router:
             self._fanout.full.discard(slot)
             self.roster.remove(slot)
             self._dealer.reassign(slot, now)
-        self._settle(now)
+        self.settle(now)
         return None if slot.leaving else slot
 
     def end_process(self, slot: Slot, now: float) -> None:
@@ -176,7 +186,7 @@ class Router:
             self._dealer.reassign(slot, now)
             if slot.is_observer and slot in self.roster.observers:
                 self.roster.remove(slot)
-            self._settle(now)
+            self.settle(now)
 
     def tick(self, now: float) -> None:
         """Time has passed. To be called several times in each of the timeouts."""
@@ -206,7 +216,7 @@ class Router:
         self._dealer.keys.expire(now)
         if self._dealer.has_parked:
             self._dealer.unpark(now)
-        self._settle(now)
+        self.settle(now)
 
     # --- hello, goodbye and the rest ---
 
@@ -285,7 +295,8 @@ class Router:
         for seq, post in slot.uniques.items():
             if post.last_seq is None:
                 post.last_seq = seq
-                self._confirm(post)
+                if self.tap is None or seq <= self.floor:
+                    self._confirm(post)
         self._dealer.give_again(again, slot, now)
         if slot.lossy:
             self._recover(slot, now)
@@ -350,6 +361,8 @@ class Router:
         reply: Reply | None
         if request.what == "status":
             reply = Reply(request.id, self.status(now), None)
+        elif self.tap is not None and (told := self._ask_tap(self.tap, request)) is not None:
+            reply = told
         elif request.what in WORKERS_ANSWER:
             slots = [slot for _, slot in sorted(self.roster.workers.items())]
             reply, asked = self._questions.ask(link, request.id, request.what, slots, now)
@@ -359,6 +372,13 @@ class Router:
             reply = Reply(request.id, None, f"this broker can't answer {request.what!r}")
         if reply is not None:
             self._send(link, reply.encode())
+
+    def _ask_tap(self, tap: Tap, request: Request) -> Reply | None:
+        try:
+            data = tap.answer(request.what, request.arguments)
+        except EventError as error:
+            return Reply(request.id, None, str(error))
+        return None if data is None else Reply(request.id, data, None)
 
     def _take_answer(self, link: Link, frame: bytearray, now: float) -> None:
         if link.slot is None:
@@ -436,13 +456,15 @@ class Router:
             if slot.end_losing(now) and slot.link is not None:
                 self._fanout.changed[slot.link] = None
 
-    def _settle(self, now: float) -> None:
+    def settle(self, now: float) -> None:
         """Route what was held, and confirm what every live worker has."""
         held = self._held
         while held and not self._fanout.full and self._route(held[0], now):
             held.popleft()
         if self._fanout.placed:
             behind = [slot.received for slot in self.roster.workers.values() if slot.is_live and slot.is_behind]
+            if self.tap is not None and (synced := self.tap.synced) is not None:
+                behind.append(synced)
             self.floor = max(self.floor, min(behind, default=self.seq))
             while self._fanout.placed and self._fanout.placed[0][0] <= self.floor:
                 seq, post = self._fanout.placed.popleft()
@@ -490,6 +512,7 @@ class Router:
                 "unique_keys": len(self._dealer.keys),
                 "ignored_repeats": self._dealer.ignored_repeats,
             },
+            "recording": None if self.tap is None else self.tap.status(),
             "workers": [
                 {
                     "worker_id": slot.worker_id,

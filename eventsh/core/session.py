@@ -106,6 +106,7 @@ class Session:
         take_unique: bool = True,
         max_queue_len: int = 10240,
         timeout_s: float = 5.0,
+        reads_whole: bool = False,
     ) -> None:
         self.outbox = outbox
         self.state = SessionState.DETACHED
@@ -125,6 +126,8 @@ class Session:
         # Posts whose handlers the owner waits for, by number. It puts them in and takes them out.
         self.waits: dict[int, Wait] = {}
         self._registry = registry
+        # Give frames as they came, for a recorder.
+        self._reads_whole = reads_whole
         # The worker slots that are held: what a new broker has to know when this one dies.
         self._slots: set[int] = set()
         # What the broker knows of `received` and `handled`.
@@ -393,6 +396,10 @@ class Session:
         self._held_events -= count
         delivery = Delivery(seq + count - 1, count, pid, [], epoch=epoch, first_seq=seq, time_ns=time_ns)
         self._give_out(delivery)
+        if self._reads_whole:
+            delivery.frame = frame
+            return delivery
+        delivery.is_replayed = bool(flags & Flag.REPLAYED)
         start = HEADER_BYTES
         if flags & Flag.UNIQUE:
             delivery.is_unique = True

@@ -93,6 +93,8 @@ class Flag(IntFlag):
     RESENT = 2  # the poster can't know whether an earlier broker handed it out
     RECEIPT = 4  # the poster wants to be told who got it
     TRACE = 8  # with RECEIPT: and which handlers ran
+    REPLAYED = 16  # out of a recording: handlers can ask
+    DIRECTED = 32  # with UNIQUE: the poster wrote 1 + the slot that it is for into `seq`, where the broker stamps
 
 
 class Header(NamedTuple):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventsh.core.registry import Handler, Match, Registry
 from eventsh.runtime.lanes import Item, Lanes
+from eventsh.runtime.replayed import REPLAYED
 from eventsh.runtime.report import HandlerFailure, Reporter
 from eventsh.runtime.watchdog import Stall, Watchdog
 
@@ -135,6 +136,7 @@ class Dispatcher:
             run = self._run_sampled
         else:
             run = self._run
+        mark = REPLAYED.set(True) if delivery.is_replayed else None
         try:
             for source, event, datas in delivery.runs:
                 match = match_of(source, event)
@@ -142,6 +144,8 @@ class Dispatcher:
                     run(match, datas, delivery)
         finally:
             last_handler, self._handler = self._handler, None
+            if mark is not None:
+                REPLAYED.reset(mark)
             if self._forked_in is not None:
                 self._end_child(self._forked_in)
         seconds = self._clock() - started

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from eventsh.runtime.replayed import REPLAYED
+
 if TYPE_CHECKING:
     from eventsh.core.delivery import Delivery
     from eventsh.core.registry import Handler
@@ -144,6 +146,7 @@ class Lanes:
                 return False
             handler.calls += 1
         lane.call = call = (self._clock(), source, event)
+        REPLAYED.set(delivery.is_replayed)
         try:
             # A weak handler whose object is gone gives None.
             result = handler.call(data, event, source, delivery.pid) if begun is None else begun
