@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ def __getattr__(name: str) -> Any:
     import pytest
 
     # Before they are imported: so that a case that fails shows values, in an installed package too.
-    pytest.register_assert_rewrite("eventsh.testing.cases", "eventsh.testing.recorder")
+    parts = ("eventsh.testing.cases", "eventsh.testing.recorder")
+    pytest.register_assert_rewrite(*(part for part in parts if part not in sys.modules))
     from eventsh.testing import conformance
 
     globals()[name] = value = getattr(conformance, name)

@@ -11,7 +11,6 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from eventsh.address import parse_address
 from eventsh.plugins import find_transport, plugins
 from eventsh.protocol.frame import MAX_BODY_BYTES
 from eventsh.testing.recorder import DEADLINE_S, Recorder, event_frame
+from eventsh.testing.remote import Remote, answer_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,54 +43,26 @@ def register_plugin(name: str | None) -> None:
             manager.register(module, name)
 
 
-class PeerProcess:
+class PeerProcess(Remote):
     """A peer, as the test that started it sees it. `call` blocks: whoever shares a loop with the transport under test calls
     it in a thread."""
 
     def __init__(self, role: str, address: str, plugin: str | None) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "eventsh.testing.peer", role, address, *([plugin] if plugin else [])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # It finds the plugin and eventsh where this process did.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            text=True,
-        )
-        self.pid = self._process.pid
-
-    def call(self, name: str, *arguments: Any) -> Any:
-        """Have it done, and give what it gave. Raises RuntimeError with the peer's error."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([name, *arguments]) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the peer {self.pid} ended at {name!r} with status {self._process.wait(DEADLINE_S)}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(f"the peer {self.pid} at {name!r}: {answer['error']}")
-        return answer["result"]
+        super().__init__(["-m", "eventsh.testing.peer", role, address, *([plugin] if plugin else [])])
 
     def stop(self) -> None:
         """SIGSTOP, and wait until it stands still."""
-        self._process.send_signal(signal.SIGSTOP)
+        self.process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
 
     def go_on(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
-        self._process.kill()
-        self._process.wait(DEADLINE_S)
+        """SIGCONT."""
+        self.process.send_signal(signal.SIGCONT)
 
     def end(self) -> None:
-        """Kill it if it still runs, and let go of its pipes."""
+        # It may stand still, or be in the midst of something that never ends.
         self.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+        super().end()
 
 
 class Peer:
@@ -182,11 +154,9 @@ async def _main(role: str, address: str, plugin: str | None) -> None:
         name, *arguments = json.loads(line)
         call: Callable[..., Any] = getattr(peer, name)
         try:
-            answer = {"result": await call(*arguments)}
+            answer_to(await call(*arguments))
         except Exception as error:  # noqa: BLE001 - the test is told, whatever it is
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+            answer_to(error=error)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ import fcntl
 import json
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -23,15 +21,18 @@ from inspect import isawaitable
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeVar
 
-from eventsh.address import parse_address
 from eventsh.api import AsyncEvents, Events
-from eventsh.commands.status import status
-from eventsh.errors import QueueOverflow, TransportError
-from eventsh.options import Options, broker_arguments
-from eventsh.plugins import find_transport
-from eventsh.runtime.broker import Broker
-from eventsh.runtime.election import python_environment
-from eventsh.runtime.hosted import LoopThread
+from eventsh.errors import QueueOverflow
+from eventsh.testing.broker import (
+    BrokerHandle,
+    BrokerProcess,
+    HostedBroker,
+    broker_status,
+    crosses_processes,
+    start_broker,
+)
+from eventsh.testing.recorder import DEADLINE_S
+from eventsh.testing.remote import Remote
 
 __all__ = [
     "DEADLINE_S",
@@ -57,8 +58,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-# What must happen happens within this, however busy the machine is.
-DEADLINE_S = 30.0
 FACES = ("Events", "AsyncEvents")
 # Few enough that the loop turns often, as in a program that does something between its posts.
 POSTS_A_TURN = 20
@@ -86,10 +85,6 @@ def wait_until(condition: Callable[[], bool], shown: Callable[[], object]) -> No
         if time.monotonic() > deadline:
             raise TimeoutError(f"it stayed at {shown()}")
         time.sleep(0.005)
-
-
-def crosses_processes(address: str) -> bool:
-    return find_transport(parse_address(address).scheme).capabilities.crosses_processes
 
 
 class Seen(NamedTuple):
@@ -235,8 +230,7 @@ class Bus:
         """The broker's own account."""
         address = self.events.address
         assert address is not None
-        hosted = _hosted.get(address)
-        return status(address, timeout_s=DEADLINE_S) if hosted is None else hosted.status()
+        return broker_status(address)
 
     def in_loop(self, function: Callable[[], T]) -> T:
         """Call `function` in the loop of the configured bus, for what a case does to its connection."""
@@ -437,173 +431,31 @@ class LocalWorker(Worker):
 
 
 class ProcessWorker(Worker):
-    """A station in a process of its own: a line of JSON for each call, and one for its result."""
+    """A station in a process of its own."""
 
     def __init__(self, face: str, address: str, options: dict[str, Any], log: Path) -> None:
         self._log = log
         with log.open("ab") as stderr:
-            self._process = subprocess.Popen(
-                [sys.executable, WORKER_PROGRAM, face, address, json.dumps(options)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env={**python_environment(), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                text=True,
-            )
-        self.pid = self._process.pid
+            self._remote = Remote([WORKER_PROGRAM, face, address, json.dumps(options)], stderr=stderr)
+        self.pid = self._remote.pid
 
     def call(self, what: str, *arguments: Any) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([what, *arguments]) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"worker {self.pid} ended at {what!r}: {self._log.read_text()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(f"worker {self.pid} at {what!r}: {answer['error']}")
-        return answer["result"]
+        try:
+            return self._remote.call(what, *arguments)
+        except RuntimeError as error:
+            error.add_note(self._log.read_text())
+            raise
 
     def kill(self) -> None:
         """kill -9, and wait until it is gone."""
-        self._process.kill()
-        self._process.wait(DEADLINE_S)
+        self._remote.kill()
 
     def end(self) -> None:
-        if self._process.poll() is not None:
-            self._process.communicate()
-            return
         # At the end of its input it closes its bus.
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(DEADLINE_S)
-            raise
-        finally:
-            self._process.stdout.close()
+        self._remote.end()
 
     def complaints(self) -> str:
         return self._log.read_text()
-
-
-class BrokerHandle(ABC):
-    """A broker that a test started."""
-
-    address: str
-
-    @abstractmethod
-    def stop(self) -> None:
-        """End it in good order and wait for that. No effect after its end."""
-
-    @abstractmethod
-    def kill(self) -> None:
-        """End it without a chance to clean up."""
-
-    @abstractmethod
-    def complaints(self) -> str:
-        """What it logged at WARNING or above."""
-
-
-class BrokerProcess(BrokerHandle):
-    """The broker program. It dies with this process, for it reads a pipe that this process holds."""
-
-    def __init__(self, address: str, options: Options, log: Path) -> None:
-        report_read, report_write = os.pipe()
-        control_read, self._control = os.pipe()
-        self._log = log
-        with log.open("ab") as stderr:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "eventsh.runtime.broker", "--address", address),
-                    *("--report-fd", str(report_write), "--control-fd", str(control_read)),
-                    *broker_arguments(options),
-                ],
-                stdin=subprocess.DEVNULL,
-                stderr=stderr,
-                env=python_environment(),
-                pass_fds=(report_write, control_read),
-            )
-        os.close(report_write)
-        os.close(control_read)
-        with os.fdopen(report_read) as reports:
-            report = json.loads(reports.readline() or "{}")
-        if report.get("state") != "ready":
-            self.stop()
-            raise TransportError(report.get("error") or f"the broker ended without a word: {log.read_text()}")
-        self.address = str(report["address"])
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.stop()
-
-    def stop(self) -> None:
-        if self._control >= 0:
-            os.close(self._control)
-            self._control = -1
-        self.process.wait(DEADLINE_S)
-
-    def complaints(self) -> str:
-        return "".join(line for line in self._log.read_text().splitlines(keepends=True) if " INFO " not in line)
-
-
-class HostedBroker(BrokerHandle):
-    """A broker in a thread of this process."""
-
-    def __init__(self, address: str, options: Options) -> None:
-        self.address = address
-        self._thread = LoopThread(f"eventsh broker {address}")
-        self._stopped = False
-        parts = parse_address(address)
-
-        async def start() -> Broker:
-            broker = Broker(find_transport(parts.scheme), parts, options)
-            await broker.start()
-            return broker
-
-        try:
-            self._broker = self._thread.run(start())
-        except BaseException:
-            self._thread.stop()
-            raise
-        _hosted[address] = self
-
-    def status(self) -> dict[str, Any]:
-        async def ask() -> dict[str, Any]:
-            return self._broker.router.status(time.monotonic())
-
-        return self._thread.run(ask())
-
-    def stop(self) -> None:
-        if not self._stopped:
-            self._stopped = True
-            self._thread.run(self._broker.close())
-            self._thread.stop()
-
-    def kill(self) -> None:
-        self._stopped = True
-        self._thread.stop()
-
-    def complaints(self) -> str:
-        return ""
-
-
-# Those of this process, which can't be asked from outside.
-_hosted: dict[str, HostedBroker] = {}
-
-
-def start_broker(address: str, log: Path, **options: Any) -> BrokerHandle:
-    """Start a broker at `address` and wait until it listens. It goes on however long nobody is attached."""
-    values = Options.from_values(**{"linger": None, **options})
-    return BrokerProcess(address, values, log) if crosses_processes(address) else HostedBroker(address, values)
 
 
 def start_worker(face: str, address: str, log: Path, *, wait: bool = True, **options: Any) -> Worker:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import sys
 
+from eventsh.testing.remote import answer_to
 from tests.conformance.harness import Station
 
 station = Station(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))
 for line in sys.stdin:
     name, *arguments = json.loads(line)
     try:
-        answer = {"result": getattr(station, name)(*arguments)}
+        answer_to(getattr(station, name)(*arguments))
     except Exception as error:  # noqa: BLE001 - the test is told, whatever it is
-        answer = {"error": f"{type(error).__name__}: {error}"}
-    print(json.dumps(answer), flush=True)
+        answer_to(error=error)
 station.end()
