@@ -15,13 +15,15 @@ class Link:
     """A connection: what is to be sent on it, and what it is attached as. The owner empties `output` and, when
     `is_closing` is set, closes the connection after that."""
 
-    __slots__ = ("hello_by", "is_closing", "is_greeted", "key", "output", "pid", "poster", "slot")
+    __slots__ = ("hello_by", "host", "is_closing", "is_greeted", "key", "output", "pid", "poster", "slot")
 
     def __init__(self, key: Any, pid: int | None, hello_by: float) -> None:
         # Whatever the owner finds the connection by.
         self.key = key
         # As the transport vouches for it; a hello can't change that.
         self.pid = pid
+        # Of the process, as its hello says it.
+        self.host = ""
         self.hello_by = hello_by
         self.is_greeted = False
         self.is_closing = False

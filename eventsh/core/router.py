@@ -249,6 +249,7 @@ class Router:
                 self._refuse(link, "too_many", f"{limit} workers and observers are known, the limit of max_slots")
                 return
         link.is_greeted = True
+        link.host = hello.host
         self._send(link, self._welcome(slot, resumed).encode())
         if slot is not None:
             self._attach(link, slot, hello, resumed, now)

@@ -107,9 +107,11 @@ class Session:
         max_queue_len: int = 10240,
         timeout_s: float = 5.0,
         reads_whole: bool = False,
+        host: str = "",
     ) -> None:
         self.outbox = outbox
         self.state = SessionState.DETACHED
+        self._host = host
         self.identity = identity
         self.role = role
         self.worker_id = worker_id
@@ -175,6 +177,7 @@ class Session:
             slots=sorted(self._slots)[:_MAX_HELLO_SLOTS],
             tells=bool(self._uniques_seen),
             told=self._told,
+            host=self._host,
         )
         return hello.encode()
 

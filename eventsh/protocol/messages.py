@@ -115,6 +115,8 @@ class Hello(Message):
     """A Taken follows the Welcome of an epoch that has not been told: until then no unique event is given to anybody."""
     told: int = 0
     """The last epoch that was told, or that had nothing to be told; 0: none."""
+    host: str = ""
+    """Where `pid` is the number of a process: the same for all who can look each other up by pid. Empty: not known."""
     version: int = PROTOCOL_VERSION
 
 

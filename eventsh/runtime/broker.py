@@ -23,6 +23,7 @@ from eventsh.protocol.frame import MAX_BODY_BYTES
 from eventsh.runtime.child import EXIT_OK, EXIT_USAGE, Supervisor, add_child_arguments, start_child
 from eventsh.runtime.election import lock_address, remove_log, unlock_address
 from eventsh.runtime.endpoint import find_endpoint
+from eventsh.runtime.host import pid_space
 from eventsh.runtime.loop import new_event_loop
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Broker:
         self.router = Router(
             options, epoch=time.time_ns(), pid=os.getpid(), wall_clock_ns=time.time_ns, now=self.clock()
         )
+        self._host = pid_space()
         self._listener: Listener | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -186,10 +188,12 @@ class Broker:
         """A connection is gone."""
         slot = self.router.disconnect(link, self.clock())
         self.flush()
+        # Elsewhere the number is that of another process, or of none.
+        is_here = link.pid is not None or link.host == self._host != ""
         if not self.router.links:
             self._alone_since = self.clock()
             self._alone.set()
-        if slot is not None and slot.pid is not None:
+        if slot is not None and slot.pid is not None and is_here:
             self._watch_end(slot, slot.pid, slot.identity, _FIRST_LOOK_S)
 
     def _watch_end(self, slot: Slot, pid: int, identity: str | None, delay_s: float) -> None:

@@ -29,6 +29,7 @@ from eventsh.options import Options
 from eventsh.plugins import plugins
 from eventsh.runtime.client import Client
 from eventsh.runtime.endpoint import find_endpoint
+from eventsh.runtime.host import pid_space
 from eventsh.runtime.hosted import LoopThread
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Bus:
             max_payload_len=self.options.max_payload_len,
             on_batch=self._wake,
         )
-        self.session = Session(self.outbox, self.registry, identity=os.urandom(16).hex())
+        self.session = Session(self.outbox, self.registry, identity=os.urandom(16).hex(), host=pid_space())
 
     def _ask_plugins(self) -> None:
         if plugins().has_impl("eventsh_event_posted"):

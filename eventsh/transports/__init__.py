@@ -16,6 +16,7 @@ __all__ = ["BUILTIN", "BuiltinTransport", "load_builtin"]
 
 BUILTIN = {
     "unix": "eventsh.transports.unix:UnixTransport",
+    "tcp": "eventsh.transports.tcp:TcpTransport",
     "inproc": "eventsh.transports.inproc:InprocTransport",
 }
 

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["StreamConnection", "StreamListener"]
 
-# The open descriptors of connections, each with the process that opened it.
+# The open descriptors of connections and listeners, each with the process that opened it.
 _opened: dict[int, int] = {}
 
 
 def _let_go_in_child() -> None:
     """In a forked child: let go of the parent's connections, or their peers would not see the parent's end before the
-    child's. Each number stays taken, by a file that does nothing: the parent's loop has left objects here that will close
-    it, and by then it must not be somebody else's."""
+    child's, and of its listeners, or their ports would stay taken. Each number stays taken, by a file that does nothing:
+    the parent's loop has left objects here that will close it, and by then it must not be somebody else's."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for descriptor, pid in list(_opened.items()):
         if pid != os.getpid():
@@ -296,6 +296,7 @@ class StreamListener(Listener):
         self._next_warning_s = 0.0
         self._closed = False
         sock.setblocking(False)
+        _opened[sock.fileno()] = os.getpid()
         self._loop.add_reader(sock.fileno(), self._accept)
 
     async def close(self) -> None:
@@ -308,6 +309,7 @@ class StreamListener(Listener):
         # What is to be removed goes first: a client that comes now finds nobody rather than a socket that refuses.
         if self._removed is not None:
             self._removed()
+        _opened.pop(self._sock.fileno(), None)
         self._sock.close()
 
     def _accept(self) -> None:

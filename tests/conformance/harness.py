@@ -74,6 +74,7 @@ def _free_port() -> int:
 # From a directory and a number to an address that nobody uses. A further transport is one line here.
 TRANSPORTS: dict[str, Callable[[Path, int], str]] = {
     "unix": lambda directory, number: f"unix:{directory}/{number}.sock",
+    "tcp": lambda directory, number: f"tcp://127.0.0.1:{_free_port()}",
     "inproc": lambda directory, number: f"inproc:{directory}/{number}",
 }
 

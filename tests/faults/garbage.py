@@ -83,7 +83,7 @@ def _draw_value(draw: random.Random, depth: int = 0) -> Any:
 
 _HELLO = (
     '{"identity":"%x","origin":%d,"pid":1,"role":"%s","worker_id":null,"take_unique":false,"epoch":0,"received":0,'
-    '"handled":0,"slots":[],"tells":false,"version":1}'
+    '"handled":0,"slots":[],"tells":false,"told":0,"host":"","version":1}'
 )
 
 
