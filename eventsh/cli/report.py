@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from eventsh.commands.post import Posted
     from eventsh.receipt import HandlerRun, Receipt, WorkerReceipt
 
-__all__ = ["say", "show_handlers", "show_posted", "show_progress", "show_receipt", "show_status"]
+__all__ = ["columns", "say", "show_handlers", "show_posted", "show_progress", "show_receipt", "show_status"]
 
 
 def say(text: str) -> None:
@@ -118,7 +118,7 @@ def show_handlers(workers: list[dict[str, Any]], *, as_json: bool) -> None:
         if worker["handlers"]:
             names = ("", "source", "event", "calls", "errors", "p99 ms", "kind", "handler")
             rows = [names, *map(_handler_row, worker["handlers"])]
-            lines += [f"  {line}".rstrip() for line in _columns(rows, left=("source", "event", "kind", "handler"))]
+            lines += [f"  {line}".rstrip() for line in columns(rows, left=("source", "event", "kind", "handler"))]
     if any(handler["differs"] for worker in workers for handler in worker["handlers"]):
         lines.append("* not every worker has this handler: are all of them running the same program?")
     say("\n".join(lines) or "no workers: start some with 'eventsh serve --workers 4', or attach your own")
@@ -144,7 +144,7 @@ def _handler_row(handler: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _columns(rows: Sequence[Sequence[str]], *, left: Sequence[str]) -> list[str]:
+def columns(rows: Sequence[Sequence[str]], *, left: Sequence[str]) -> list[str]:
     """As wide as they must be; those whose heading is in `left` begin at the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     signs = ["<" if heading in left else ">" for heading in rows[0]]

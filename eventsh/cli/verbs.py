@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -288,7 +289,8 @@ def _read_stdin() -> bytes:
         raise UsageError(f"can't read standard input: {error.strerror}") from None
 
 
-VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
+# The function of a verb and its examples; or the module that has both, by the names of the verb and EXAMPLES.
+VERBS: dict[str, tuple[Callable[..., int | None], str] | str] = {
     "serve": (
         serve,
         """\
@@ -325,6 +327,7 @@ eventsh status --json | jq '.workers[] | select(.dropped > 0)'""",
 eventsh handlers
 eventsh handlers --json | jq '.[].handlers[] | select(.differs)'""",
     ),
+    "bench": "eventsh.cli.bench",
 }
 EXAMPLES = """\
 eventsh serve --workers 4
@@ -348,6 +351,14 @@ def _root(
     """Events between the worker processes of one host."""
 
 
+def _load_verb(name: str) -> tuple[Callable[..., int | None], str]:
+    verb = VERBS[name]
+    if not isinstance(verb, str):
+        return verb
+    module = import_module(verb)
+    return getattr(module, name), module.EXAMPLES
+
+
 def build_command(verb: str | None = None) -> Any:
     """typer's command for one verb, or for `eventsh` with all of them: building all takes as long as a post."""
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -358,7 +369,7 @@ def build_command(verb: str | None = None) -> Any:
         add_completion=False,
     )
     for name in VERBS if verb is None else [verb]:
-        function, examples = VERBS[name]
+        function, examples = _load_verb(name)
         app.command(name, cls=Command, epilog=examples, context_settings=settings)(function)
     if verb is None:
         app.callback(cls=Group, epilog=EXAMPLES, context_settings=settings)(_root)

@@ -27,11 +27,12 @@ _log = logging.getLogger("eventsh.pool")
 @dataclass(frozen=True, slots=True)
 class Program:
     """What to run: `argv` without the flags of the two pipes, descriptors that it needs besides them, and its
-    environment if that is not the supervisor's own."""
+    environment if that is not the supervisor's own. What a `silent` one logs is dropped."""
 
     argv: tuple[str, ...]
     pass_fds: tuple[int, ...] = ()
     env: Mapping[str, str] | None = None
+    silent: bool = False
 
 
 class Process:
@@ -68,6 +69,7 @@ class Process:
                 *program.argv,
                 *flags,
                 stdin=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL if program.silent else None,
                 env=program.env,
                 pass_fds=(report_write, control_read, *program.pass_fds),
                 # A session of its own. Ctrl-C and the end of a terminal go to the whole foreground group, and would
