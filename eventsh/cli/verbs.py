@@ -218,7 +218,8 @@ def serve(
 ) -> int:
     """Run a broker and a pool of workers, and restart what dies.
 
-    Ctrl-C stops it, SIGHUP reloads the handlers.
+    Ctrl-C stops it, SIGHUP reloads the handlers, SIGTTIN adds a worker, and SIGTTOU has the last one leave once it has
+    handled what it was given.
 
     Exit status: 0 after Ctrl-C or SIGTERM, 1 a process could not be kept running, or another broker has the address,
     2 refused, 128 + N after a second signal N.

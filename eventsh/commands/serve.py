@@ -86,7 +86,8 @@ def serve(arguments: ServeArguments, say: Callable[[str], None]) -> int:
 
 
 async def _run(arguments: ServeArguments, plan: _Plan) -> int:
-    return await Pool(plan, arguments.workers, stop_timeout_s=arguments.stop_timeout_s).run()
+    limit, stop_timeout_s = arguments.options.max_slots, arguments.stop_timeout_s
+    return await Pool(plan, arguments.workers, max_workers=limit, stop_timeout_s=stop_timeout_s).run()
 
 
 class _Plan:
@@ -100,13 +101,13 @@ class _Plan:
         self._address = arguments.address
         self._listening = False
         self._env = python_environment()
+
+    def broker_program(self, workers: int) -> Program:
         # The slots exist from the start: nothing that is posted before the last worker is there passes it by.
         # A supervised broker is ended by its supervisor, never by itself.
-        self._broker_options = arguments.options.replace(slots=arguments.workers, linger=None)
-
-    def broker_program(self) -> Program:
+        options = self._arguments.options.replace(slots=workers, linger=None)
         flags = ["--address", str(self._address), "--log-format", self._arguments.log_format]
-        flags += ["--lock-fd", str(self._lock), "--keep-lock-file", *broker_arguments(self._broker_options)]
+        flags += ["--lock-fd", str(self._lock), "--keep-lock-file", *broker_arguments(options)]
         return Program((*python_command("eventsh.runtime.broker"), *flags), (self._lock,), self._env)
 
     def worker_program(self, worker_id: int) -> Program:

@@ -29,13 +29,18 @@ __all__ = ["Plan", "Pool", "Slot", "SlotState"]
 # A successor that imports for longer than this at a reload is taken for hung, and the old workers are kept.
 STANDBY_TIMEOUT_S = 60.0
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+# As gunicorn has it. A terminal sends them only to those who read from it in the background, which no supervisor does.
+_STEPS = {signal.SIGTTIN: 1, signal.SIGTTOU: -1}
+
 _log = logging.getLogger("eventsh.pool")
 
 
 class Plan(Protocol):
     """What a pool runs, and who is told how it goes. Programs are asked for anew at each start."""
 
-    def broker_program(self) -> Program: ...
+    def broker_program(self, workers: int) -> Program:
+        """The broker of a pool with this many workers, which is not the same number at each start."""
 
     def worker_program(self, worker_id: int) -> Program: ...
 
@@ -205,15 +210,22 @@ class _GiveUp:
 
 
 class Pool:
-    """A broker and `workers` workers, kept alive until a signal says stop. Use: `status = await Pool(...).run()`."""
+    """A broker and `workers` workers, kept alive until a signal says stop. Use: `status = await Pool(...).run()`.
 
-    def __init__(self, plan: Plan, workers: int, *, stop_timeout_s: float = 10.0) -> None:
+    SIGHUP replaces the workers one by one, SIGTTIN adds one (up to `max_workers`), SIGTTOU has one leave (not the last).
+    """
+
+    def __init__(self, plan: Plan, workers: int, *, max_workers: int, stop_timeout_s: float = 10.0) -> None:
         self._plan = plan
         self._count = workers
+        self._max_count = max_workers
         self._stop_timeout_s = stop_timeout_s
         self._inbox: asyncio.Queue[signal.Signals | _GiveUp] = asyncio.Queue()
         self._broker: Slot | None = None
         self._workers: dict[int, Slot] = {}
+        self._leaving: set[Slot] = set()
+        self._is_up = False  # every worker of the start has been ready
+        self._resize_task: asyncio.Task[None] | None = None
         self._reload_task: asyncio.Task[None] | None = None
         self._reload_again = False
         # `nohup` asks to outlive the terminal; otherwise its end is told by the signal that also means reload.
@@ -231,7 +243,7 @@ class Pool:
         """Run until stopped; the exit status. 0 after SIGTERM, SIGINT and the end of the terminal, 1 when a process
         could not be kept running, 128 + the signal when a second one cut the stop short. Main thread only."""
         loop = asyncio.get_running_loop()
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        numbers = (*_STOPPING, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
         for number in numbers:
             loop.add_signal_handler(number, self._inbox.put_nowait, number)
         starting = self._watched(asyncio.create_task(self._start(), name="start"))
@@ -247,25 +259,18 @@ class Pool:
             for number in numbers:
                 loop.remove_signal_handler(number)
 
-    async def resize(self, workers: int) -> None:
-        """Change the number of workers; returns once those that are too many have ended."""
-        self._count = workers
-        for worker_id in range(workers):
-            if worker_id not in self._workers:
-                self._add_worker(worker_id)
-        surplus = [worker_id for worker_id in self._workers if worker_id >= workers]
-        slots = [self._workers.pop(worker_id) for worker_id in surplus]
-        await asyncio.gather(*(slot.stop(self._stop_timeout_s) for slot in slots))
-
     async def _until_stop(self) -> int:
         while True:
             message = await self._inbox.get()
             if isinstance(message, _GiveUp):
                 _log.error("giving up: %s", message.reason)
                 return EXIT_FAILED
-            if message is not signal.SIGHUP:
+            if message in _STOPPING:
                 _log.info("%s: stopping", message.name)
                 return EXIT_OK
+            if message in _STEPS:
+                self._step(_STEPS[message])
+                continue
             if self._on_terminal and not _has_terminal():
                 _log.info("the terminal is gone: stopping")
                 return EXIT_OK
@@ -281,7 +286,7 @@ class Pool:
                 getting.cancel()
                 continue
             message = getting.result()
-            if isinstance(message, signal.Signals) and message is not signal.SIGHUP:
+            if isinstance(message, signal.Signals) and message in _STOPPING:
                 _log.warning("%s again: killing what still runs", message.name)
                 status = 128 + message
                 self._kill()
@@ -289,15 +294,42 @@ class Pool:
         return status
 
     async def _start(self) -> None:
-        self._broker = Slot("broker", self._plan.broker_program, self._broker_ready, self._go_on)
+        self._broker = Slot("broker", lambda: self._plan.broker_program(self._count), self._broker_ready, self._go_on)
         self._watched(self._broker.task)
         await self._broker.was_ready.wait()
         # The first worker alone, so that a handlers file that can't be imported is told once and not by every worker.
         if self._count:
             await self._add_worker(0).was_ready.wait()
-        await self.resize(self._count)
+        await self._resize()
         await asyncio.gather(*(slot.was_ready.wait() for slot in self._workers.values()))
         self._plan.pool_ready()
+        self._is_up = True
+        # Signals may have asked for another number meanwhile.
+        self._follow_count()
+
+    def _step(self, step: int) -> None:
+        """Have one worker more, or one less."""
+        wanted = self._count + step
+        if not 1 <= wanted <= self._max_count:
+            _log.warning("the number of workers stays %d: from 1 to %d are allowed", self._count, self._max_count)
+            return
+        self._count = wanted
+        _log.info("%d worker%s wanted", wanted, " is" if wanted == 1 else "s are")
+        if self._is_up:
+            self._follow_count()
+
+    def _follow_count(self) -> None:
+        if self._resize_task is None or self._resize_task.done():
+            self._resize_task = self._watched(asyncio.create_task(self._resize(), name="resize"))
+
+    async def _resize(self) -> None:
+        while len(self._workers) != self._count:
+            for worker_id in range(len(self._workers), self._count):
+                self._add_worker(worker_id)
+            self._leaving = {self._workers.pop(worker_id) for worker_id in range(self._count, len(self._workers))}
+            # Waited for before anything else: the slot of one that still drains can't be given to another.
+            await asyncio.gather(*(slot.stop(self._stop_timeout_s) for slot in self._leaving))
+            self._leaving.clear()
 
     def _add_worker(self, worker_id: int) -> Slot:
         slot = Slot(
@@ -328,7 +360,8 @@ class Pool:
     def _go_on(self, slot: Slot, reason: str) -> bool:
         # One worker that can't start again must not end those that work: after a bad edit of the handlers, say.
         others = [each for each in self._workers.values() if each is not slot and each.state is SlotState.RUNNING]
-        if slot is not self._broker and slot.was_ready.is_set() and others:
+        # One that has never been ready, in a pool that is up, was added to it.
+        if slot is not self._broker and (others if slot.was_ready.is_set() else self._is_up):
             return True
         self._inbox.put_nowait(_GiveUp(f"{slot.name} did not start in {MAX_RESTARTS + 1} attempts: {reason}"))
         return False
@@ -347,14 +380,16 @@ class Pool:
     async def _stop(self) -> None:
         # The broker last: workers still handle and post while they drain.
         self._reload_again = False
+        self._count = len(self._workers)
         await asyncio.gather(*(slot.stop(self._stop_timeout_s) for slot in self._workers.values()))
-        if self._reload_task is not None:
-            await self._reload_task
+        for task in (self._reload_task, self._resize_task):
+            if task is not None:
+                await task
         if self._broker is not None:
             await self._broker.stop(self._stop_timeout_s)
 
     def _kill(self) -> None:
-        for slot in (*self._workers.values(), self._broker):
+        for slot in (*self._workers.values(), *self._leaving, self._broker):
             if slot is not None:
                 slot.kill()
 

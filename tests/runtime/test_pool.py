@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from eventsh.runtime.backoff import MAX_RESTARTS
+from tests.runtime.supervisor import MAX_WORKERS
 
 SUPERVISOR = str(Path(__file__).with_name("supervisor.py"))
 ROOT = str(Path(__file__).parents[2])
@@ -184,12 +185,16 @@ def test_a_broker_that_can_not_start_is_given_up(pool):
     assert "giving up: broker did not start in 6 attempts: exit status 3" in pool.log
 
 
-def test_a_worker_that_can_not_start_again_does_not_end_the_others(pool):
+def test_a_worker_that_can_not_start_again_or_be_added_does_not_end_the_others(pool):
     pool.start_ready(2)
     pool.behave("worker1", "die")
+    pool.behave("worker2", "fail")
     os.kill(pool.pids("worker1")[0], signal.SIGKILL)
+    pool.signal(signal.SIGTTIN)
+    reasons = ("exit status 3", "handlers.py:3: no good")
+    failures = [f"before it was ready: {reason}; next start in" for reason in reasons]
     wait_until(
-        lambda: pool.log.count("before it was ready: exit status 3; next start in") > MAX_RESTARTS,
+        lambda: all(pool.log.count(failure) > MAX_RESTARTS for failure in failures),
         "every quick restart is used up",
         30.0,
     )
@@ -312,14 +317,63 @@ def test_a_worker_that_dies_while_its_successor_starts_is_replaced_all_the_same(
     wait_until(lambda: len(pool.living()) == 2, "one broker and one worker")
 
 
-def test_the_number_of_workers_can_change(pool):
+def test_sigttin_adds_a_worker_and_sigttou_has_the_last_one_leave(pool):
     pool.start_ready(1)
-    pool.signal(signal.SIGUSR1)
+    pool.signal(signal.SIGTTIN)
     wait_until(lambda: pool.pids("worker1", "ready"), "a second worker")
-    pool.signal(signal.SIGUSR2)
+    pool.signal(signal.SIGTTOU)
     wait_until(lambda: pool.pids("worker1", "ended"), "it has ended")
     assert pool.pids("worker1", "stop")
-    assert not pool.pids("worker0", "stop")
+    assert len(pool.pids("worker0")) == 1
+    assert "pool ready\n" in pool.output
+    assert "2 workers are wanted" in pool.log
+    assert "1 worker is wanted" in pool.log
+
+
+def test_the_number_of_workers_has_limits(pool):
+    pool.start_ready(MAX_WORKERS)
+    pool.signal(signal.SIGTTIN)
+    wait_until(lambda: "the number of workers stays 3: from 1 to 3 are allowed" in pool.log, "it is refused")
+    pool.signal(signal.SIGTTOU)
+    wait_until(lambda: len(pool.living()) == 3, "one has left")
+    pool.signal(signal.SIGTTOU)
+    wait_until(lambda: len(pool.living()) == 2, "another one has left")
+    pool.signal(signal.SIGTTOU)
+    wait_until(lambda: "the number of workers stays 1" in pool.log, "it is refused")
+
+
+def test_a_broker_that_is_restarted_knows_the_present_number_of_workers(pool):
+    pool.start_ready(1)
+    pool.signal(signal.SIGTTIN)
+    wait_until(lambda: pool.pids("worker1", "ready"), "a second worker")
+    os.kill(pool.pids("broker")[0], signal.SIGKILL)
+    wait_until(lambda: len(pool.pids("broker", "ready")) == 2, "the broker is back")
+    assert [line for line in pool.output.splitlines() if line.startswith("broker for")] == [
+        "broker for 1",
+        "broker for 2",
+    ]
+
+
+def test_a_worker_is_added_only_once_the_one_that_leaves_its_place_has_ended(pool):
+    pool.behave("worker1", "stubborn")
+    pool.start_ready(2, stop_timeout_s=1.0)
+    pool.signal(signal.SIGTTOU)
+    wait_until(lambda: pool.pids("worker1", "stop"), "it is asked to leave")
+    pool.behave("worker1")
+    pool.signal(signal.SIGTTIN)
+    wait_until(lambda: len(pool.pids("worker1", "ready")) == 2, "another one is there")
+    assert "has not stopped within 1 s: killed" in pool.log
+    assert not is_alive(pool.pids("worker1")[0])
+
+
+def test_a_stop_ends_a_worker_that_is_leaving_too(pool):
+    pool.behave("worker1", "stubborn")
+    pool.start_ready(2, stop_timeout_s=0.5)
+    pool.signal(signal.SIGTTOU)
+    wait_until(lambda: pool.pids("worker1", "stop"), "it is asked to leave")
+    pool.signal(signal.SIGTERM)
+    assert pool.exit_status() == 0
+    assert not pool.living()
 
 
 def run_on_terminal(pool: Supervised, **more: object) -> int:
