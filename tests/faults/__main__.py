@@ -17,20 +17,23 @@ from tests.faults.campaign import Plan, Report, directory, kill_brokers, kill_wo
 from tests.faults.cycles import run_cycles
 from tests.faults.garbage import Storm, storm_broker, storm_session
 from tests.faults.processes import Served, ask
+from tests.faults.reloads import ReloadReport, reload_workers
+from tests.faults.soak import run_soak
 from tests.faults.stops import StopReport, rss_bytes, stop_brokers, stop_workers
 
-ROWS: dict[int, Callable[[Plan, Path, Callable[[str], None]], Report | StopReport]] = {
+ROWS: dict[int, Callable[[Plan, Path, Callable[[str], None]], Report | StopReport | ReloadReport]] = {
     1: kill_workers,
     2: kill_brokers,
     3: stop_workers,
     4: stop_brokers,
+    11: reload_workers,
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--row", type=int, choices=(*ROWS, 7, 13), required=True, help="which row of FAULTS.md")
-    parser.add_argument("--kills", type=int, default=20, help="how many faults; row 7: how many frames")
+    parser.add_argument("--row", type=int, choices=(*ROWS, 7, 12, 13), required=True, help="which row of FAULTS.md")
+    parser.add_argument("--kills", type=int, default=20, help="how many faults; row 7: frames, row 12: events")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--posters", type=int, default=2)
@@ -55,6 +58,11 @@ def main() -> int:
     )
     if known.row == 7:
         return storm(known.kills, known.seed)
+    if known.row == 12:
+        with directory() as path:
+            soak = run_soak(known.kills, known.seed, path, say, workers=known.workers, posters=known.posters)
+        print(soak, flush=True)
+        return 1 if soak.faults else 0
     if known.row == 13:
         cycles = run_cycles(known.kills, known.seed, say)
         print(cycles, flush=True)
@@ -71,9 +79,11 @@ def campaign(row: int, plan: Plan) -> int:
     with directory(keep) as path:
         found = ROWS[row](plan, path, say)
     print(found, flush=True)
-    report = found if isinstance(found, Report) else found.report
-    if report.faults:
-        print(f"FAULTS: {report.faults}; the ledgers are in {keep}", flush=True)
+    faults = found.faults if isinstance(found, Report) else found.report.faults
+    if isinstance(found, ReloadReport) and found.faults:
+        faults = {**faults, "changes": found.faults}
+    if faults:
+        print(f"FAULTS: {faults}; the ledgers are in {keep}", flush=True)
         return 1
     shutil.rmtree(keep)
     return 0

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from tests.faults.ledger import NO_SLOT, Kind, Life, read_lives
 
-__all__ = ["Account", "Kill", "account", "percentile", "recoveries_s"]
+__all__ = ["FOR_EVER", "Account", "Kill", "Stay", "account", "percentile", "recoveries_s"]
+
+FOR_EVER = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,14 @@ class Kill:
     time_ns: int
     pid: int
     slot: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """A slot that was added while the pool ran, until its worker was told to leave."""
+
+    slot: int
+    left_ns: int = FOR_EVER
 
 
 @dataclass(slots=True)
@@ -50,6 +60,12 @@ class Account:
     """Handled after a later event of the same poster, in the same process."""
     disagreed: int = 0
     """Handled in another order than in the first place."""
+    stays: int = 0
+    """How often a slot was added that had not been there; those are no places."""
+    handled_in_stays: int = 0
+    lost_in_stays: int = 0
+    """Not handled between the first and the last that was, or posted after it joined and handled elsewhere before it
+    was told to leave."""
     invented: int = 0
     """Handled and never posted."""
     cut_short: int = 0
@@ -65,6 +81,7 @@ class Account:
     def faults(self) -> dict[str, int]:
         names = (
             "lost",
+            "lost_in_stays",
             "twice",
             "again_without_death",
             "out_of_order",
@@ -101,26 +118,30 @@ class _Place:
         return "nothing"
 
 
-def account(directory: Path, kills: Sequence[Kill], *, one_epoch: bool) -> Account:
+def account(directory: Path, kills: Sequence[Kill], *, one_epoch: bool, stays: Sequence[Stay] = ()) -> Account:
     """Account for all ledgers in `directory`. `one_epoch`: the broker lived all the time, so that every place must have
-    seen one and the same order."""
-    return _Accountant(read_lives(directory), {kill.pid for kill in kills}, one_epoch=one_epoch).account()
+    seen one and the same order. `stays` needs that, and names the slots that were not there all the time."""
+    return _Accountant(read_lives(directory), {kill.pid for kill in kills}, stays, one_epoch=one_epoch).account()
 
 
 class _Accountant:
     """Goes through all ledgers once for what was posted, and once for what became of it."""
 
-    def __init__(self, lives: Sequence[Life], killed: set[int], *, one_epoch: bool) -> None:
+    def __init__(self, lives: Sequence[Life], killed: set[int], stays: Sequence[Stay], *, one_epoch: bool) -> None:
         self.result = Account()
         self.killed = killed
+        self.stays = sorted(stays, key=lambda stay: stay.left_ns)
         # Posters number their events from 1 without a hole.
         self.posted: dict[int, int] = defaultdict(int)
+        # When each post was begun, at the earliest: when the one before it was written down.
+        self.begun_ns: dict[tuple[int, int], int] = {}
         self.keys: set[int] = set()
         # What is told before anybody posts is about eventsh's own events, in a pool that takes long to start.
         self.posting_since_ns = 0
         self.ran: dict[int, list[Life]] = defaultdict(list)
         # Where each event stands in the order of the first place.
         self.reference: dict[tuple[int, int], int] | None = {} if one_epoch else None
+        self.reference_ns: list[int] = []
         self.places: dict[int, _Place] = {}
         # By the slots that they were started for. One that was started for none is a place of its own.
         self.workers: dict[int, list[Life]] = defaultdict(list)
@@ -129,11 +150,15 @@ class _Accountant:
     def _read_posts(self, lives: Sequence[Life]) -> None:
         first_ns = []
         for life in lives:
+            before_ns = life.started_ns
             for kind, slot, poster, number, time_ns in life.records():
                 if kind == Kind.POSTED:
                     if not self.posted[poster]:
                         first_ns.append(time_ns)
                     self.posted[poster] += 1
+                    if self.stays:
+                        self.begun_ns[poster, number] = before_ns
+                    before_ns = time_ns
                 elif kind == Kind.POSTED_KEY:
                     self.keys.add(number)
                 elif kind == Kind.STARTED:
@@ -143,15 +168,47 @@ class _Accountant:
     def account(self) -> Account:
         result = self.result
         result.posted, result.keys = sum(self.posted.values()), len(self.keys)
+        passing = {stay.slot for stay in self.stays}
         for slot, lives in sorted(self.workers.items()):
             place = _Place(f"slot {slot}" if slot < NO_SLOT else f"process {slot - NO_SLOT}", self.posted)
             for before, life in zip([None, *lives], lives, strict=False):
                 self._follow(life, place, may_repeat=before is not None and before.pid in self.killed)
+            if slot in passing:
+                continue
             self._close(place)
             result.places += 1
             result.processes += len(lives)
+        for stay in self.stays:
+            self._account_stay(stay)
         self._account_keys()
         return result
+
+    def _account_stay(self, stay: Stay) -> None:
+        """Whether the worker of a slot that came and went had all that was posted while it was there."""
+        assert self.reference is not None
+        lives = self.workers[stay.slot]
+        here = [life for life in lives if life.started_ns < stay.left_ns]
+        self.workers[stay.slot] = lives[len(here) :]
+        records = [record for life in here for record in life.records()]
+        joined_ns = min((one.time_ns for one in records if one.kind == Kind.JOINED), default=FOR_EVER)
+        told = sum(one.number for one in records if one.kind == Kind.GAP)
+        handled = {
+            self.reference[one.poster, one.number]
+            for one in records
+            if one.kind in (Kind.HANDLED, Kind.SLOW) and (one.poster, one.number) in self.reference
+        }
+        first, last = min(handled, default=0), max(handled, default=0)
+        missing = [
+            index
+            for event, index in self.reference.items()
+            if index not in handled
+            and (first < index < last or (self.begun_ns[event] > joined_ns and self.reference_ns[index] < stay.left_ns))
+        ]
+        self.result.stays += 1
+        self.result.handled_in_stays += len(handled)
+        self.result.lost_in_stays += max(0, len(missing) - told)
+        if len(missing) > told:
+            self.result.note(f"slot {stay.slot}, {len(here)} processes: told {told}, and missing {len(missing)}")
 
     def _close(self, place: _Place) -> None:
         result, missing = self.result, place.missing()
@@ -179,7 +236,7 @@ class _Accountant:
                 if kind == Kind.SLOW:
                     slow.add((poster, number))
                 if self._is_new(view, poster, number) and self.reference is not None:
-                    self._compare(view, poster, number, self.reference)
+                    self._compare(view, (poster, number), time_ns, self.reference)
         if life.pid not in self.killed and slow:
             result.cut_short += len(slow)
             result.note(f"{place.name}, process {life.pid}: slow handlers of {sorted(slow)[:3]} did not end")
@@ -210,11 +267,14 @@ class _Accountant:
         marks[number] = 1
         return True
 
-    def _compare(self, view: _View, poster: int, number: int, reference: dict[tuple[int, int], int]) -> None:
+    def _compare(
+        self, view: _View, event: tuple[int, int], time_ns: int, reference: dict[tuple[int, int], int]
+    ) -> None:
         # The first place's own order is the reference, and of what it missed there is none.
-        index = reference.get((poster, number))
+        index = reference.get(event)
         if index is None and not self.result.places:
-            index = reference[poster, number] = len(reference)
+            index = reference[event] = len(reference)
+            self.reference_ns.append(time_ns)
         if index is not None:
             self.result.disagreed += index < view.last_index
             view.last_index = index

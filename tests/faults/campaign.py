@@ -9,14 +9,14 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.faults.account import Account, Kill, account, percentile, recoveries_s
-from tests.faults.processes import DEADLINE_S, Program, Served, ask, is_alive, wait_until
+from tests.faults.account import Account, Kill, Stay, account, percentile, recoveries_s
+from tests.faults.processes import DEADLINE_S, HANDLERS, Program, Served, ask, is_alive, wait_until
 
 __all__ = ["Plan", "Report", "directory", "finish", "kill_brokers", "kill_workers", "serve_pool", "start_poster"]
 
@@ -68,9 +68,9 @@ class Report:
 
     def __str__(self) -> str:
         found = self.account
-        p50, p99, most = (percentile(self.recovered_s, share) for share in (0.5, 0.99, 1.0))
+        kills = f"{len(self.kills)} kills in " if self.kills else ""
         text = (
-            f"row {self.row}, seed {self.plan.seed}: {len(self.kills)} kills in {self.took_s:.0f} s,"
+            f"row {self.row}, seed {self.plan.seed}: {kills}{self.took_s:.0f} s,"
             f" {found.places} places, {found.processes} processes\n"
             f"  posted {found.posted}, handled {found.handled} of {found.posted * found.places},"
             f" told as gap {found.told} (too much {found.told_too_much}), lost {found.lost}\n"
@@ -78,10 +78,13 @@ class Report:
             f" {found.again_without_death}, out of order {found.out_of_order}, in another order {found.disagreed}\n"
             f"  unique keys {found.keys}, lost {found.keys_lost}, twice {found.keys_twice},"
             f" again after a death {found.keys_again}; slow handlers cut short {found.cut_short}\n"
-            f"  back after p50 {p50:.3f} s, p99 {p99:.3f} s, at most {most:.3f} s ({len(self.recovered_s)} times);"
-            f" posters without room {self.overflows} times"
+            f"  posters without room {self.overflows} times"
         )
         lines = [text]
+        if self.recovered_s:
+            p50, p99, most = (percentile(self.recovered_s, share) for share in (0.5, 0.99, 1.0))
+            count = len(self.recovered_s)
+            lines.append(f"  back after p50 {p50:.3f} s, p99 {p99:.3f} s, at most {most:.3f} s ({count} times)")
         lines += [f"  NOT CONFIRMED: {text}" for text in self.unconfirmed]
         lines += [f"  NOTE: {text}" for text in found.notes]
         return "\n".join(lines)
@@ -112,14 +115,15 @@ def kill_workers(plan: Plan, path: Path, say: Say) -> Report:
             poster.tell("post")
         while len(kills) < plan.kills:
             time.sleep(draw.uniform(0.0, plan.pause_s))
-            for slot, pid in _victims(plan, pool, draw):
+            for slot, pid in _victims(plan, pool, draw, {kill.pid for kill in kills}):
                 kills.append(_kill(pid, slot))
             _tell_progress(kills, plan, started, say)
         return finish("1", plan, path, pool.address, posters, [], kills, started, one_epoch=True)
 
 
-def _victims(plan: Plan, pool: Served, draw: random.Random) -> list[tuple[int, int]]:
-    """Workers to kill now: ready for long enough that their supervisor restarts them at once."""
+def _victims(plan: Plan, pool: Served, draw: random.Random, killed: set[int]) -> list[tuple[int, int]]:
+    """Workers to kill now: ready for long enough that their supervisor restarts them at once. The broker may not have
+    noticed yet who is dead already."""
     dice = draw.random() if plan.doubles else 1.0
     wanted = plan.workers if dice < _ALL_SHARE else 2 if dice < _PAIR_SHARE else 1
     end = time.monotonic() + DEADLINE_S
@@ -129,7 +133,9 @@ def _victims(plan: Plan, pool: Served, draw: random.Random) -> list[tuple[int, i
         ready = [
             (worker["worker_id"], worker["pid"])
             for worker in (state["workers"] if state is not None else ())
-            if worker["state"] == "attached" and pool.ready().get(worker["pid"], latest + 1.0) <= latest
+            if worker["state"] == "attached"
+            and worker["pid"] not in killed
+            and pool.ready().get(worker["pid"], latest + 1.0) <= latest
         ]
         if len(ready) >= wanted:
             return draw.sample(sorted(ready), wanted)
@@ -175,10 +181,10 @@ def _await_well(pool: Served, pid: int) -> None:
     wait_until(lambda: time.monotonic() - pool.ready().get(pid, math.inf) >= RUN_WELL_S, f"process {pid} runs well")
 
 
-def serve_pool(plan: Plan, path: Path, stack: ExitStack) -> Served:
+def serve_pool(plan: Plan, path: Path, stack: ExitStack, handlers: str = HANDLERS) -> Served:
     # Keys are never posted after their time: that a key runs once more then would be as it should.
     flags = [f"--timeout={plan.timeout_s}s", "--unique-timeout=1h", f"--max-queue-len={plan.max_queue_len}"]
-    pool = Served(path, f"unix:{path}/run/e.sock", plan.workers, *flags)
+    pool = Served(path, f"unix:{path}/run/e.sock", plan.workers, *flags, handlers=handlers)
     stack.callback(pool.stop)
     return pool
 
@@ -256,6 +262,7 @@ def finish(
     started: float,
     *,
     one_epoch: bool,
+    stays: Sequence[Stay] = (),
 ) -> Report:
     """Let everything come to rest, and account for it."""
     unconfirmed, overflows = [], 0
@@ -282,5 +289,5 @@ def finish(
     dead = [program.pid for program in workers if not is_alive(program.pid)]
     unconfirmed += [f"worker {pid} has ended" for pid in dead]
     took_s = time.monotonic() - started
-    found = account(path, kills, one_epoch=one_epoch)
+    found = account(path, kills, one_epoch=one_epoch, stays=stays)
     return Report(row, plan, found, kills, recoveries_s(path, kills), took_s, overflows, unconfirmed)

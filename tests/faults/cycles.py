@@ -60,11 +60,14 @@ def leftovers(mark: str) -> list[int]:
 
 def run_cycles(cycles: int, seed: int, say: Callable[[str], None], workers: int = 2) -> CycleReport:
     """Start a pool and end it, `cycles` times."""
-    draw, report = random.Random(seed), CycleReport(seed)
+    draw, report, told = random.Random(seed), CycleReport(seed), 0
     with tempfile.TemporaryDirectory(prefix="evf-", dir="/tmp") as directory:
         for number in range(cycles):
             _cycle(Path(directory), f"{os.getpid()}-{number}", workers, draw, report)
             report.cycles += 1
+            for fault in report.faults[told:]:
+                say(f"FAULT: {fault}")
+            told = len(report.faults)
             for ledger in Path(directory).glob("*.ledger"):
                 ledger.unlink()
             if report.cycles % 25 == 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.account import Kill, account, percentile, recoveries_s
+from tests.faults.account import FOR_EVER, Kill, Stay, account, percentile, recoveries_s
 from tests.faults.ledger import Kind
 
 RECORD = struct.Struct("<BxHIQQ")
@@ -85,6 +85,24 @@ def test_two_posters_in_different_orders_in_two_places_are_a_fault_within_one_ep
     path = write(POSTER, other, (1, 0, one), (2, 1, two))
     assert account(path, [], one_epoch=True).faults == {"disagreed": 1}
     assert not account(path, [], one_epoch=False).faults
+
+
+@pytest.mark.parametrize(
+    ("numbers", "left_ns", "lost"),
+    [
+        ((3, 4, 5), FOR_EVER, 0),
+        ((1, 2, 3), 4, 0),  # told to leave before the others were handled
+        ((2, 3), FOR_EVER, 2),  # the last ones
+        ((2, 4, 5), FOR_EVER, 1),
+        ((), 0, 0),
+    ],
+)
+def test_a_worker_that_comes_and_goes_must_have_all_that_was_posted_while_it_was_there(write, numbers, left_ns, lost):
+    # It has joined at time 1, and number n is posted at n - 1 and handled in the other place at n.
+    stay = [(Kind.STARTED, 0, 0), (Kind.JOINED, 1, 9), *((Kind.HANDLED, 1, number) for number in numbers)]
+    found = account(write(POSTER, (1, 0, ALL), (2, 1, stay)), [], one_epoch=True, stays=[Stay(1, left_ns)])
+    assert found.lost_in_stays == lost
+    assert (found.places, found.stays, found.handled) == (1, 1, 5)
 
 
 def test_a_unique_event_runs_once_and_again_only_after_a_death(write):
