@@ -264,6 +264,55 @@ class Options:
         default=2.0,
         metadata=_seconds(BROKER, "How long a new connection may take to say hello.", above=0),
     )
+    record: str | None = field(
+        default=None,
+        metadata=_about("text", BROKER, "The file into which the broker records all that crosses it.", optional=True),
+    )
+    record_fsync: Literal["never", "interval", "always"] = field(
+        default="interval",
+        metadata=_about(
+            "choice",
+            BROKER,
+            "When a recording is made safe from a loss of power: each second, or before a post is confirmed.",
+            choices=("never", "interval", "always"),
+        ),
+    )
+    record_max_size: int | None = field(
+        default=None,
+        metadata=_about(
+            "bytes",
+            BROKER,
+            "How long a recording's file may become; then another follows.",
+            minimum=4096,
+            optional=True,
+        ),
+    )
+    record_max_age: float | None = field(
+        default=None,
+        metadata=_seconds(
+            BROKER, "How long events go into one file of a recording; then another follows.", above=0, optional=True
+        ),
+    )
+    record_compress: bool = field(
+        default=False,
+        metadata=_about("flag", BROKER, "Whether finished files of a recording are compressed with zstd."),
+    )
+    flight_recorder: int | None = field(
+        default=None,
+        metadata=_about(
+            "bytes",
+            BROKER,
+            "How much memory the last events may take, which are written out on SIGUSR2, on request, or when a handler fails.",
+            minimum=4096,
+            optional=True,
+        ),
+    )
+    flight_dir: str | None = field(
+        default=None,
+        metadata=_about(
+            "text", BROKER, "Where the flight recorder is written; none: in the broker's directory.", optional=True
+        ),
+    )
 
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():

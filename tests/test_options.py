@@ -40,6 +40,9 @@ def values_of(option: Option) -> st.SearchStrategy[Any]:
             values = st.booleans()
         case "choice":
             values = st.sampled_from(option.choices)
+        case "text":
+            # The word "none" means that there is none.
+            values = st.text(min_size=1).filter(lambda text: text.strip().lower() != "none")
         case "seconds":
             lowest = option.minimum if option.above is None else option.above
             values = st.floats(lowest, option.maximum, exclude_min=option.above is not None)
@@ -103,6 +106,13 @@ def test_the_defaults_are_those_of_the_design():
         "max_connections": 1024,
         "max_unique_keys": 1_000_000,
         "hello_timeout": 2.0,
+        "record": None,
+        "record_fsync": "interval",
+        "record_max_size": None,
+        "record_max_age": None,
+        "record_compress": False,
+        "flight_recorder": None,
+        "flight_dir": None,
     }
 
 
@@ -128,6 +138,13 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "max_connections": (0, None, 1.5),
     "max_unique_keys": (0, None, "many"),
     "hello_timeout": (0, None, "2"),
+    "record": ("", 1, b"x", False),
+    "record_fsync": ("", None, "sometimes", 1),
+    "record_max_size": (4095, "1", True, 5000.0),
+    "record_max_age": (0, "1", True),
+    "record_compress": (None, 1, "yes"),
+    "flight_recorder": (0, 4095, "1", True),
+    "flight_dir": ("", 1, False),
 }
 
 

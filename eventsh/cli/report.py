@@ -11,9 +11,20 @@ from eventsh.escape import escape, render_data
 
 if TYPE_CHECKING:
     from eventsh.commands.post import Posted
+    from eventsh.commands.record import Recorded
     from eventsh.receipt import HandlerRun, Receipt, WorkerReceipt
 
-__all__ = ["columns", "say", "show_handlers", "show_posted", "show_progress", "show_receipt", "show_status"]
+__all__ = [
+    "columns",
+    "say",
+    "say_json",
+    "show_handlers",
+    "show_posted",
+    "show_progress",
+    "show_receipt",
+    "show_recorded",
+    "show_status",
+]
 
 
 def say(text: str) -> None:
@@ -31,7 +42,7 @@ def show_progress(count: int, seconds: float) -> None:
 def show_posted(posted: Posted, *, as_json: bool, with_rate: bool) -> None:
     """What became of a post."""
     if as_json:
-        _print_json(asdict(posted))
+        say_json(asdict(posted))
         return
     text = _describe(posted)
     if with_rate and posted.posted and posted.seconds:
@@ -60,7 +71,7 @@ def _describe(posted: Posted) -> str:
 def show_receipt(receipt: Receipt, *, as_json: bool) -> None:
     """Which handlers of an event ran."""
     if as_json:
-        _print_json(asdict(receipt))
+        say_json(asdict(receipt))
     elif receipt.unique == "repeat":
         say("1 repeat ignored, as the unique key is taken")
     else:
@@ -89,7 +100,7 @@ def _number(number: int, word: str) -> str:
 def show_status(status: dict[str, Any], *, as_json: bool) -> None:
     """A broker's account of itself and its workers."""
     if as_json:
-        _print_json(status)
+        say_json(status)
         return
     broker, workers = status["broker"], status["workers"]
     lines = [
@@ -100,6 +111,8 @@ def show_status(status: dict[str, Any], *, as_json: bool) -> None:
         f"clients  {_number(broker['connections'], 'connection')}, {_number(broker['observers'], 'observer')}",
         "",
     ]
+    if status.get("recording") is not None:
+        lines[-1:] = [*_recording_lines(status["recording"]), ""]
     if workers:
         lines += _table(workers)
     else:
@@ -107,10 +120,38 @@ def show_status(status: dict[str, Any], *, as_json: bool) -> None:
     say("\n".join(lines))
 
 
+def _recording_lines(recording: dict[str, Any]) -> list[str]:
+    lines = []
+    if recording["state"] != "off":
+        state = (
+            recording["state"] if recording["error"] is None else f"{recording['state']}: {escape(recording['error'])}"
+        )
+        lines.append(f"record   {escape(recording['path'])} ({state})")
+        missed = (
+            f", {recording['missed']:,} missed in {_number(recording['holes'], 'hole')}" if recording["holes"] else ""
+        )
+        lines.append(f"         {recording['events']:,} events, {recording['bytes']:,} bytes{missed}")
+    if (flight := recording.get("flight")) is not None:
+        last = f", last written to {escape(flight['last_dump'])}" if flight["last_dump"] else ""
+        lines.append(f"flight   the last {flight['events']:,} events, {flight['bytes']:,} bytes{last}")
+    return lines
+
+
+def show_recorded(recorded: Recorded, *, as_json: bool) -> None:
+    """What came of a recording."""
+    if as_json:
+        say_json(asdict(recorded))
+        return
+    text = f"recorded {_number(recorded.events, 'event')} in {recorded.seconds:.1f} s: {escape(recorded.path)}"
+    if recorded.holes:
+        text += f"; {recorded.missed:,} are missing, in {_number(recorded.holes, 'hole')}"
+    say(f"{text} ({recorded.bytes:,} bytes)")
+
+
 def show_handlers(workers: list[dict[str, Any]], *, as_json: bool) -> None:
     """What is registered in each worker."""
     if as_json:
-        _print_json(workers)
+        say_json(workers)
         return
     lines: list[str] = []
     for worker in workers:
@@ -174,5 +215,6 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def _print_json(value: Any) -> None:
+def say_json(value: Any) -> None:
+    """Write it as JSON in one line."""
     say(render_data(value))

@@ -15,29 +15,13 @@ import typer
 from typer.main import get_command
 
 from eventsh.cli.command import Command, Group, UsageException
+from eventsh.cli.parameters import Address, Json, Timeout, read_seconds, read_whole
 from eventsh.errors import UsageError
 
 if TYPE_CHECKING:
     from eventsh.runtime.log import LogFormat
 
 __all__ = ["VERBS", "build_command", "run_verb"]
-
-Address = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        "-a",
-        metavar="ADDRESS",
-        help="Where the broker is; by default $EVENTSH_ADDRESS, else a socket of your own.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Timeout = Annotated[
-    str | None,
-    typer.Option(
-        "--timeout", metavar="SECONDS", help="How long to wait for the broker: 5, 500ms or 1m.  [default: 10]"
-    ),
-]
 
 
 def post(
@@ -81,8 +65,8 @@ def post(
     from eventsh.commands.arguments import parse_data
     from eventsh.commands.post import post_and_wait, post_data, post_lines
 
-    timeout_s = _seconds(timeout)
-    times = _whole("--count", count)
+    timeout_s = read_seconds(timeout)
+    times = read_whole("--count", count)
     if wait and (stdin or times is not None):
         raise UsageError("--wait is for one event: leave out --stdin and --count")
     if stdin:
@@ -131,7 +115,7 @@ def tail(
     """
     from eventsh.cli.watch import watch
 
-    watch(address, source, event, count=_whole("--count", count), template=template, as_json=json)
+    watch(address, source, event, count=read_whole("--count", count), template=template, as_json=json)
 
 
 def status(address: Address = None, timeout: Timeout = None, json: Json = False) -> None:
@@ -144,7 +128,7 @@ def status(address: Address = None, timeout: Timeout = None, json: Json = False)
     from eventsh.cli.report import show_status
     from eventsh.commands.status import status as ask
 
-    show_status(ask(address, timeout_s=_seconds(timeout)), as_json=json)
+    show_status(ask(address, timeout_s=read_seconds(timeout)), as_json=json)
 
 
 def handlers(address: Address = None, timeout: Timeout = None, json: Json = False) -> None:
@@ -157,7 +141,7 @@ def handlers(address: Address = None, timeout: Timeout = None, json: Json = Fals
     from eventsh.cli.report import show_handlers
     from eventsh.commands.handlers import handlers as ask
 
-    show_handlers(ask(address, timeout_s=_seconds(timeout)), as_json=json)
+    show_handlers(ask(address, timeout_s=read_seconds(timeout)), as_json=json)
 
 
 def _option(name: str, metavar: str) -> Any:
@@ -215,11 +199,18 @@ def serve(
         str,
         typer.Option("--log-format", metavar="text|json", help="How to log to standard error."),
     ] = "text",
+    record: Annotated[str | None, _option("record", "FILE")] = None,
+    record_fsync: Annotated[str | None, _option("record_fsync", "never|interval|always")] = None,
+    record_max_size: Annotated[str | None, _option("record_max_size", "SIZE")] = None,
+    record_max_age: Annotated[str | None, _option("record_max_age", "SECONDS")] = None,
+    record_compress: Annotated[str | None, _option("record_compress", "yes|no")] = None,
+    flight_recorder: Annotated[str | None, _option("flight_recorder", "SIZE")] = None,
+    flight_dir: Annotated[str | None, _option("flight_dir", "DIRECTORY")] = None,
 ) -> int:
     """Run a broker and a pool of workers, and restart what dies.
 
-    Ctrl-C stops it, SIGHUP reloads the handlers, SIGTTIN adds a worker, and SIGTTOU has the last one leave once it has
-    handled what it was given.
+    Ctrl-C stops it, SIGHUP reloads the handlers, SIGUSR2 has the flight recorder written out, SIGTTIN adds a worker, and
+    SIGTTOU has the last one leave once it has handled what it was given.
 
     Exit status: 0 after Ctrl-C or SIGTERM, 1 a process could not be kept running, or another broker has the address,
     2 refused, 128 + N after a second signal N.
@@ -239,8 +230,15 @@ def serve(
         "unique_timeout": unique_timeout,
         "max_queue_len": max_queue_len,
         "max_payload_len": max_payload_len,
+        "record": record,
+        "record_fsync": record_fsync,
+        "record_max_size": record_max_size,
+        "record_max_age": record_max_age,
+        "record_compress": record_compress,
+        "flight_recorder": flight_recorder,
+        "flight_dir": flight_dir,
     }
-    wanted = _whole("--workers", workers, minimum=0)
+    wanted = read_whole("--workers", workers, minimum=0)
     arguments = ServeArguments(
         address=find_endpoint(listen)[1],
         workers=DEFAULT_WORKERS if wanted is None else wanted,
@@ -249,30 +247,9 @@ def serve(
             **{name: parse_option(name, text) for name, text in given.items() if text is not None}
         ),
         log_format=formats[log_format],
-        stop_timeout_s=_seconds(stop_timeout, "--stop-timeout", DEFAULT_STOP_TIMEOUT_S),
+        stop_timeout_s=read_seconds(stop_timeout, "--stop-timeout", DEFAULT_STOP_TIMEOUT_S),
     )
     return run(arguments, say)
-
-
-def _seconds(text: str | None, flag: str = "--timeout", default: float | None = None) -> float:
-    from eventsh.commands.post import DEFAULT_TIMEOUT_S
-    from eventsh.options import parse_option
-
-    if text is None:
-        return DEFAULT_TIMEOUT_S if default is None else default
-    seconds = parse_option("timeout", text, label=flag)
-    assert isinstance(seconds, float)
-    return seconds
-
-
-def _whole(flag: str, text: str | None, *, minimum: int = 1) -> int | None:
-    """The number that `text` is; None when there is none."""
-    if text is None:
-        return None
-    # More digits are more than anything can count, and int() refuses thousands of them with an error of its own.
-    if not (text.isascii() and text.isdigit() and len(text) <= 18) or int(text) < minimum:
-        raise UsageError(f"{flag} must be a whole number of at least {minimum}, not {text[:40]!r}")
-    return int(text)
 
 
 def _read_file(path: str) -> bytes:
@@ -297,7 +274,8 @@ VERBS: dict[str, tuple[Callable[..., int | None], str] | str] = {
         """\
 eventsh serve --workers 4
 eventsh serve --handlers handlers.py --max-payload-len 1MiB
-eventsh serve --workers 0 --listen unix:/run/app/events.sock""",
+eventsh serve --workers 0 --listen unix:/run/app/events.sock
+eventsh serve --record today.evlog --record-max-size 100MB --flight-recorder 64MB""",
     ),
     "post": (
         post,
@@ -329,6 +307,7 @@ eventsh handlers
 eventsh handlers --json | jq '.[].handlers[] | select(.differs)'""",
     ),
     "bench": "eventsh.cli.bench",
+    "record": "eventsh.cli.record",
 }
 EXAMPLES = """\
 eventsh serve --workers 4

@@ -20,6 +20,8 @@ from eventsh.address import Address, parse_address
 from eventsh.errors import ConfigureError, EventError, TransportError
 from eventsh.options import Options, broker_arguments
 from eventsh.plugins import find_transport
+from eventsh.recording.segments import zstandard
+from eventsh.recording.writer import Writer
 from eventsh.runtime.election import lock_address, python_command, python_environment, unlock_address
 from eventsh.runtime.endpoint import find_endpoint
 from eventsh.runtime.loader import is_file_name
@@ -78,11 +80,23 @@ def serve(arguments: ServeArguments, say: Callable[[str], None]) -> int:
             " (one that a program started ends by itself, seconds after the last that is attached)"
         )
     try:
+        _check_recording(arguments.options)
         configure_logging(arguments.log_format)
         return asyncio.run(_run(arguments, _Plan(arguments, transport, lock, say)))
     finally:
         # Held here also while a broker is restarted, so that the address is never anybody else's in between.
         unlock_address(transport, arguments.address, lock)
+
+
+def _check_recording(options: Options) -> None:
+    """Say at once what would otherwise be the broker's trouble, again and again."""
+    if options.record is not None:
+        Writer(options.record).close()
+    if options.record_compress:
+        zstandard()
+    directory = options.flight_dir or "."
+    if options.flight_recorder is not None and not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigureError(f"flight_dir: {directory!r} is no directory that can be written to", option="flight_dir")
 
 
 async def _run(arguments: ServeArguments, plan: _Plan) -> int:

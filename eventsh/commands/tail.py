@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eventsh.core.outbox import Outbox
-from eventsh.core.registry import Registry
-from eventsh.core.session import Session
+from eventsh.commands.observer import new_observer
 from eventsh.event import LIFECYCLE_SOURCE
-from eventsh.options import Options
-from eventsh.runtime.client import Client
-from eventsh.runtime.endpoint import find_endpoint
 from eventsh.runtime.loop import new_event_loop
 
 if TYPE_CHECKING:
@@ -109,26 +103,14 @@ async def _watch(
     timeout_s: float,
     output: int | None,
 ) -> None:
-    options = Options(role="observer", broker="never")
-    transport, found = find_endpoint(address, options)
     watcher = _Watcher(pattern, on_event)
-    outbox = Outbox(
-        origin=int.from_bytes(os.urandom(4), "little") or 1,
-        pid=os.getpid(),
-        max_queue_len=options.max_queue_len,
-        max_payload_len=options.max_payload_len,
-        on_batch=lambda: None,
-    )
-    registry = Registry()
-    session = Session(outbox, registry, identity=os.urandom(16).hex(), role="observer", take_unique=False)
-    session.release()
 
     def tell(attached: bool) -> None:
         # Our own leaving is no news.
         if not watcher.done.done():
             on_state(attached)
 
-    client = Client(transport, found, options, session, registry, dispatcher=watcher, on_state=tell)
+    client = new_observer(address, watcher, tell)
     client.start()
     if output is not None:
         # A pipe's writing end is never readable but when its reader is gone.

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from eventsh.core.link import Link
     from eventsh.core.slot import Slot
     from eventsh.errors import ProtocolError
+    from eventsh.runtime.recording import BrokerRecording
     from eventsh.transport import Connection, Listener, Transport
 
 __all__ = ["Broker", "Clock", "main"]
@@ -124,6 +126,7 @@ class Broker:
         self._timer: asyncio.TimerHandle | None = None
         self._alone_since = self.clock()
         self._alone = asyncio.Event()
+        self._recording: BrokerRecording | None = None
         self.stopping = asyncio.Event()
 
     @property
@@ -132,9 +135,41 @@ class Broker:
         return self._listener.address if self._listener is not None else str(self.address)
 
     async def start(self) -> None:
-        """Listen. Raises TransportError."""
+        """Listen, and record if that is wanted. Raises TransportError and RecordingError."""
         self._listener = await self.transport.listen(self.address, self._accept)
+        # Before the loop's next turn, so that no event is missed.
+        if self.options.record is not None or self.options.flight_recorder is not None:
+            await self._record()
         self._tick()
+
+    async def _record(self) -> None:
+        # Imported here: most brokers record nothing, and start sooner without.
+        from eventsh.runtime.recording import BrokerRecording
+
+        try:
+            self._recording = self.router.tap = BrokerRecording(
+                self.options,
+                epoch=self.router.epoch,
+                pid=os.getpid(),
+                address=self.listening,
+                on_synced=self._settle,
+            )
+        except EventError:
+            assert self._listener is not None
+            await self._listener.close()
+            raise
+
+    def _settle(self) -> None:
+        """What waited for the disk can be confirmed."""
+        self.router.settle(self.clock())
+        self.flush()
+
+    def command(self, command: str) -> None:
+        """Do what the supervisor says."""
+        if command != "dump":
+            self.stopping.set()
+        elif self._recording is not None:
+            self._recording.dump("SIGUSR2")
 
     async def load_plugins(self) -> None:
         """Load plugins, and tell them that the broker is there. Clients are served meanwhile: looking for plugins takes
@@ -166,6 +201,8 @@ class Broker:
                     await self._alone.wait()
         for link in list(self.router.links):
             link.key.connection.abort()
+        if self._recording is not None:
+            await self._recording.close()
 
     def _accept(self, connection: Connection) -> _Peer:
         peer = _Peer(self, connection)
@@ -265,7 +302,9 @@ async def _serve(known: argparse.Namespace, options: Options, supervisor: Superv
     except EventError as error:
         _log.error("%s", error)
         return supervisor.fail(str(error))
-    supervisor.follow(asyncio.get_running_loop(), lambda _command: broker.stopping.set())
+    loop = asyncio.get_running_loop()
+    supervisor.follow(loop, broker.command)
+    loop.add_signal_handler(signal.SIGUSR2, broker.command, "dump")
     supervisor.report("ready", address=broker.listening, pid=os.getpid(), epoch=broker.router.epoch)
     _log.info("broker %d listens on %s", os.getpid(), broker.listening)
     await broker.load_plugins()

@@ -5,7 +5,7 @@ object a line. The end of the control pipe means that the supervisor is gone, by
 closes the pipe also after `kill -9`. Knows nothing of brokers and workers.
 
     child -> supervisor   {"state": "ready" | "standby" | "failed", ...}
-    supervisor -> child   {"do": "attach" | "hand_over" | "stop"}
+    supervisor -> child   {"do": "attach" | "hand_over" | "dump" | "stop"}
 """
 
 from __future__ import annotations

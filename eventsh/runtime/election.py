@@ -212,9 +212,18 @@ def _close_in_child() -> None:
 os.register_at_fork(before=_fork_guard.acquire, after_in_parent=_fork_guard.release, after_in_child=_close_in_child)
 
 
+def _with_absolute_paths(options: Options) -> Options:
+    """The broker is started in another directory."""
+    if options.record is not None:
+        options = options.replace(record=os.path.abspath(options.record))
+    if options.flight_recorder is not None:
+        options = options.replace(flight_dir=os.path.abspath(options.flight_dir or "."))
+    return options
+
+
 def _spawn(transport: Transport, address: Address, options: Options, lock: int, report: int) -> subprocess.Popen[bytes]:
     command = [*python_command("eventsh.runtime.broker"), "--address", str(address), "--lock-fd", str(lock)]
-    command += ["--report-fd", str(report), "--detach", *broker_arguments(options)]
+    command += ["--report-fd", str(report), "--detach", *broker_arguments(_with_absolute_paths(options))]
     # Where others may make files too, one of this name may be anything: not waited for, and not written to unless ours.
     flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
     try:

@@ -246,6 +246,7 @@ class Pool:
         numbers = (*_STOPPING, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
         for number in numbers:
             loop.add_signal_handler(number, self._inbox.put_nowait, number)
+        loop.add_signal_handler(signal.SIGUSR2, self._dump)
         starting = self._watched(asyncio.create_task(self._start(), name="start"))
         try:
             status = await self._until_stop()
@@ -256,8 +257,13 @@ class Pool:
             await self._plan.clean_up(broker.ended.result() if broker is not None else None)
             return status
         finally:
-            for number in numbers:
+            for number in (*numbers, signal.SIGUSR2):
                 loop.remove_signal_handler(number)
+
+    def _dump(self) -> None:
+        """Have the broker write out what it recorded in memory."""
+        if self._broker is not None and self._broker.process is not None:
+            self._broker.process.tell("dump")
 
     async def _until_stop(self) -> int:
         while True:

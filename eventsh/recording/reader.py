@@ -1,0 +1,248 @@
+"""Read a recording: its files in order, or from a place in the middle, in constant memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, NamedTuple
+
+from eventsh.errors import RecordingError
+from eventsh.protocol.frame import HEADER
+from eventsh.recording.format import (
+    FILE_HEADER_BYTES,
+    Checkpoint,
+    FileHeader,
+    Record,
+    RecordDecoder,
+    RecordKind,
+    decode_checkpoint,
+    decode_facts,
+    decode_file_header,
+)
+from eventsh.recording.frames import Frame
+from eventsh.recording.seek import find_checkpoint
+from eventsh.recording.segments import ZSTD_SUFFIX, open_file, segment_paths
+
+__all__ = ["Damage", "Item", "Note", "Reader", "Start"]
+
+_READ_BYTES = 256 * 1024
+
+
+class Note(NamedTuple):
+    """What is between the frames: a start, a hole, a marker or an end. `events` came before it in the recording."""
+
+    kind: RecordKind
+    facts: dict[str, Any]
+    events: int
+    time_ns: int
+
+
+class Damage(NamedTuple):
+    """Where a file can't be read on, and why. `lost_bytes` is what is behind, None where the size can't be known.
+
+    `is_cut`: it may be no more than what a writer that was killed, or still writes, left unfinished."""
+
+    path: str
+    offset: int
+    reason: str
+    is_cut: bool
+    lost_bytes: int | None
+
+
+Item = Frame | Note | Damage
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where to begin: behind the last checkpoint of which `is_before` holds. What is before it is not read."""
+
+    is_before: Callable[[Checkpoint], bool]
+
+
+class Reader:
+    """A recording: all its files, or with `one_file` only this one.
+
+    Iterate over it as often as you like; each time begins anew. Damage does not raise: it is an item, after which the
+    next file follows. RecordingError where there is nothing to read at all, or a file can't be opened.
+    """
+
+    def __init__(self, path: str, *, one_file: bool = False, start: Start | None = None) -> None:
+        self.path = path
+        self.paths = [path] if one_file else segment_paths(path)
+        self._start = start
+        for each in self.paths:
+            if not os.path.exists(each):
+                raise RecordingError(f"there is no file {each!r}")
+
+    @property
+    def size_bytes(self) -> int:
+        """How much the files take, compressed ones as they are."""
+        return sum(os.path.getsize(path) for path in self.paths)
+
+    def header(self) -> FileHeader:
+        """The first file's header. Raises RecordingError."""
+        with _opened(self.paths[0]) as file:
+            try:
+                return decode_file_header(_read(file, FILE_HEADER_BYTES, self.paths[0]))
+            except RecordingError as error:
+                raise RecordingError(f"{self.paths[0]}: {error}") from None
+
+    def __iter__(self) -> Iterator[Item]:
+        first, checkpoint = self._find_start()
+        state = _State()
+        expected: int | None = None
+        for number, path in enumerate(self.paths):
+            if number < first:
+                continue
+            with _opened(path) as file:
+                try:
+                    header = decode_file_header(_read(file, FILE_HEADER_BYTES, path))
+                except RecordingError as error:
+                    yield Damage(path, 0, str(error), "cut off" in str(error) or "empty" in str(error), _size(path))
+                    continue
+                if expected is not None and header.segment != expected:
+                    yield Damage(path, 0, f"segment {expected} is missing before this one", False, None)
+                expected = header.segment + 1
+                state.events = header.events
+                if number == first and checkpoint is not None:
+                    file.seek(checkpoint.offset)
+                    state.resume(checkpoint)
+                    yield from self._items(file, path, RecordDecoder(checkpoint.offset), state)
+                else:
+                    yield from self._items(file, path, RecordDecoder(), state)
+
+    def _items(self, file: IO[bytes], path: str, decoder: RecordDecoder, state: _State) -> Iterator[Item]:
+        while True:
+            try:
+                data = _read(file, _READ_BYTES, path)
+            except RecordingError as error:
+                yield Damage(path, decoder.offset, str(error), False, None)
+                return
+            if not data:
+                break
+            for record in decoder.receive_data(data):
+                try:
+                    item = state.take(record)
+                except RecordingError as error:
+                    yield Damage(path, record.offset, f"damaged: {error}", False, _left(path, record.offset))
+                    return
+                if item is not None:
+                    yield item
+            if decoder.error is not None:
+                left = _left(path, decoder.offset)
+                yield Damage(path, decoder.offset, str(decoder.error), False, left)
+                return
+        if decoder.buffered_bytes:
+            reason = f"cut off at byte {decoder.offset}: the last record is not whole"
+            yield Damage(path, decoder.offset, reason, True, decoder.buffered_bytes)
+
+    def _find_start(self) -> tuple[int, Checkpoint | None]:
+        """The file to begin with, and the checkpoint in it."""
+        if self._start is None:
+            return 0, None
+        is_before = self._start.is_before
+        for number in range(len(self.paths) - 1, -1, -1):
+            path = self.paths[number]
+            # A compressed file can't be sought in: if another one follows, all that comes before that is in this one.
+            if path.endswith(ZSTD_SUFFIX):
+                if number == 0 or self._begins_before(path):
+                    return number, None
+                continue
+            with _opened(path) as file:
+                found = find_checkpoint(
+                    lambda offset, count, file=file: os.pread(file.fileno(), count, offset),  # type: ignore[misc]
+                    os.fstat(file.fileno()).st_size,
+                    is_before,
+                )
+            if found is not None:
+                return number, found
+            if number and self._begins_before(path):
+                return number, None
+        return 0, None
+
+    def _begins_before(self, path: str) -> bool:
+        """Whether the place that is sought is surely not before this file: judged by its first frame."""
+        assert self._start is not None
+        state = _State()
+        with _opened(path) as file:
+            try:
+                header = decode_file_header(_read(file, FILE_HEADER_BYTES, path))
+            except RecordingError:
+                return False
+            state.events = header.events
+            for item in self._items(file, path, RecordDecoder(), state):
+                if isinstance(item, Frame):
+                    seq = HEADER.unpack_from(item.data)[7]
+                    here = Checkpoint(0, 0, item.first, item.epoch, seq, item.time_ns)
+                    return self._start.is_before(here)
+        return False
+
+
+class _State:
+    """What is known of the place that has been read to."""
+
+    def __init__(self) -> None:
+        self.events = 0
+        self.epoch = 0
+        self.time_ns = 0
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        self.events, self.epoch, self.time_ns = checkpoint.events, checkpoint.epoch, checkpoint.time_ns
+
+    def take(self, record: Record) -> Frame | Note | None:
+        if record.kind == RecordKind.EVENTS:
+            _, _, _, count, _, _, _, _, time_ns = HEADER.unpack_from(record.payload)
+            frame = Frame(record.payload, self.epoch, record.worker, self.events + 1)
+            self.events += count
+            self.time_ns = max(self.time_ns, time_ns)
+            return frame
+        if record.kind == RecordKind.CHECKPOINT:
+            self.resume(decode_checkpoint(record))
+            return None
+        if record.kind not in (RecordKind.START, RecordKind.HOLE, RecordKind.MARKER, RecordKind.END):
+            return None
+        facts = decode_facts(record)
+        if record.kind == RecordKind.START:
+            epoch = facts.get("epoch")
+            if type(epoch) is not int or not 0 <= epoch < 1 << 64:
+                raise RecordingError(f"the start at byte {record.offset} names no epoch")
+            self.epoch = epoch
+        return Note(RecordKind(record.kind), facts, self.events, self.time_ns)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    try:
+        with open_file(path) as file:
+            yield file
+    except OSError as error:
+        raise RecordingError(f"can't read {path}: {error.strerror}") from error
+
+
+def _read(file: IO[bytes], count: int, path: str) -> bytes:
+    """As much as there is, up to `count`: an unbuffered file, or one that is compressed, may give less at a time."""
+    pieces: list[bytes] = []
+    while count:
+        try:
+            piece = file.read(count)
+        except OSError as error:
+            raise RecordingError(f"can't read {path}: {error.strerror}") from error
+        except Exception as error:
+            if type(error).__name__ != "ZstdError":
+                raise
+            raise RecordingError(f"{path}: what is compressed is damaged: {error}") from None
+        if not piece:
+            break
+        pieces.append(piece)
+        count -= len(piece)
+    return b"".join(pieces)
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path)
+
+
+def _left(path: str, offset: int) -> int | None:
+    return None if path.endswith(ZSTD_SUFFIX) else _size(path) - offset

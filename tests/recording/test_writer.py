@@ -1,0 +1,320 @@
+"""Files: going on with one, cutting its tail off, rotation, compression, errors of the disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from eventsh.errors import RecordingError
+from eventsh.protocol.frame import HEADER
+from eventsh.recording.format import RecordKind
+from eventsh.recording.frames import Frame
+from eventsh.recording.reader import Reader, Start
+from eventsh.recording.recorder import Recorder, RecorderOptions
+from eventsh.recording.segments import segment_paths
+from eventsh.recording.writer import Limits, Writer
+from tests.recording.sample import (
+    EPOCH,
+    SECOND,
+    damages,
+    datas,
+    events,
+    frame,
+    is_open,
+    items,
+    notes,
+    small_file,
+    write,
+)
+
+START = {"epoch": 5, "address": "unix:/x", "pid": 1, "by": "broker", "time_ns": EPOCH}
+DEADLINE_S = 30.0
+
+
+def wait_until(condition, what):
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.005)
+
+
+# --- one file ---
+
+
+def test_a_file_is_its_owners_alone_and_is_not_left_open(tmp_path):
+    path = tmp_path / "a.evlog"
+    write(path, [frame(1, "x")])
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert not is_open(str(path))
+
+
+def test_a_recording_can_be_continued_after_its_end(tmp_path):
+    path = tmp_path / "a.evlog"
+    write(path, [frame(1, "x"), frame(2, "y")], checkpoint_bytes=100)
+    writer = write(path, [frame(1, "z")], epoch=6, checkpoint_bytes=100)
+    assert (writer.events, writer.repaired_bytes) == (3, 0)
+    found = items(path)
+    assert not damages(found)
+    assert [(event.epoch, event.data) for event in events(found)] == [(5, "x"), (5, "y"), (6, "z")]
+    assert [item.first for item in found if isinstance(item, Frame)] == [1, 2, 3]
+
+
+def test_cut_at_every_byte_it_is_continued_behind_the_last_whole_record(tmp_path):
+    whole = small_file(closed=False)
+    path = tmp_path / "a.evlog"
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        before = datas(items(path, one_file=True))
+        writer = write(path, [frame(50, "new")])
+        found = items(path, one_file=True)
+        assert not damages(found), size
+        assert datas(found) == [*before, "new"]
+        assert writer.events == len(before) + 1
+
+
+@pytest.mark.parametrize("content", [b"x", b"#!/bin/sh\nexit 1\n" * 9, b"\x89PNG\r\n\x1a\n" * 9])
+def test_what_is_no_recording_is_left_alone(tmp_path, content):
+    path = tmp_path / "a.evlog"
+    path.write_bytes(content)
+    with pytest.raises(RecordingError, match="no recording"):
+        Writer(str(path))
+    assert path.read_bytes() == content
+    assert not is_open(str(path))
+
+
+def test_two_do_not_write_to_one_file(tmp_path):
+    first = Writer(str(tmp_path / "a.evlog"))
+    with pytest.raises(RecordingError, match="another process records to it"):
+        Writer(str(tmp_path / "a.evlog"))
+    first.close()
+    Writer(str(tmp_path / "a.evlog")).close()
+
+
+def test_where_no_file_can_be_made_the_error_names_it(tmp_path):
+    with pytest.raises(RecordingError, match=r"nowhere/a\.evlog: No such file"):
+        Writer(str(tmp_path / "nowhere" / "a.evlog"))
+
+
+# --- several ---
+
+
+def test_files_are_rotated_by_size_and_read_as_one(tmp_path):
+    path = tmp_path / "a.evlog"
+    write(path, [frame(number, "x" * 200) for number in range(1, 101)], limits=Limits(max_bytes=4096))
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names[-1] == "a.evlog"
+    assert names[0] == "a.0000.evlog"
+    assert len(names) > 5
+    assert all(file.stat().st_size <= 4096 for file in tmp_path.iterdir())
+    found = items(path)
+    assert not damages(found)
+    assert [event.seq for event in events(found)] == list(range(1, 101))
+    assert {event.epoch for event in events(found)} == {5}
+    assert [item.first for item in found if isinstance(item, Frame)] == list(range(1, 101))
+    # Each of them can be read by itself too.
+    assert datas(items(tmp_path / names[1]))
+
+
+def test_a_frame_larger_than_a_file_may_be_gets_one_of_its_own(tmp_path):
+    path = tmp_path / "a.evlog"
+    write(path, [frame(number, "x" * 9000) for number in range(1, 4)], limits=Limits(max_bytes=4096))
+    assert len(list(tmp_path.iterdir())) == 3
+    assert [event.seq for event in events(items(path))] == [1, 2, 3]
+
+
+def test_a_rotated_recording_is_continued_with_the_right_numbers(tmp_path):
+    path = tmp_path / "a.evlog"
+    limits = Limits(max_bytes=4096)
+    write(path, [frame(number, "x" * 200) for number in range(1, 51)], limits=limits)
+    writer = write(path, [frame(number, "x" * 200) for number in range(51, 101)], limits=limits)
+    assert writer.events == 100
+    found = items(path)
+    assert not damages(found)
+    assert [event.seq for event in events(found)] == list(range(1, 101))
+
+
+def test_a_missing_file_in_the_middle_is_noticed(tmp_path):
+    path = tmp_path / "a.evlog"
+    write(path, [frame(number, "x" * 200) for number in range(1, 51)], limits=Limits(max_bytes=4096))
+    (tmp_path / "a.0001.evlog").unlink()
+    assert ["segment 1 is missing" in damage.reason for damage in damages(items(path))] == [True]
+
+
+def test_killed_in_the_midst_of_a_rotation_nothing_is_lost(tmp_path):
+    path = tmp_path / "a.evlog"
+    write(path, [frame(number, "x" * 200) for number in range(1, 51)], limits=Limits(max_bytes=4096))
+    path.rename(tmp_path / "a.evlog.next")
+    write(path, [frame(51, "new")])
+    assert [event.seq for event in events(items(path))] == list(range(1, 52))
+
+
+def test_finished_files_are_compressed_and_read_as_before(tmp_path):
+    path = tmp_path / "a.evlog"
+    recorder = Recorder(str(path), START, RecorderOptions(limits=Limits(max_bytes=8192), compress=True))
+    for number in range(1, 201):
+        recorder.take(frame(number, "x" * 200))
+    wait_until(lambda: len(list(tmp_path.glob("*.zst"))) >= 3, "three are compressed")
+    recorder.close()
+    assert not list(tmp_path.glob("*.part"))
+    found = items(path)
+    assert not damages(found)
+    assert [event.seq for event in events(found)] == list(range(1, 201))
+    # Sought in, too.
+    for wanted in (1, 2, 100, 150, 200):
+        reader = Reader(str(path), start=Start(partial(is_before, wanted)))
+        seqs = [event.seq for event in events(reader)]
+        assert seqs[0] <= wanted
+        assert seqs[-1] == 200
+
+
+def is_before(wanted, here):
+    return here.seq < wanted
+
+
+def test_a_damaged_compressed_file_is_noticed(tmp_path):
+    path = tmp_path / "a.evlog"
+    recorder = Recorder(str(path), START, RecorderOptions(limits=Limits(max_bytes=8192), compress=True))
+    for number in range(1, 101):
+        recorder.take(frame(number, os.urandom(100).hex()))
+    wait_until(lambda: list(tmp_path.glob("*.zst")), "one is compressed")
+    recorder.close()
+    first = segment_paths(str(path))[0]
+    data = bytearray(Path(first).read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    Path(first).write_bytes(data)
+    assert len(damages(items(path))) == 1
+
+
+# --- seeking ---
+
+
+def test_a_place_is_found_by_number_time_and_count_without_what_is_before(tmp_path):
+    path = tmp_path / "a.evlog"
+    write(path, [frame(number, "x" * 50) for number in range(1, 2001)], checkpoint_bytes=2000)
+    for wanted in (1, 2, 3, 777, 1000, 1999, 2000):
+        for before in (
+            lambda here, wanted=wanted: here.seq < wanted,
+            lambda here, wanted=wanted: here.time_ns < EPOCH + wanted * SECOND,
+            lambda here, wanted=wanted: here.events < wanted,
+        ):
+            found = items(path, start=Start(before))
+            seqs = [event.seq for event in events(found)]
+            assert seqs == list(range(seqs[0], 2001))
+            assert seqs[0] <= wanted < seqs[0] + 20
+            assert next(item.first for item in found if isinstance(item, Frame)) == seqs[0]
+            assert next(events(found)).epoch == 5
+
+
+def test_a_payload_that_looks_like_a_checkpoint_is_none(tmp_path):
+    path = tmp_path / "a.evlog"
+    inner = small_file()
+    hostile = bytearray(frame(2, "x" * len(inner)))
+    hostile[-len(inner) :] = inner
+    write(path, [frame(1, "a"), bytes(hostile), frame(3, "b")], checkpoint_bytes=10**9)
+    found = items(path, start=Start(lambda here: True))
+    assert [HEADER.unpack_from(item.data)[7] for item in found if isinstance(item, Frame)] == [1, 2, 3]
+    assert write(path, [frame(4, "c")]).events == 4
+
+
+# --- trouble with the disk ---
+
+
+class Disk:
+    """Lets writing fail from some point on, as a full disk does: a part is written first."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.full = False
+        self.kind = errno.ENOSPC
+        real = os.pwritev
+
+        def pwritev(descriptor, parts, offset):
+            if self.full:
+                real(descriptor, [b"".join(parts)[:7]], offset)
+                raise OSError(self.kind, os.strerror(self.kind))
+            return real(descriptor, parts, offset)
+
+        monkeypatch.setattr(os, "pwritev", pwritev)
+
+
+@pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("fsync", ["never", "always"])
+def test_on_an_error_recording_pauses_and_goes_on_with_the_hole_recorded(tmp_path, monkeypatch, kind, fsync):
+    disk = Disk(monkeypatch)
+    disk.kind = kind
+    changes = threading.Semaphore(0)
+    path = tmp_path / "a.evlog"
+    recorder = Recorder(str(path), START, RecorderOptions(fsync=fsync), on_change=changes.release)
+    recorder.take(frame(1, "before"))
+    wait_until(lambda: recorder.status()["events"] == 1, "the first is written")
+    disk.full = True
+    recorder.take(frame(2, "lost", "lost too"))
+    wait_until(lambda: recorder.status()["state"] == "paused", "it pauses")
+    assert recorder.synced is None
+    recorder.take(frame(4, "lost"))
+    recorder.add(RecordKind.MARKER, {"name": "meanwhile", "time_ns": 1})
+    wait_until(lambda: recorder.status()["missed"] == 3, "it counts what it misses")
+    assert not damages(items(path))
+    disk.full = False
+    wait_until(lambda: recorder.status()["state"] == "recording", "it goes on")
+    recorder.take(frame(5, "after"))
+    wait_until(lambda: recorder.status()["events"] == 2, "what follows is written")
+    if fsync == "always":
+        wait_until(lambda: recorder.synced == 5, "it is on disk")
+        assert changes.acquire(timeout=DEADLINE_S)
+    recorder.close()
+    found = items(path)
+    assert not damages(found)
+    assert datas(found) == ["before", "after"]
+    (hole,) = notes(found, RecordKind.HOLE)
+    assert (hole["missed"], hole["first_seq"], hole["last_seq"], hole["epoch"]) == (3, 2, 4, 5)
+    assert hole["reason"] in ("the disk is full", os.strerror(errno.EIO))
+    assert [marker["name"] for marker in notes(found, RecordKind.MARKER)] == ["meanwhile"]
+    assert (recorder.missed, recorder.holes) == (3, 1)
+
+
+def test_a_disk_that_is_too_slow_costs_a_hole_and_no_memory(tmp_path, monkeypatch):
+    go_on = threading.Event()
+    real = os.pwritev
+
+    def slow(descriptor, parts, offset):
+        go_on.wait(DEADLINE_S)
+        return real(descriptor, parts, offset)
+
+    path = tmp_path / "a.evlog"
+    recorder = Recorder(str(path), START, RecorderOptions(pending_bytes=10_000))
+    monkeypatch.setattr(os, "pwritev", slow)
+    for number in range(1, 101):
+        recorder.take(frame(number, "x" * 500))
+    assert recorder.status()["pending_bytes"] < 12_000
+    assert recorder.status()["state"] == "paused"
+    missed = recorder.status()["missed"]
+    go_on.set()
+    wait_until(lambda: recorder.status()["pending_bytes"] == 0, "it has caught up")
+    recorder.take(frame(101, "after"))
+    recorder.close()
+    found = items(path)
+    (hole,) = notes(found, RecordKind.HOLE)
+    assert hole["missed"] == missed > 50
+    assert hole["last_seq"] == 100
+    seqs = [event.seq for event in events(found)]
+    assert seqs == [*range(1, hole["first_seq"]), 101]
+
+
+def test_a_directory_in_which_nothing_can_be_made_lets_the_old_file_grow(tmp_path, monkeypatch):
+    real = os.rename
+
+    def fail(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "rename", fail)
+    path = tmp_path / "a.evlog"
+    write(path, [frame(number, "x" * 200) for number in range(1, 51)], limits=Limits(max_bytes=4096))
+    monkeypatch.setattr(os, "rename", real)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.evlog"]
+    assert [event.seq for event in events(items(path))] == list(range(1, 51))
