@@ -70,9 +70,11 @@ def eventsh_cli_commands() -> Mapping[str, Callable[..., Any]]:  # type: ignore[
 
 @hookspec
 def eventsh_shell_commands() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
-    """Give commands for the interactive shell: functions by the name that is typed.
+    """Give commands for the interactive shell: functions by the name that is typed, with typer's parameters.
 
-    Called by nothing in this version: there is no shell yet.
+    Called in the process of the shell, when what was typed is no command of eventsh's own, and for its help. A function
+    returns an exit status or nothing, prints to standard output, and raises EventError for what the person can mend. A
+    parameter's metavar (SOURCE, EVENT, WORKER, FILE) says what it is completed with.
     """
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "show_receipt",
     "show_recorded",
     "show_status",
+    "show_workers",
 ]
 
 
@@ -113,11 +114,18 @@ def show_status(status: dict[str, Any], *, as_json: bool) -> None:
     ]
     if status.get("recording") is not None:
         lines[-1:] = [*_recording_lines(status["recording"]), ""]
-    if workers:
-        lines += _table(workers)
-    else:
-        lines.append("no workers: start some with 'eventsh serve --workers 4', or attach your own")
     say("\n".join(lines))
+    show_workers(workers, as_json=False)
+
+
+def show_workers(workers: list[dict[str, Any]], *, as_json: bool) -> None:
+    """The workers alone."""
+    if as_json:
+        say_json(workers)
+    elif workers:
+        say("\n".join(_table(workers)))
+    else:
+        say("no workers: start some with 'eventsh serve --workers 4', or attach your own")
 
 
 def _recording_lines(recording: dict[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from eventsh.errors import UsageError
 if TYPE_CHECKING:
     from eventsh.runtime.log import LogFormat
 
-__all__ = ["VERBS", "build_command", "run_verb"]
+__all__ = ["VERBS", "build_command", "load_verb", "run_verb"]
 
 
 def post(
@@ -308,6 +308,7 @@ eventsh handlers --json | jq '.[].handlers[] | select(.differs)'""",
     ),
     "bench": "eventsh.cli.bench",
     "record": "eventsh.cli.record",
+    "shell": "eventsh.cli.shell",
 }
 EXAMPLES = """\
 eventsh serve --workers 4
@@ -331,7 +332,8 @@ def _root(
     """Events between the worker processes of one host."""
 
 
-def _load_verb(name: str) -> tuple[Callable[..., int | None], str]:
+def load_verb(name: str) -> tuple[Callable[..., int | None], str]:
+    """The function and the examples of a verb."""
     verb = VERBS[name]
     if not isinstance(verb, str):
         return verb
@@ -349,7 +351,7 @@ def build_command(verb: str | None = None) -> Any:
         add_completion=False,
     )
     for name in VERBS if verb is None else [verb]:
-        function, examples = _load_verb(name)
+        function, examples = load_verb(name)
         app.command(name, cls=Command, epilog=examples, context_settings=settings)(function)
     if verb is None:
         app.callback(cls=Group, epilog=EXAMPLES, context_settings=settings)(_root)
@@ -359,6 +361,9 @@ def build_command(verb: str | None = None) -> Any:
 def run_verb(arguments: list[str]) -> int:
     """Run one command line; gives its exit status. Raises EventError, UsageError for a wrong line, and OSError when the
     output can't be written."""
+    if not arguments and sys.stdin.isatty() and sys.stdout.isatty():
+        # Somebody is there to talk to.
+        arguments = ["shell"]
     verb = arguments[0] if arguments and arguments[0] in VERBS else None
     command = build_command(verb)
     try:

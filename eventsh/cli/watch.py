@@ -20,7 +20,7 @@ from eventsh.errors import UsageError
 from eventsh.escape import escape, render_data
 from eventsh.event import LIFECYCLE_SOURCE
 
-__all__ = ["watch"]
+__all__ = ["clock", "watch"]
 
 # What the broker may take to answer at the start.
 _ATTACH_TIMEOUT_S = 10.0
@@ -107,7 +107,7 @@ def _fields(seen: Seen) -> dict[str, object]:
         "data": seen.data,
         "pid": seen.pid,
         "seq": seen.seq or None,
-        "time": _clock(seen),
+        "time": clock(seen),
     }
 
 
@@ -122,12 +122,12 @@ def _as_line(seen: Seen, color: bool) -> str:
     who = f"{seen.pid}" if seen.pid is not None else "-"
     source, event, data = escape(seen.source), escape(seen.event), render_data(seen.data)
     if not color:
-        return f"{_clock(seen)} {who} {source} {event} {data}"
+        return f"{clock(seen)} {who} {source} {event} {data}"
     tint = _YELLOW if seen.source == LIFECYCLE_SOURCE else _CYAN
-    return f"{_DIM}{_clock(seen)} {who}{_PLAIN} {tint}{source}{_PLAIN} {_GREEN}{event}{_PLAIN} {data}"
+    return f"{_DIM}{clock(seen)} {who}{_PLAIN} {tint}{source}{_PLAIN} {_GREEN}{event}{_PLAIN} {data}"
 
 
-def _clock(seen: Seen) -> str:
+def clock(seen: Seen) -> str:
     """The local time of day to the millisecond, as for people who watch."""
     if not seen.time_ns:
         return "--:--:--.---"

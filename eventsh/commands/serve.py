@@ -121,6 +121,7 @@ class _Plan:
         # A supervised broker is ended by its supervisor, never by itself.
         options = self._arguments.options.replace(slots=workers, linger=None)
         flags = ["--address", str(self._address), "--log-format", self._arguments.log_format]
+        flags += [f"--supervisor-pid={os.getpid()}"]
         flags += ["--lock-fd", str(self._lock), "--keep-lock-file", *broker_arguments(options)]
         return Program((*python_command("eventsh.runtime.broker"), *flags), (self._lock,), self._env)
 

@@ -59,10 +59,21 @@ _EVENTS, _ACK = int(Kind.EVENTS), int(Kind.ACK)
 class Router:
     """The state of one broker's life. `now` is always seconds on one monotonic clock."""
 
-    def __init__(self, options: Options, *, epoch: int, pid: int, wall_clock_ns: Callable[[], int], now: float) -> None:
+    def __init__(
+        self,
+        options: Options,
+        *,
+        epoch: int,
+        pid: int,
+        wall_clock_ns: Callable[[], int],
+        now: float,
+        supervisor: int | None = None,
+    ) -> None:
         self.options = options
         self.epoch = epoch
         self.pid = pid
+        # Whoever restarts this broker and its workers, for people who want them reloaded.
+        self.supervisor = supervisor
         self.started_at = now
         self.links: set[Link] = set()
         self.roster = Roster(
@@ -503,6 +514,7 @@ class Router:
         return {
             "broker": {
                 "pid": self.pid,
+                "supervisor": self.supervisor,
                 "epoch": self.epoch,
                 "uptime_s": round(now - self.started_at, 3),
                 "connections": len(self.links),

@@ -111,14 +111,21 @@ class _Peer:
 class Broker:
     """A router that serves one address in the running loop. Everything here happens in that loop."""
 
-    def __init__(self, transport: Transport, address: Address, options: Options) -> None:
+    def __init__(
+        self, transport: Transport, address: Address, options: Options, *, supervisor: int | None = None
+    ) -> None:
         self.transport = transport
         self.address = address
         self.options = options
         self._interval_s = min(max(min(options.timeout, options.hello_timeout) / 8, 0.01), 0.25)
         self.clock = Clock(max(2 * self._interval_s, _STANDSTILL_S))
         self.router = Router(
-            options, epoch=time.time_ns(), pid=os.getpid(), wall_clock_ns=time.time_ns, now=self.clock()
+            options,
+            epoch=time.time_ns(),
+            pid=os.getpid(),
+            wall_clock_ns=time.time_ns,
+            now=self.clock(),
+            supervisor=supervisor,
         )
         self._host = pid_space()
         self._listener: Listener | None = None
@@ -276,6 +283,7 @@ def _parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, Opti
     parser.add_argument("--address", required=True)
     parser.add_argument("--lock-fd", type=int, help="the locked file of the address, inherited")
     parser.add_argument("--keep-lock-file", action="store_true", help="somebody else holds the lock too")
+    parser.add_argument("--supervisor-pid", type=int, help="the process that starts this one again when it dies")
     parser.add_argument("--detach", action="store_true", help="go on as a process of nobody's")
     add_child_arguments(parser)
     known, rest = parser.parse_known_args(arguments)
@@ -297,7 +305,7 @@ async def _serve(known: argparse.Namespace, options: Options, supervisor: Superv
     try:
         transport, address = find_endpoint(known.address, options)
         lock = _lock_for(transport, address, known.lock_fd)
-        broker = Broker(transport, address, options)
+        broker = Broker(transport, address, options, supervisor=known.supervisor_pid)
         await broker.start()
     except EventError as error:
         _log.error("%s", error)

@@ -34,6 +34,7 @@ from eventsh.runtime.hosted import LoopThread
 
 if TYPE_CHECKING:
     from eventsh.address import Address
+    from eventsh.runtime.client import Deliveries
 
 __all__ = ["Bus", "default_bus", "open_buses", "unconfigured_buses"]
 
@@ -59,6 +60,8 @@ class Bus:
         self.options = Options()
         # Told of each post, once plugins are loaded and one of them wants to know.
         self.on_posted: Callable[[str, str, Any, str | None], None] | None = None
+        # For a program that shows what goes on: what stands between its client and its handlers.
+        self.tap: Callable[[Deliveries], Deliveries] | None = None
         self.renew_locks()
         self.renew()
         _buses.add(self)
@@ -139,6 +142,7 @@ class Bus:
                 session,
                 self.registry,
                 lock=self.lock if self.threaded else None,
+                tap=self.tap,
                 on_plugins=self._ask_plugins,
             )
             self.client.start()

@@ -20,7 +20,7 @@ from eventsh.core.trace import Wait
 from eventsh.errors import EventError, NotConnected, ProtocolError
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.plugins import plugins
-from eventsh.protocol.messages import Error, Message, Welcome
+from eventsh.protocol.messages import Error, Message, Reply, Welcome
 from eventsh.runtime.attach import Attacher, in_thread
 from eventsh.runtime.dispatch import Dispatcher, HandlerFailure
 
@@ -78,6 +78,7 @@ class Client:
         *,
         lock: AbstractContextManager[Any] | None = None,
         dispatcher: Deliveries | None = None,
+        tap: Callable[[Deliveries], Deliveries] | None = None,
         on_state: Callable[[bool], None] | None = None,
         on_plugins: Callable[[], None] | None = None,
     ) -> None:
@@ -86,12 +87,15 @@ class Client:
         self.session = session
         self._lock = lock if lock is not None else contextlib.nullcontext()
         self._is_shared = lock is not None
-        self._on_state = on_state
+        self.on_state = on_state
         self._on_plugins = on_plugins
         self._loop = asyncio.get_running_loop()
         self._dispatcher: Deliveries = dispatcher or Dispatcher(
             registry, timeout_s=options.timeout, on_failure=self._take_failure, on_complete=self._complete
         )
+        if tap is not None:
+            self._dispatcher = tap(self._dispatcher)
+        self._replies: dict[int, asyncio.Future[Reply]] = {}
         self._first_attempt: asyncio.Future[None] | None = None
         self._woken = False
         self._was_attached = False
@@ -140,8 +144,11 @@ class Client:
         was_attached = self.is_attached
         with self._lock:
             self.session.disconnected()
-        if was_attached and self._on_state is not None:
-            self._on_state(False)
+        for future in self._replies.values():
+            if not future.done():
+                future.set_exception(NotConnected(f"the connection to {self.address} broke before there was an answer"))
+        if was_attached and self.on_state is not None:
+            self.on_state(False)
         self._check_waiters()
 
     # --- frames in, deliveries to handlers ---
@@ -178,11 +185,14 @@ class Client:
                 self._tell_plugins("eventsh_worker_started", worker_id=message.worker_id, address=str(self.address))
             if self._first_attempt is not None and not self._first_attempt.done():
                 self._first_attempt.set_result(None)
-            if self._on_state is not None:
-                self._on_state(True)
+            if self.on_state is not None:
+                self.on_state(True)
             if not attachment.welcomed.done():
                 attachment.welcomed.set_result(message)
             self._check_waiters()
+        elif isinstance(message, Reply):
+            if (future := self._replies.get(message.id)) is not None and not future.done():
+                future.set_result(message)
         elif isinstance(message, Error):
             attachment.refusal = message
 
@@ -407,6 +417,24 @@ class Client:
         finally:
             del session.waits[number]
         return wait.receipt()
+
+    async def ask(self, what: str, arguments: dict[str, Any], timeout: float | None) -> Any:
+        """Ask the broker a question. Raises EventError when it has no answer, NotConnected when it gives none."""
+        if not self.is_attached:
+            raise NotConnected(f"not attached to {self.address}")
+        number = self.session.request(what, arguments)
+        future = self._replies[number] = self._loop.create_future()
+        self.flush()
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await future
+        except TimeoutError:
+            raise NotConnected(f"{self.address}: the broker did not answer within {timeout:g} s") from None
+        finally:
+            del self._replies[number]
+        if reply.error is not None:
+            raise EventError(reply.error)
+        return reply.data
 
     # --- the end ---
 

@@ -1,0 +1,124 @@
+"""Open a shell: attach or start a pool, run lines or a prompt, and put everything in order again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from eventsh.cli.terminal import wants_color
+from eventsh.commands.outcome import Exit, exit_status
+from eventsh.commands.status import status
+from eventsh.errors import EventError, UsageError
+from eventsh.escape import escape
+from eventsh.runtime.endpoint import find_endpoint
+from eventsh.shell.render import Paint
+from eventsh.shell.script import read_script
+from eventsh.shell.shell import Leave, Shell
+from eventsh.shell.verbs import make_verbs
+
+__all__ = ["run_shell"]
+
+_TIMEOUT_S = 10.0
+_OFFERED_WORKERS = 4
+
+
+def run_shell(
+    address: str | None, *, workers: int | None, handlers: Sequence[str], commands: Sequence[str] | None
+) -> int:
+    """Run a shell to its end; gives the exit status. Raises EventError when it can't be opened."""
+    found = str(find_endpoint(address)[1])
+    # For every verb, and for every program that is started from here.
+    os.environ["EVENTSH_ADDRESS"] = found
+    is_interactive = commands is None and sys.stdin.isatty() and sys.stdout.isatty()
+    paint = Paint(wants_color(sys.stdout, os.environ))
+    shell = Shell(found, make_verbs(), paint, sys.stdout, is_interactive=is_interactive)
+    try:
+        if is_interactive:
+            from eventsh.shell.prompt import run_prompt
+
+            return run_prompt(shell, lambda: _open(shell, workers, handlers))
+        # Read before anything is started: a mistake in it is told at once, and nothing else reads from it.
+        lines = _lines(shell, commands)
+        _open(shell, workers, handlers)
+        with suppress(Leave):
+            return _run_all(shell, lines)
+        return 0
+    finally:
+        close(shell)
+
+
+def _lines(shell: Shell, commands: Sequence[str] | None) -> list[tuple[str, list[tuple[int, str]]]]:
+    if commands is not None:
+        return [("-c", [(number, line)]) for number, line in enumerate(commands, 1)]
+    try:
+        text = sys.stdin.read()
+    except OSError as error:
+        raise UsageError(f"can't read standard input: {error.strerror}") from None
+    return [("standard input", read_script(text, shell.verbs))]
+
+
+def _run_all(shell: Shell, parts: list[tuple[str, list[tuple[int, str]]]]) -> int:
+    for name, lines in parts:
+        if end := shell.run_lines(lines, name):
+            return end
+    return 0
+
+
+def _open(shell: Shell, workers: int | None, handlers: Sequence[str]) -> dict[str, Any] | None:
+    """Attach; gives the broker's status, None where there is none and none was wanted."""
+    if workers is not None:
+        start_pool(shell, workers, handlers)
+    try:
+        answer = status(shell.address, timeout_s=_TIMEOUT_S)
+    except EventError as error:
+        if exit_status(error) is not Exit.NO_BROKER or not shell.is_interactive:
+            raise
+        if not _offer_pool(shell, error):
+            return None
+        answer = status(shell.address, timeout_s=_TIMEOUT_S)
+    from eventsh.shell.link import Link
+
+    link = Link(shell.address, shell.watcher, lambda attached: None)
+    link.open()
+    shell.link = link
+    return answer
+
+
+def _offer_pool(shell: Shell, error: EventError) -> bool:
+    shell.show(escape(str(error)))
+    try:
+        answer = input(f"Start a pool of {_OFFERED_WORKERS} workers here, which ends with this shell? [Y/n] ")
+    except EOFError:
+        return False
+    if answer.strip().lower() not in ("", "y", "yes"):
+        return False
+    start_pool(shell, _OFFERED_WORKERS, [])
+    return True
+
+
+def start_pool(shell: Shell, workers: int, handlers: Sequence[str]) -> None:
+    """Start a pool that ends with the shell. Raises EventError."""
+    from eventsh.shell.pool import HostedPool
+
+    if shell.is_interactive:
+        shell.show(
+            shell.paint("dim", f"starting {workers} worker{'' if workers == 1 else 's'} at {escape(shell.address)}")
+        )
+    pool = HostedPool(shell.address, workers, handlers, shell.show_pool_line, shell.show_warning)
+    shell.pool = pool
+    pool.wait_ready()
+
+
+def close(shell: Shell) -> None:
+    """End what the shell started, and undo what it did to others."""
+    for pid in shell.paused:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGCONT)
+    if shell.link is not None:
+        shell.link.close()
+    if shell.pool is not None:
+        shell.pool.stop()

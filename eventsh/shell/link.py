@@ -1,0 +1,117 @@
+"""The shell's own connection: an observer that sees every event, runs the shell's local handlers, and asks.
+
+It lives in a thread of its own, so the prompt never waits for it and it never waits for the prompt. It is this process's
+default bus: what handlers that are loaded here do with `eventsh` reaches the same broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from eventsh.api import default_events
+from eventsh.errors import EventError
+from eventsh.runtime.bus import default_bus
+from eventsh.shell.watch import Tap, Watcher
+
+__all__ = ["Figures", "Link"]
+
+_ATTACH_TIMEOUT_S = 10.0
+# Longer than the broker gives its workers to answer.
+_ASK_TIMEOUT_S = 5.0
+_LOOK_EACH_S = 1.0
+_LIVE = ("attached",)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the bar shows: as of the last look."""
+
+    is_attached: bool = False
+    workers: int = 0
+    slots: int = 0
+    events_per_s: float = 0.0
+    dropped: int = 0
+    failed: int = 0
+
+
+class Link:
+    """One attachment to one address, until `close`. `on_attached` is told of every attachment but the first."""
+
+    def __init__(self, address: str, watcher: Watcher, on_state: Callable[[bool], None]) -> None:
+        self.address = address
+        self.figures = Figures()
+        self.workers: list[dict[str, Any]] = []
+        self._watcher = watcher
+        self._events = default_events()
+        self._bus = default_bus()
+        self._on_state = on_state
+        self._looking: Any = None
+        self._last: tuple[int, int, float] | None = None
+
+    def open(self) -> None:
+        """Attach. Raises EventError."""
+        self._bus.tap = lambda inner: Tap(inner, self._watcher)
+        self._events.configure(self.address, role="observer", broker="never")
+        # Nobody is going to register a first handler, that events would wait for.
+        self._bus.session.release()
+        try:
+            self._events.wait_ready(_ATTACH_TIMEOUT_S)
+        except BaseException:
+            self._events.close(timeout=0)
+            raise
+        assert self._bus.loop is not None
+        self._bus.working_client().on_state = self._on_state
+        self._looking = asyncio.run_coroutine_threadsafe(self._look(), self._bus.loop)
+
+    def ask(self, what: str, arguments: dict[str, Any] | None = None) -> Any:
+        """Ask the broker, and wait for its answer. Not in the connection's own thread. Raises EventError."""
+        thread = self._bus.thread
+        assert thread is not None
+        return thread.run(self._bus.working_client().ask(what, arguments or {}, _ASK_TIMEOUT_S))
+
+    def settle(self) -> None:
+        """Wait until what the broker had for this shell before now has arrived and is handled, as far as that is soon."""
+        with contextlib.suppress(EventError):
+            self.ask("status")
+            thread = self._bus.thread
+            assert thread is not None
+            client = self._bus.working_client()
+            thread.run(client.wait_until(lambda: self._bus.session.is_idle, 1.0, "not handled"))
+
+    def close(self) -> None:
+        """Detach."""
+        if self._looking is not None:
+            self._looking.cancel()
+        self._events.close(timeout=1.0)
+
+    async def _look(self) -> None:
+        """Ask for the figures, every now and then."""
+        loop = asyncio.get_running_loop()
+        client = self._bus.working_client()
+        while True:
+            try:
+                self._take_status(await client.ask("status", {}, _ASK_TIMEOUT_S), loop.time())
+            except EventError:
+                self.figures = replace(self.figures, is_attached=False, events_per_s=0.0)
+                self._last = None
+            self._watcher.tick()
+            await asyncio.sleep(_LOOK_EACH_S)
+
+    def _take_status(self, status: dict[str, Any], now: float) -> None:
+        broker, self.workers = status["broker"], status["workers"]
+        rate = 0.0
+        if self._last is not None and self._last[0] == broker["epoch"] and now > self._last[2]:
+            rate = max(0, broker["events"] - self._last[1]) / (now - self._last[2])
+        self._last = (broker["epoch"], broker["events"], now)
+        self.figures = Figures(
+            is_attached=True,
+            workers=sum(worker["state"] in _LIVE for worker in self.workers),
+            slots=len(self.workers),
+            events_per_s=rate,
+            dropped=sum(worker["dropped"] for worker in self.workers),
+            failed=sum(worker["failed"] for worker in self.workers),
+        )

@@ -1,0 +1,49 @@
+"""Where a command's output goes: to the terminal, to a pager where it is longer than the screen, to another program."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from typing import TextIO
+
+from eventsh.errors import UsageError
+
+__all__ = ["page", "run_system"]
+
+# -F: what fits is only printed; -R: colours are colours; -X: it stays on the screen.
+_LESS = ("less", "-FRX")
+
+
+def run_system(command: str, stdin: str | None = None) -> int:
+    """Run a command of the system's shell on this terminal, with `stdin` as its input; gives its exit status."""
+    if not command:
+        raise UsageError("a command of the system's shell is missing")
+    done = subprocess.run(["/bin/sh", "-c", command], input=None if stdin is None else stdin.encode(), check=False)
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode
+
+
+def page(text: str, stream: TextIO, *, wanted: bool) -> None:
+    """Show a text; in $PAGER, or else less, if it is longer than the screen."""
+    pager = _pager() if wanted and text.count("\n") >= shutil.get_terminal_size().lines - 1 else None
+    if pager is None:
+        stream.write(text)
+        stream.flush()
+        return
+    stream.flush()
+    # Who leaves the pager before the end has seen enough.
+    subprocess.run(pager, input=text.encode(errors="backslashreplace"), check=False)
+
+
+def _pager() -> list[str] | None:
+    """What $PAGER says, else less; None where there is neither, or the terminal can't move its cursor."""
+    if os.environ.get("TERM", "dumb") == "dumb" or not sys.__stdout__ or not sys.__stdout__.isatty():
+        return None
+    try:
+        chosen = shlex.split(os.environ.get("PAGER", ""))
+    except ValueError:
+        chosen = []
+    pager = chosen or list(_LESS)
+    return pager if shutil.which(pager[0]) else None

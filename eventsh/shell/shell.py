@@ -1,0 +1,209 @@
+"""One shell: what it is attached to, what it knows, and how it runs a line. Knows no prompt.
+
+What a verb prints goes to the terminal, a pager or a pipe; what other threads show meanwhile goes above the prompt.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, TextIO
+
+from eventsh.commands.outcome import advice, exit_status
+from eventsh.errors import EventError, UsageError
+from eventsh.escape import escape
+from eventsh.runtime.capture import redirect_output
+from eventsh.shell.line import Line, parse_line
+from eventsh.shell.names import Names
+from eventsh.shell.output import page, run_system
+from eventsh.shell.registry import Verb, Verbs
+from eventsh.shell.render import Paint, render_event, render_traceback
+from eventsh.shell.settings import Settings
+from eventsh.shell.watch import Sampler, Watcher, WorkerOutput
+
+if TYPE_CHECKING:
+    from eventsh.commands.tail import Seen
+    from eventsh.shell.link import Link
+    from eventsh.shell.pool import HostedPool
+
+__all__ = ["Leave", "Shell"]
+
+INTERRUPTED = 130
+# A script that loads itself must not go on for ever.
+_MAX_DEPTH = 20
+# Completion asks at every key, and handlers seldom change.
+_LEARN_EACH_S = 5.0
+
+
+class Leave(Exception):
+    """The person has had enough."""
+
+
+class Shell:
+    """A shell at one address. `stdout` is the terminal itself, or the file that stands for it."""
+
+    def __init__(self, address: str, verbs: Verbs, paint: Paint, stdout: TextIO, *, is_interactive: bool) -> None:
+        self.address = address
+        self.verbs = verbs
+        self.paint = paint
+        self.is_interactive = is_interactive
+        self.settings = Settings()
+        self.names = Names()
+        self.link: Link | None = None
+        self.pool: HostedPool | None = None
+        self.paused: set[int] = set()
+        self.history: Callable[[], list[str]] = list
+        self.columns: Callable[[], int] = lambda: 80
+        self.watcher = Watcher(
+            self.names,
+            Sampler(lambda: self.settings.rate),
+            show_event=self._show_event,
+            show_output=self._show_output,
+            show_note=lambda text: self.show(self.paint("dim", text)),
+            is_own_script=lambda name: True,
+        )
+        self.stdout = stdout
+        self._depth = 0
+        self._learn_after = 0.0
+        self._pool_lines = Sampler(lambda: 5 * self.settings.rate)
+
+    # --- running ---
+
+    def run(self, text: str, place: str = "") -> int:
+        """Run one line; gives its exit status. Trouble is told, with `place` before it. Raises Leave."""
+        try:
+            status = self._execute(text)
+            if self.link is not None and self.has_scripts:
+                # What it made handlers print is there before the next prompt, or before a script goes on.
+                self.link.settle()
+            return status
+        except EventError as error:
+            return self._complain(f"{place}{error}{advice(error)}", int(exit_status(error)))
+        except OSError as error:
+            return self._complain(f"{place}{error}", 1)
+        except KeyboardInterrupt:
+            self._complain(f"{place}interrupted", INTERRUPTED)
+            if not self.is_interactive:
+                raise
+            return INTERRUPTED
+
+    def run_lines(self, lines: list[tuple[int, str]], name: str) -> int:
+        """Run the lines of a script with their numbers, until one fails; gives its exit status."""
+        if self._depth >= _MAX_DEPTH:
+            raise UsageError(f"scripts call each other more than {_MAX_DEPTH} deep")
+        self._depth += 1
+        try:
+            for number, text in lines:
+                if status := self.run(text, f"{name}:{number}: "):
+                    return status
+            return 0
+        finally:
+            self._depth -= 1
+
+    @property
+    def has_scripts(self) -> bool:
+        """Whether anything that this shell wrote runs in workers."""
+        return False
+
+    def working_link(self) -> Link:
+        """The connection. Raises EventError when there is none."""
+        if self.link is None:
+            raise EventError("not attached")
+        return self.link
+
+    def _execute(self, text: str) -> int:
+        stripped = text.strip()
+        if not stripped or stripped.startswith("#"):
+            return 0
+        if stripped.startswith("!"):
+            return run_system(stripped[1:].strip())
+        line = parse_line(text, self.verbs.code_verbs)
+        verb = self._find(line)
+        if line.pipe is not None:
+            buffer = io.StringIO()
+            with redirect_output(buffer):
+                status = verb.run(line, self)
+            return status or run_system(line.pipe, buffer.getvalue())
+        if verb.is_paged and self.is_interactive:
+            return self._page(verb, line)
+        with redirect_output(self.stdout):
+            return verb.run(line, self)
+
+    def _find(self, line: Line) -> Verb:
+        if line.is_open:
+            raise UsageError("a quote or bracket is not closed")
+        verb = self.verbs.find(line.verb)
+        if verb is None:
+            known = [verb.name for verb in self.verbs.all(with_plugins=True)]
+            near = difflib.get_close_matches(line.verb, known, 1)
+            hint = f": did you mean {near[0]}?" if near else "; help lists all"
+            raise UsageError(f"there is no command {line.verb!r}{hint}")
+        return verb
+
+    def _page(self, verb: Verb, line: Line) -> int:
+        buffer = io.StringIO()
+        try:
+            with redirect_output(buffer):
+                return verb.run(line, self)
+        finally:
+            page(buffer.getvalue(), self.stdout, wanted=self.settings.pager)
+
+    def _complain(self, message: str, status: int) -> int:
+        if self.is_interactive:
+            self.stdout.write(self.paint("red", escape(message)) + "\n")
+            self.stdout.flush()
+        else:
+            sys.stdout.flush()
+            sys.stderr.write(f"eventsh: {escape(message)}\n")
+            sys.stderr.flush()
+        return status
+
+    # --- showing; from any thread ---
+
+    def show(self, text: str) -> None:
+        """Show lines above the prompt. What comes from events is escaped by the caller."""
+        # When the terminal is gone, so is who would read.
+        with suppress(OSError, ValueError):
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+    def show_pool_line(self, line: str) -> None:
+        """What the shell's own pool prints, of much a sample."""
+        if self._pool_lines.admit(1):
+            if skipped := self._pool_lines.take_skipped():
+                self.show(self.paint("dim", f"… {skipped:,} more lines of the workers, not shown"))
+            self.show(escape(line))
+
+    def show_warning(self, text: str) -> None:
+        """Something that went wrong, on one line."""
+        self.show(self.paint("yellow", escape(text)))
+
+    def show_record(self, record: logging.LogRecord) -> None:
+        """What eventsh logs in this process: above all, what handlers of this shell raise."""
+        lines = [self.paint("yellow", escape(record.getMessage()))]
+        if record.exc_info and record.exc_info[1] is not None:
+            text = "".join(traceback.format_exception(record.exc_info[1]))
+            lines.append(render_traceback(text, "<script"))
+        self.show("\n".join(lines))
+
+    def learn_names(self) -> None:
+        """Ask the workers for the names that their handlers are registered for, now and then."""
+        now = time.monotonic()
+        if self.link is None or now < self._learn_after:
+            return
+        self._learn_after = now + _LEARN_EACH_S
+        with suppress(EventError):
+            for worker in self.link.ask("handlers")["workers"]:
+                self.names.note_handlers(worker["data"] or [])
+
+    def _show_event(self, seen: Seen) -> None:
+        self.show(render_event(seen, self.paint, columns=self.columns(), pretty=self.settings.pretty))
+
+    def _show_output(self, output: WorkerOutput) -> None:
+        pass

@@ -1,0 +1,120 @@
+"""A person at the shell: start a pool, post, watch, and leave; in a pseudo-terminal."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+from tests.cli.pool import run, wait_until
+from tests.shell.terminal import PROMPT, Terminal
+
+
+def test_a_shell_offers_a_pool_where_there_is_none_and_ends_it(open_shell, directory):
+    terminal = open_shell()
+    terminal.wait("nobody listens at unix:", "Start a pool of 4 workers here")
+    terminal.enter("y", "starting 4 workers", "help lists the commands", "attached", PROMPT)
+    terminal.wait_bar("workers 4/4")
+    terminal.enter('post cache purge {"key": "k1"}', "posted 1 event to 4 workers")
+    for number in range(4):
+        wanted = f'[worker {number}] cache purge {{"key":"k1"}}'
+        terminal.wait_until(lambda wanted=wanted: wanted in terminal.rows, wanted)
+    leave(terminal)
+    # Nothing of the pool is left, and no socket.
+    assert run(f"unix:{directory}/run/e.sock", "status").status == 3
+    assert list((directory / "run").iterdir()) == []
+
+
+def leave(terminal: Terminal) -> None:
+    terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+def test_the_pool_ends_with_a_shell_that_is_killed(open_shell, directory):
+    terminal = open_shell("shell", "--workers", "1")
+    terminal.wait(PROMPT)
+    terminal.wait_bar("workers 1/1")
+    terminal.child.kill(9)
+    wait_until(lambda: not list((directory / "run").iterdir()), "the pool has ended")
+
+
+def test_events_are_shown_above_what_is_being_typed(open_shell, directory):
+    terminal = open_shell("shell", "--workers", "1")
+    terminal.wait(PROMPT)
+    terminal.enter("tail 'ca*'", "tail is on", PROMPT)
+    terminal.type("workers --js")
+    terminal.wait("workers --js")
+    terminal.type("\t")
+    terminal.wait("on")
+    terminal.type("\r")
+    terminal.wait('[{"worker_id":0,', PROMPT)
+    terminal.wait_bar("tail")
+    terminal.type("post cache half")
+    terminal.wait("post cache half")
+    address = f"unix:{directory}/run/e.sock"
+    assert run(address, "post", "cache", "evil", "--text", "\x1b[2J\u202e").status == 0
+    assert run(address, "post", "other", "unseen").status == 0
+    terminal.wait_until(lambda: r' cache evil "\u001b[2J\u202e"' in terminal.text, "the event")
+    terminal.wait_until(lambda: terminal.rows.count("eventsh> post cache half") == 1, "the line, once, as it was")
+    terminal.type(" 1")
+    terminal.wait("half 1")
+    terminal.type("\r")
+    terminal.wait_until(lambda: re.search(r"\d cache half 1", terminal.text) is not None, "the event of the line")
+    terminal.wait_until(lambda: "posted 1 event to 1 worker" in terminal.rows, "the answer")
+    assert "\x1b[2J\u202e" not in terminal.raw
+    assert re.search(r"\d other unseen", terminal.text) is None
+    terminal.enter("tail off", "tail is off", PROMPT)
+    leave(terminal)
+
+
+def test_of_many_events_a_sample_is_shown_and_the_rest_counted(open_shell, directory):
+    terminal = open_shell("shell", "--workers", "1", "--handlers", "quiet.py")
+    assert terminal.end() == 1
+    assert "handlers: there is no file 'quiet.py'" in terminal.text
+    (directory / "quiet.py").write_text("import eventsh\neventsh.register(lambda *event: None)\n")
+    terminal = open_shell("shell", "--workers", "1", "--handlers", "quiet.py")
+    terminal.wait(PROMPT)
+    terminal.enter("tail load", "tail is on", PROMPT)
+    terminal.enter("post load tick --count 20000", "posted 20,000 events to 1 worker")
+    terminal.wait_until(lambda: sum(seen(terminal.text)) >= 20000, "all events")
+    shown, counted = seen(terminal.text)
+    assert shown + counted == 20000
+    assert 0 < shown < 2000
+    leave(terminal)
+
+
+def seen(text: str) -> tuple[int, int]:
+    """How many events were shown, and how many counted."""
+    counted = [int(number.replace(",", "")) for number in re.findall(r"… ([0-9,]+) more event", text)]
+    return len(re.findall(r"\d load tick null", text)), sum(counted)
+
+
+def test_ctrl_c_clears_the_line_and_stops_a_command(open_shell):
+    terminal = open_shell("shell", "--workers", "1")
+    terminal.wait(PROMPT)
+    terminal.type("post a b {")
+    terminal.wait("post a b {")
+    terminal.type("\x03")
+    terminal.wait(PROMPT)
+    terminal.enter("!sleep 612")
+    wait_until(lambda: "sleep 612" in processes(), "the command runs")
+    terminal.type("\x03")
+    terminal.wait("interrupted", PROMPT)
+    assert "sleep 612" not in processes()
+    terminal.resize(20, 60)
+    terminal.enter("set rate 33", PROMPT)
+    terminal.enter("set", "rate     33", PROMPT)
+    terminal.enter("nothing", "there is no command 'nothing'", PROMPT)
+    leave(terminal)
+
+
+def processes() -> str:
+    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_dumb_terminal_without_colours_has_the_same(open_shell):
+    terminal = open_shell("shell", "--workers", "1", TERM="dumb", NO_COLOR="1")
+    terminal.wait(PROMPT)
+    terminal.enter("post a b 1", "posted 1 event to 1 worker", PROMPT)
+    terminal.enter("exit")
+    assert terminal.end() == 0
+    assert "\x1b[3" not in terminal.raw
