@@ -264,6 +264,16 @@ class Options:
         default=2.0,
         metadata=_seconds(BROKER, "How long a new connection may take to say hello.", above=0),
     )
+    ring_size: int = field(
+        default=64 * 1024 * 1024,
+        metadata=_about(
+            "bytes",
+            BOTH,
+            "How much shared memory one ring of an shm: address has; it is taken only as it is used.",
+            minimum=256 * 1024,
+            maximum=1024 * 1024 * 1024,
+        ),
+    )
     record: str | None = field(
         default=None,
         metadata=_about("text", BROKER, "The file into which the broker records all that crosses it.", optional=True),

@@ -76,7 +76,8 @@ class Connection(ABC):
     def send(self, frames: Sequence[Buffer]) -> None:
         """Send whole frames in order. Never blocks: what the peer does not take is buffered without limit, so the
         caller bounds it (by the queues' limits). They may leave as late as at the end of this turn of the loop.
-        The buffers must not be changed until they have left. After the end of the connection: no effect."""
+        The buffers must not be changed as long as the connection is open: where the same object is sent to several
+        connections, a transport may know it again. After the end of the connection: no effect."""
 
     def send_now(self, frame: Buffer) -> None:
         """As `send` with one frame, but try to hand it to the kernel before returning."""

@@ -18,6 +18,7 @@ __all__ = [
     "BATCH_BYTES",
     "BATCH_EVENTS",
     "FLAGS_OFFSET",
+    "FRAME_KINDS",
     "HEADER",
     "HEADER_BYTES",
     "MAX_BODY_BYTES",
@@ -143,20 +144,22 @@ def read_key(frame: bytes | bytearray) -> bytes:
     return key
 
 
-_KINDS = frozenset(int(kind) for kind in Kind)
+FRAME_KINDS = frozenset(int(kind) for kind in Kind)
 
 
 class FrameDecoder:
     """Cut a stream of bytes into frames.
 
-    A length over `max_body_bytes` and an unknown kind are found in the first five bytes of a frame, before its body is
+    `kinds` are those that are let through: a transport may have some of its own, which never leave it. A length over
+    `max_body_bytes` and an unknown kind are found in the first five bytes of a frame, before its body is
     waited for. After a ProtocolError the decoder takes no more data: the stream can't be trusted to be in step.
     """
 
-    __slots__ = ("_broken", "_rest", "max_body_bytes")
+    __slots__ = ("_broken", "_kinds", "_rest", "max_body_bytes")
 
-    def __init__(self, max_body_bytes: int = PRE_HELLO_BODY_BYTES) -> None:
+    def __init__(self, max_body_bytes: int = PRE_HELLO_BODY_BYTES, kinds: frozenset[int] = FRAME_KINDS) -> None:
         self.max_body_bytes = max_body_bytes
+        self._kinds = kinds
         self._rest = bytearray()
         self._broken: ProtocolError | None = None
 
@@ -189,7 +192,7 @@ class FrameDecoder:
         try:
             while size - start > KIND_OFFSET:
                 length = LENGTH.unpack_from(view, start)[0]
-                if length > self.max_body_bytes or view[start + KIND_OFFSET] not in _KINDS:
+                if length > self.max_body_bytes or view[start + KIND_OFFSET] not in self._kinds:
                     self._broken = self._refusal(length, view[start + KIND_OFFSET])
                     start = size
                     break
@@ -208,6 +211,6 @@ class FrameDecoder:
         return frames
 
     def _refusal(self, length: int, kind: int) -> ProtocolError:
-        if kind not in _KINDS:
+        if kind not in self._kinds:
             return ProtocolError(f"unknown kind of frame: {kind}")
         return ProtocolError(f"a frame with a body of {length} bytes is over the limit of {self.max_body_bytes}")

@@ -40,8 +40,8 @@ __all__ = ["Bus", "default_bus", "open_buses", "unconfigured_buses"]
 
 _log = logging.getLogger("eventsh")
 
-# What a client is while it is configured; the broker knows it by these.
-_FIXED_OPTIONS = ("worker_id", "role", "take_unique", "broker")
+# What a client is while it is configured; the broker knows it by these, or they are in use.
+_FIXED_OPTIONS = ("worker_id", "role", "take_unique", "broker", "ring_size")
 
 
 class Bus:

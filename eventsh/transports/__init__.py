@@ -17,6 +17,7 @@ __all__ = ["BUILTIN", "BuiltinTransport", "load_builtin"]
 BUILTIN = {
     "unix": "eventsh.transports.unix:UnixTransport",
     "tcp": "eventsh.transports.tcp:TcpTransport",
+    "shm": "eventsh.transports.shm:ShmTransport",
     "inproc": "eventsh.transports.inproc:InprocTransport",
 }
 

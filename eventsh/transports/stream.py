@@ -9,7 +9,7 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -20,10 +20,20 @@ from eventsh.transport import Buffer, Connection, Listener, Peer, Receiver
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["StreamConnection", "StreamListener"]
+__all__ = ["StreamConnection", "StreamListener", "forget_descriptor", "note_descriptor"]
 
 # The open descriptors of connections and listeners, each with the process that opened it.
 _opened: dict[int, int] = {}
+
+
+def note_descriptor(descriptor: int) -> None:
+    """A forked child is to let go of this one."""
+    _opened[descriptor] = os.getpid()
+
+
+def forget_descriptor(descriptor: int) -> None:
+    """It is about to be closed."""
+    _opened.pop(descriptor, None)
 
 
 def _let_go_in_child() -> None:
@@ -169,7 +179,7 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         self._writes_lists = type(transport).__module__.startswith("uvloop")
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES, low=WRITE_LOW_BYTES)
         self._descriptor = transport.get_extra_info("socket").fileno()
-        _opened[self._descriptor] = os.getpid()
+        note_descriptor(self._descriptor)
         if transport.get_extra_info("sslcontext") is None:
             self._fd = self._descriptor
         try:
@@ -203,7 +213,7 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
             self._read_last()
         self._closing = self._lost = True
         self._fd = -1
-        _opened.pop(self._descriptor, None)
+        forget_descriptor(self._descriptor)
         self._held.clear()
         if self.failure is not None:
             return
@@ -269,8 +279,9 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
 class StreamListener(Listener):
     """Accept connections on a listening socket, until `close`.
 
-    `accepted` makes the connection for each socket, and raises TransportError to refuse who is there; `removed` is called
-    once when the listener has closed, to remove what it left behind. `ssl` is passed on to the loop.
+    `accepted` makes the connection for each socket, and raises TransportError to refuse who is there; `greet` is awaited
+    before the first frame, with the socket, and refuses likewise; `removed` is called once when the listener has closed,
+    to remove what it left behind. `ssl` is passed on to the loop.
 
     Not the loop's own server: out of descriptors, uvloop takes connections only to drop them, and gives up listening
     without a word if its spare descriptor goes as well; asyncio logs a traceback for each place in the backlog, each second.
@@ -283,12 +294,14 @@ class StreamListener(Listener):
         accepted: Callable[[socket.socket], StreamConnection],
         removed: Callable[[], None] | None = None,
         *,
+        greet: Callable[[StreamConnection, socket.socket], Awaitable[None]] | None = None,
         ssl: Any = None,
     ) -> None:
         self.address = address
         self._sock = sock
         self._accepted = accepted
         self._removed = removed
+        self._greet = greet
         self._ssl = ssl
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
@@ -337,8 +350,10 @@ class StreamListener(Listener):
 
     async def _open(self, connection: StreamConnection, sock: socket.socket) -> None:
         try:
+            if self._greet is not None:
+                await self._greet(connection, sock)
             await self._loop.connect_accepted_socket(lambda: connection, sock, ssl=self._ssl)
-        except (OSError, RuntimeError) as error:
+        except (TransportError, OSError, RuntimeError) as error:
             sock.close()
             self._warn(f"{self.address}: {connection.peer.label} could not be connected: {error}")
         if connection.failure is not None:

@@ -13,11 +13,14 @@ import struct
 import sys
 import time
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from eventsh.address import Address, default_address
 from eventsh.errors import ConfigureError, TransportError
 from eventsh.transport import Capabilities, Connection, Listener, Peer, Receiver, Transport
+
+if TYPE_CHECKING:
+    from eventsh.transports.stream import StreamConnection
 
 __all__ = ["MAX_PATH_BYTES", "UnixTransport", "check_directory", "peer_of"]
 
@@ -64,20 +67,32 @@ class UnixTransport(Transport):
         check_directory(address)
 
     async def listen(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Listener:
-        from eventsh.transports.stream import StreamConnection, StreamListener
-
         self.prepare(address)
         sock, identity = _open_socket(address)
 
         def removed() -> None:
             _unlink_if_same(address.path, identity)
 
-        return StreamListener(sock, str(address), lambda peer: StreamConnection(peer_of(peer), on_connection), removed)
+        try:
+            return self._serve(sock, str(address), on_connection, removed)
+        except BaseException:
+            sock.close()
+            removed()
+            raise
+
+    def _serve(
+        self,
+        sock: socket.socket,
+        address: str,
+        on_connection: Callable[[Connection], Receiver],
+        removed: Callable[[], None],
+    ) -> Listener:
+        from eventsh.transports.stream import StreamConnection, StreamListener
+
+        return StreamListener(sock, address, lambda peer: StreamConnection(peer_of(peer), on_connection), removed)
 
     async def connect(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Connection:
         import asyncio
-
-        from eventsh.transports.stream import StreamConnection
 
         self.check_address(address)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -92,7 +107,7 @@ class UnixTransport(Transport):
                     await asyncio.sleep(CONNECT_RETRY_S)
             else:
                 sock.connect(address.path)
-            connection = StreamConnection(peer_of(sock), on_connection)
+            connection = await self._join(sock, on_connection)
             # Not create_unix_connection: if the receiver ends the connection at once, uvloop has closed the descriptor while
             # the socket object still holds its number, and would close whatever has that number later.
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
@@ -105,6 +120,12 @@ class UnixTransport(Transport):
         if connection.failure is not None:
             raise connection.failure
         return connection
+
+    async def _join(self, sock: socket.socket, on_connection: Callable[[Connection], Receiver]) -> StreamConnection:
+        """What a connected socket serves, once both sides have said what must be said before the first frame."""
+        from eventsh.transports.stream import StreamConnection
+
+        return StreamConnection(peer_of(sock), on_connection)
 
     def dial(self, address: Address, timeout_s: float) -> socket.socket | None:
         self.check_address(address)

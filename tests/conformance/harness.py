@@ -75,6 +75,7 @@ def _free_port() -> int:
 TRANSPORTS: dict[str, Callable[[Path, int], str]] = {
     "unix": lambda directory, number: f"unix:{directory}/{number}.sock",
     "tcp": lambda directory, number: f"tcp://127.0.0.1:{_free_port()}",
+    "shm": lambda directory, number: f"shm:{directory}/{number}.sock",
     "inproc": lambda directory, number: f"inproc:{directory}/{number}",
 }
 

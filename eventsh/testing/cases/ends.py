@@ -39,13 +39,14 @@ class EndCases:
         async with bench.connected() as pair:
             pair.raise_limits()
             pair.server.pause_reading()
-            pair.client.send([event_frame(n, LARGE_BYTES) for n in range(8)])
+            # More than any transport has room for on the way.
+            pair.client.send([event_frame(n, LARGE_BYTES) for n in range(64)])
             pair.client.abort()
             await pair.to_client.until(lambda recorder: recorder.lost == [None])
             pair.server.resume_reading()
             await pair.until_lost()
             assert numbers(pair.to_server.frames) == list(range(len(pair.to_server.frames)))
-            assert len(pair.to_server.frames) < 8
+            assert len(pair.to_server.frames) < 64
 
     @pytest.mark.parametrize("calls", [("close", "close"), ("abort", "abort"), ("close", "abort"), ("abort", "close")])
     @case

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ProcessCases"]
 
-# Larger than what kernels hold for a socket, so that its sender is in the midst of it while nobody reads.
+# Larger than what kernels hold for a socket, so that its sender is in the midst of it while nobody reads; and so many of
+# them that shared memory is full.
 TOO_LARGE_TO_SEND_AT_ONCE = 8 * LARGE_BYTES
+TOO_MANY_TO_SEND_AT_ONCE = 10
 
 
 class ProcessCases:
@@ -64,7 +66,7 @@ class ProcessCases:
 
         client = await bench.transport.connect(bench.address, begin)
         await asyncio.to_thread(peer.call, "connected", 1)
-        await asyncio.to_thread(peer.call, "send", 0, 3, TOO_LARGE_TO_SEND_AT_ONCE)
+        await asyncio.to_thread(peer.call, "send", 0, TOO_MANY_TO_SEND_AT_ONCE, TOO_LARGE_TO_SEND_AT_ONCE)
         await asyncio.to_thread(peer.call, "paused")
         peer.kill()
         client.resume_reading()
@@ -83,7 +85,7 @@ class ProcessCases:
             assert connection is not None
             connection.limit_body(2 * TOO_LARGE_TO_SEND_AT_ONCE)
             connection.pause_reading()
-            await asyncio.to_thread(peer.call, "send", 0, 3, TOO_LARGE_TO_SEND_AT_ONCE)
+            await asyncio.to_thread(peer.call, "send", 0, TOO_MANY_TO_SEND_AT_ONCE, TOO_LARGE_TO_SEND_AT_ONCE)
             await asyncio.to_thread(peer.call, "paused")
             peer.kill()
             connection.resume_reading()

@@ -1,0 +1,241 @@
+"""What a connection over shared memory is made of: the ring that is written, the stream that names its bytes, and both
+together as a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from eventsh.errors import ProtocolError
+from eventsh.protocol.frame import FRAME_KINDS, HEADER, HEADER_BYTES, KIND_OFFSET, FrameDecoder, decode_header
+from eventsh.transports import memory
+from eventsh.transports.memory import RingReader, RingWriter
+from eventsh.transports.ring import Lane, Ring
+from eventsh.transports.stream import StreamConnection, forget_descriptor, note_descriptor
+
+if TYPE_CHECKING:
+    from eventsh.transport import Buffer, Connection, Peer, Receiver
+
+__all__ = ["RingDecoder", "SharedRing", "SharingConnection"]
+
+# Smaller frames take the socket.
+INLINE_BYTES = 32 * 1024
+# A reader that has so much to give back says so even if it has nothing else to say.
+RELEASE_BYTES = 256 * 1024
+
+# What travels beside frames, as headers without a body: their kinds are none of the protocol's.
+SPAN = 0xF0  # seq: where in the ring the next frame is; time_ns: how long it is
+RELEASE = 0xF1  # seq: the reader is done with so many spans, counted from the first
+KINDS = FRAME_KINDS | {SPAN, RELEASE}
+
+
+class SharedRing:
+    """A ring that this process writes, and those who use it. Its memory goes with the last of them."""
+
+    def __init__(self, size_bytes: int, *, is_shared: bool) -> None:
+        self.writer = RingWriter(size_bytes)
+        self.is_shared = is_shared
+        self._ring = Ring(self.writer.size_bytes, is_shared=is_shared)
+        self._users = 0
+        self._departing: dict[socket.socket, Lane] = {}
+
+    def join(self) -> None:
+        """Have one user more. To be undone by `leave`."""
+        self._users += 1
+
+    def leave(self) -> None:
+        self._users -= 1
+        if self._users == 0:
+            self.close()
+
+    def close(self) -> None:
+        for sock in list(self._departing):
+            self._depart(sock)
+        self.writer.close()
+
+    def open_lane(self) -> Lane:
+        return Lane(self._ring)
+
+    def place(self, lane: Lane, frame: Buffer) -> Buffer:
+        """Put a frame into the ring for one reader, and give the message that names it. Without room: the frame itself."""
+        span = lane.give(frame)
+        if span is None:
+            return frame
+        if not span.is_written:
+            if not self.writer.allocate(span.offset + span.size):
+                lane.take_back()
+                self._ring.cut(self.writer.allocated_bytes)
+                return frame
+            self.writer.write(span.offset, frame)
+            span.is_written = True
+        return HEADER.pack(0, SPAN, 0, 0, 0, 0, 0, span.offset, span.length)
+
+    def await_departure(self, sock: socket.socket, lane: Lane) -> None:
+        """Keep what a reader was given until it has closed its end of `sock`, a duplicate of ours: what was sent to it
+        stays readable after we have closed, and it must not find other bytes where we said that its own are."""
+        self._departing[sock] = lane
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+        asyncio.get_running_loop().add_reader(sock.fileno(), self._look, sock)
+
+    def _look(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            # What it still says is said to nobody.
+            if sock.recv(65536, socket.MSG_DONTWAIT):
+                return
+        self._depart(sock)
+
+    def _depart(self, sock: socket.socket) -> None:
+        self._departing.pop(sock).clear()
+        asyncio.get_running_loop().remove_reader(sock.fileno())
+        forget_descriptor(sock.fileno())
+        sock.close()
+
+
+class RingDecoder(FrameDecoder):
+    """A decoder that takes the frames which messages name out of the peer's ring, and hears which of ours are free."""
+
+    __slots__ = ("_given", "_lane", "_reader", "unreleased_bytes")
+
+    def __init__(self, lane: Lane, reader: RingReader) -> None:
+        super().__init__(kinds=KINDS)
+        self._lane = lane
+        self._reader = reader
+        self._given = 0
+        self.unreleased_bytes = 0
+
+    def receive_data(self, data: Buffer) -> list[bytearray]:
+        frames = super().receive_data(data)
+        for frame in frames:
+            if frame[KIND_OFFSET] >= SPAN:
+                return self._resolve(frames)
+        return frames
+
+    def take_release(self) -> bytes:
+        """The message that gives back all that was read."""
+        self.unreleased_bytes = 0
+        return HEADER.pack(0, RELEASE, 0, 0, 0, 0, 0, self._given, 0)
+
+    def _resolve(self, frames: list[bytearray]) -> list[bytearray]:
+        found: list[bytearray] = []
+        for frame in frames:
+            try:
+                kind = frame[KIND_OFFSET]
+                if kind < SPAN:
+                    found.append(frame)
+                elif len(frame) != HEADER_BYTES:
+                    raise ProtocolError("a message about shared memory with a body")
+                elif kind == SPAN:
+                    found.append(self._read(frame))
+                else:
+                    self._lane.release(decode_header(frame).seq)
+            except ProtocolError as error:
+                self._rest.clear()
+                self._broken = error
+                break
+        return found
+
+    def _read(self, message: bytearray) -> bytearray:
+        header = decode_header(message)
+        offset, length = header.seq, header.time_ns
+        if length > HEADER_BYTES + self.max_body_bytes:
+            raise self._refusal(length - HEADER_BYTES, SPAN)
+        # Looked at only once it is our own: the peer can change the ring at any time.
+        frame = self._reader.read(offset, length)
+        if length < HEADER_BYTES or decode_header(frame).length + HEADER_BYTES != length:
+            raise ProtocolError(f"{length} bytes of shared memory are no frame")
+        if frame[KIND_OFFSET] not in FRAME_KINDS:
+            raise ProtocolError(f"unknown kind of frame: {frame[KIND_OFFSET]}")
+        self._given += 1
+        self.unreleased_bytes += length
+        return frame
+
+
+class SharingConnection(StreamConnection):
+    """A stream whose large frames are in shared memory, once `use` has told it which; before that, one as any other.
+
+    `early` is what was read of the stream before this connection got it.
+    """
+
+    def __init__(self, peer: Peer, on_connection: Callable[[Connection], Receiver]) -> None:
+        super().__init__(peer, on_connection)
+        self.early = b""
+        self._ring: SharedRing | None = None
+        self._reader: RingReader
+        self._lane: Lane
+        self._rings: RingDecoder
+        # A duplicate of the socket, once this side has ended the connection while the peer has frames to read in the ring.
+        self._departing: socket.socket | None = None
+
+    def use(self, ring: SharedRing, reader: RingReader) -> None:
+        """Write large frames into `ring`, and read them from `reader`. To be called before the connection is made."""
+        self._ring = ring
+        self._reader = reader
+        self._lane = ring.open_lane()
+        self._decoder = self._rings = RingDecoder(self._lane, reader)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self._ring is not None:
+            self._ring.join()
+        super().connection_made(transport)
+        if self.early:
+            self._take(memoryview(self.early))
+
+    def send(self, frames: Sequence[Buffer]) -> None:
+        ring = self._ring
+        if ring is None or self._closing:
+            super().send(frames)
+            return
+        lane = self._lane
+        frames = [frame if len(frame) < INLINE_BYTES else ring.place(lane, frame) for frame in frames]
+        if self._rings.unreleased_bytes and frames:
+            frames.insert(0, self._rings.take_release())
+        super().send(frames)
+        if memory.on_step is not None:
+            memory.on_step("sent")
+
+    def send_now(self, frame: Buffer) -> None:
+        if self._ring is not None and not self._closing:
+            if len(frame) >= INLINE_BYTES:
+                frame = self._ring.place(self._lane, frame)
+            if self._rings.unreleased_bytes:
+                frame = self._rings.take_release() + frame
+        super().send_now(frame)
+
+    def close(self) -> None:
+        self._keep_socket()
+        super().close()
+
+    def abort(self) -> None:
+        self._keep_socket()
+        super().abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        was_lost = self._lost
+        super().connection_lost(exc)
+        if self._ring is None or was_lost:
+            return
+        self._reader.close()
+        if self._departing is not None:
+            self._ring.await_departure(self._departing, self._lane)
+        elif exc is None or isinstance(exc, ConnectionError):
+            # The peer has ended it, and reads no more.
+            self._lane.clear()
+        self._ring.leave()
+
+    def _take(self, data: memoryview) -> None:
+        super()._take(data)
+        if self._ring is not None and self._rings.unreleased_bytes >= RELEASE_BYTES and not self._closing:
+            self._transport.write(self._rings.take_release())
+
+    def _keep_socket(self) -> None:
+        if self._ring is not None and self._ring.is_shared and self._lane and not self._closing:
+            # Without a descriptor to be had, what the peer was given is not used again.
+            with contextlib.suppress(OSError):
+                self._departing = socket.socket(fileno=os.dup(self._descriptor))
+                note_descriptor(self._departing.fileno())
