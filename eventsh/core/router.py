@@ -300,12 +300,15 @@ class Router:
         slot.takes_unique = hello.take_unique
         slot.is_telling = hello.tells and hello.epoch != 0 and hello.told != self.epoch
         had = (hello.received, hello.handled) if hello.epoch == self.epoch else None
+        # Asked for first: those that the process says it has handled leave the slot as it attaches.
+        put_off = [(seq, post) for seq, post in slot.uniques.items() if post.last_seq is None]
         slot.attach(link, hello.identity, link.pid or hello.pid, had, now)
         self._fanout.relieve(slot)
         again = slot.take_unreceived_uniques()
+        given_again = set(again)
         slot.send_backlog()
-        for seq, post in slot.uniques.items():
-            if post.last_seq is None:
+        for seq, post in put_off:
+            if post not in given_again:
                 post.last_seq = seq
                 if self.tap is None or seq <= self.floor:
                     self._confirm(post)

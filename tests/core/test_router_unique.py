@@ -247,6 +247,26 @@ def test_a_unique_event_of_a_process_that_comes_back_in_time_stays_its_own():
     assert posting.outbox.queued == 0
 
 
+@pytest.mark.parametrize("how_far", ["received", "handled"])
+def test_a_unique_event_whose_ack_is_lost_with_the_connection_is_confirmed_when_its_process_is_back(how_far):
+    net = Net()
+    everybody = workers(net, 2)
+    posting = poster(net)
+    post_unique(net, posting, "u", "key")
+    post(net, posting, "behind it")
+    process, other = given_to(net, everybody)
+    net.down(process.channel)
+    if how_far == "handled":
+        net.handle(process)
+    net.disconnect(process)
+    net.run()
+    assert posting.outbox.queued == 2
+    net.attach(process)
+    net.run()
+    assert ran(process, other) == [["u", "behind it"], ["behind it"]]
+    assert posting.outbox.queued == 0
+
+
 def test_a_process_that_lost_its_unique_event_and_is_given_it_again_runs_it_once():
     net = Net()
     first, second = workers(net, 2)
