@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from eventsh.transport import Transport
+    from eventsh.transport import Transport, TransportWrapper
 
 __all__ = [
     "eventsh_backbones",
@@ -44,8 +44,8 @@ hookimpl = pluggy.HookimplMarker("eventsh")
 
 
 @hookspec
-def eventsh_transports() -> Sequence[Transport]:  # type: ignore[empty-body]
-    """Give the transports that the plugin has.
+def eventsh_transports() -> Sequence[Transport | TransportWrapper]:  # type: ignore[empty-body]
+    """Give the transports that the plugin has, and the wrappers, which make further ones of any.
 
     Called at most once in a process, in any process that uses an address whose scheme is not built in. Each transport is
     found by its `scheme`; of two with one scheme, the one that was registered first is taken, a built-in one before all.

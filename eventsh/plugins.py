@@ -18,7 +18,7 @@ from eventsh.transports import BUILTIN, BuiltinTransport, load_builtin
 if TYPE_CHECKING:
     import pluggy
 
-    from eventsh.transport import Transport
+    from eventsh.transport import Transport, TransportWrapper
 
 __all__ = ["DISABLE_ENV", "ENTRY_POINT_GROUP", "PluginFailure", "PluginManager", "find_transport", "plugins"]
 
@@ -48,6 +48,7 @@ class PluginManager:
         self._names: list[str] = []
         self._implemented: set[str] = {"eventsh_transports"}
         self._transports: dict[str, Transport] = {}
+        self._wrappers: dict[str, TransportWrapper] = {}
         self._owners: dict[str, str] = {}
         self._asked: set[str] = set()
         # Reentrant: a plugin may use eventsh while it is imported.
@@ -76,7 +77,9 @@ class PluginManager:
             if self._pluggy is not None and name in self._names:
                 self._unregister(name)
             for scheme in [scheme for scheme, owner in self._owners.items() if owner == name]:
-                del self._transports[scheme], self._owners[scheme]
+                del self._owners[scheme]
+                self._transports.pop(scheme, None)
+                self._wrappers.pop(scheme, None)
 
     def load(self) -> None:
         """Load the plugins of all entry points, once. Call it where hooks are to be called: at the start of a broker, of a
@@ -154,9 +157,11 @@ class PluginManager:
                     self._fail(scheme, error)
             if scheme not in self._transports:
                 self._collect_transports()
+            if scheme not in self._transports:
+                self._wrap(scheme)
             if scheme in self._transports:
                 return self._transports[scheme]
-            known = ", ".join(sorted(self._transports)) or "none"
+            known = ", ".join([*sorted(self._transports), *(f"{name}+…" for name in sorted(self._wrappers))]) or "none"
             failed = ", ".join(sorted({failure.name for failure in self.failures}))
         hint = f"; plugins with errors: {failed}" if failed else ""
         hint += "; it is switched off" if scheme in self._off else ""
@@ -229,15 +234,31 @@ class PluginManager:
                 self._fail(name, error)
 
     def _add_transport(self, name: str, transport: object) -> None:
-        from eventsh.transport import Transport
+        from eventsh.transport import Transport, TransportWrapper
 
-        if not isinstance(transport, Transport) or not isinstance(getattr(transport, "scheme", None), str):
+        if not isinstance(transport, Transport | TransportWrapper) or not isinstance(
+            getattr(transport, "scheme", None), str
+        ):
             raise PluginError(f"{transport!r} is no transport with a scheme")
         owner = self._owners.setdefault(transport.scheme, name)
-        if owner == name:
+        if owner != name:
+            self._fail(name, PluginError(f"the scheme {transport.scheme!r} is taken by the plugin {owner!r}"))
+        elif isinstance(transport, Transport):
             self._transports.setdefault(transport.scheme, transport)
         else:
-            self._fail(name, PluginError(f"the scheme {transport.scheme!r} is taken by the plugin {owner!r}"))
+            self._wrappers.setdefault(transport.scheme, transport)
+
+    def _wrap(self, scheme: str) -> None:
+        """Make the transport of `scheme`, if it is that of a wrapper, a plus sign, and another one. Raises ConfigureError
+        where that one is not to be had."""
+        outer, _, inner = scheme.partition("+")
+        if inner and outer in self._wrappers:
+            wrapped = self._wrappers[outer].wrap(self.find_transport(inner))
+            if wrapped.scheme != scheme:
+                raise PluginError(
+                    f"the plugin {self._owners[outer]!r} made {wrapped.scheme!r} when asked for {scheme!r}"
+                )
+            self._add_transport(self._owners[outer], wrapped)
 
     def _fail(self, name: str, error: BaseException, hook: str | None = None) -> None:
         """Note and log it, once for each plugin and error."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from eventsh.errors import ProtocolError
     from eventsh.options import Options
 
-__all__ = ["Buffer", "Capabilities", "Connection", "Listener", "Peer", "Receiver", "Transport"]
+__all__ = ["Buffer", "Capabilities", "Connection", "Listener", "Peer", "Receiver", "Transport", "TransportWrapper"]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -168,3 +168,15 @@ class Transport(ABC):
         `timeout_s`, which must be above 0. `setblocking(False)` must work on it, and `recv` and `send` then raise
         BlockingIOError, also where it encrypts. None: only `connect` works. Raises as `connect` does."""
         return None
+
+
+class TransportWrapper(ABC):
+    """What makes a further transport of any other one: with the scheme "chaos", it serves `chaos+unix:`, `chaos+tcp:` and
+    so on. A plugin gives it among its transports."""
+
+    scheme: ClassVar[str]
+
+    @abstractmethod
+    def wrap(self, inner: Transport) -> Transport:
+        """A transport over `inner`, whose scheme is this one's, a plus sign, and that of `inner`. It gets addresses of that
+        scheme, and gives `inner` addresses of its own. Called once for each `inner` in a process."""

@@ -14,10 +14,10 @@ import pytest
 
 from eventsh import hookspecs
 from eventsh import plugins as plugins_module
-from eventsh.errors import ConfigureError
+from eventsh.errors import ConfigureError, PluginError
 from eventsh.hookspecs import hookimpl
 from eventsh.plugins import DISABLE_ENV, PluginFailure, PluginManager
-from eventsh.transport import Transport
+from eventsh.transport import Transport, TransportWrapper
 from eventsh.transports import BUILTIN
 from eventsh.transports.inproc import InprocTransport
 from eventsh.transports.unix import UnixTransport
@@ -386,3 +386,43 @@ def test_every_hook_is_exported_and_says_what_it_is_for():
 def test_the_process_has_one_manager():
     assert plugins_module.plugins() is plugins_module.plugins()
     assert plugins_module.find_transport("unix") is plugins_module.plugins().find_transport("unix")
+
+
+class LoudTransport(InprocTransport):
+    scheme = "loud+pigeon"
+
+
+class Loud(TransportWrapper):
+    """Wraps whatever it is given, and says that it is pigeons."""
+
+    scheme = "loud"
+
+    def __init__(self) -> None:
+        self.wrapped: list[Transport] = []
+
+    def wrap(self, inner: Transport) -> Transport:
+        self.wrapped.append(inner)
+        return LoudTransport()
+
+
+def test_a_wrapper_makes_a_transport_of_another_plugins_once(manager):
+    loud = Loud()
+    manager.register(Pigeon(loud), "loud")
+    manager.register(Pigeon(), "pigeon")
+    transport = manager.find_transport("loud+pigeon")
+    assert isinstance(transport, LoudTransport)
+    assert manager.find_transport("loud+pigeon") is transport
+    assert loud.wrapped == [manager.find_transport("pigeon")]
+
+
+def test_what_a_wrapper_can_t_wrap_is_named(manager):
+    manager.register(Pigeon(Loud()), "loud")
+    with pytest.raises(ConfigureError, match="no transport has the scheme 'smoke'"):
+        manager.find_transport("loud+smoke")
+    with pytest.raises(ConfigureError, match=r"no transport has the scheme 'loud'; known are: .*unix, loud\+…"):
+        manager.find_transport("loud")
+    with pytest.raises(PluginError, match=r"the plugin 'loud' made 'loud\+pigeon' when asked for 'loud\+unix'"):
+        manager.find_transport("loud+unix")
+    manager.switch_off("loud")
+    with pytest.raises(ConfigureError, match="known are"):
+        manager.find_transport("loud+unix")
