@@ -275,7 +275,7 @@ VERBS: dict[str, tuple[Callable[..., int | None], str] | str] = {
 eventsh serve --workers 4
 eventsh serve --handlers handlers.py --max-payload-len 1MiB
 eventsh serve --workers 0 --listen unix:/run/app/events.sock
-eventsh serve --record today.evlog --record-max-size 100MB --flight-recorder 64MB""",
+eventsh serve --record today.evlog --flight-recorder 64MB""",
     ),
     "post": (
         post,
@@ -308,6 +308,7 @@ eventsh handlers --json | jq '.[].handlers[] | select(.differs)'""",
     ),
     "bench": "eventsh.cli.bench",
     "record": "eventsh.cli.record",
+    "replay": "eventsh.cli.replay",
     "shell": "eventsh.cli.shell",
 }
 EXAMPLES = """\

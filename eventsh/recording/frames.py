@@ -13,10 +13,9 @@ from eventsh.core.delivery import decode_runs
 from eventsh.errors import ProtocolError, RecordingError
 from eventsh.protocol.frame import HEADER, HEADER_BYTES, Flag, Kind, encode_frame, read_key
 
-__all__ = ["Frame", "RecordedEvent", "Repeats", "choose", "encode_events", "events_of", "runs_of"]
+__all__ = ["Frame", "RecordedEvent", "Repeats", "choose", "cut", "encode_events", "events_of", "runs_of"]
 
-# Marks of the poster's wishes and of the way here: nothing of them is meant for whoever gets the event again.
-_KEPT_FLAGS = Flag.UNIQUE | Flag.REPLAYED
+# Of so many posters and unique events it is known what came before.
 _REMEMBERED = 65536
 
 
@@ -157,6 +156,12 @@ def choose(frame: Frame, wanted: Callable[[RecordedEvent], object]) -> list[Fram
         for row, number in zip(rows, firsts, strict=True)
         if row
     ]
+
+
+def cut(frame: Frame, low: int, high: int) -> Frame:
+    """The events `low` to `high` of it, counted from 0; as with `range`, the last one is not included."""
+    row = list(events_of(frame))[low:high]
+    return Frame(encode_events(row), frame.epoch, frame.worker, frame.first + low)
 
 
 class Repeats:

@@ -23,7 +23,7 @@ from eventsh.protocol.messages import Error, Message, Receipt, Reply
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from eventsh.address import Address
     from eventsh.receipt import Receipt as Traced
@@ -163,6 +163,34 @@ class BlockingClient:
                 raise
         return wait.receipt()
 
+    def post_body(
+        self, body: bytes, count: int, *, pid: int, flags: int = 0, key: bytes = b"", worker: int | None = None
+    ) -> None:
+        """As `Outbox.post_body`; waits for room when the queue is full."""
+        self._when_room(
+            lambda: self.outbox.post_body(body, count, pid=pid, flags=flags, key=key, worker=worker), room=count
+        )
+
+    def idle(self, seconds: float, descriptors: Sequence[int] = ()) -> bool:
+        """Wait so long, but not longer than until one of `descriptors` can be read. True if one can.
+
+        Precise to a tenth of a millisecond, where poll() and epoll only know whole ones."""
+        assert self._socket is not None
+        until = time.monotonic() + seconds
+        while True:
+            left_s = max(0.0, until - time.monotonic())
+            ready, _, _ = select.select([self._socket.fileno(), *descriptors], [], [], left_s)
+            if any(descriptor in ready for descriptor in descriptors):
+                return True
+            if not ready:
+                return False
+            # Confirmations, or the end of the connection, which the next call makes up for.
+            try:
+                self._receive(self._socket)
+            except OSError:
+                time.sleep(min(left_s, _RETRY_S))
+                return False
+
     def flush(self) -> None:
         """Send what was posted, without waiting until it is confirmed."""
         self._exchange(lambda: not self._unsent, _NO_ROOM)
@@ -190,11 +218,11 @@ class BlockingClient:
         else:
             self.outbox.post(source, event, data)
 
-    def _when_room(self, put: Callable[[], None]) -> None:
+    def _when_room(self, put: Callable[[], None], room: int = 1) -> None:
         try:
             put()
         except QueueOverflow:
-            half = self.outbox.max_queue_len // 2
+            half = max(0, min(self.outbox.max_queue_len // 2, self.outbox.max_queue_len - room))
             self._exchange(lambda: self.outbox.queued <= half, _NO_ROOM)
             put()
 

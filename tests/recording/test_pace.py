@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+
+from eventsh.recording.pace import Lateness, Pace
+
+MS = 1_000_000
+
+
+def dues(pace: Pace, times_ms: list[int], now: float = 100.0) -> list[float | None]:
+    return [pace.due(1_700_000_000_000_000_000 + time_ms * MS, 1, now) for time_ms in times_ms]
+
+
+@pytest.mark.parametrize(
+    ("speed", "expected"), [(1.0, [100, 100.5, 102]), (2.0, [100, 100.25, 101]), (0.5, [100, 101, 104])]
+)
+def test_deadlines_are_those_of_the_recording_divided_by_the_speed(speed, expected):
+    assert dues(Pace(speed), [0, 500, 2000]) == pytest.approx(expected)
+
+
+def test_they_do_not_depend_on_how_late_the_caller_is():
+    pace = Pace()
+    assert [pace.due(time_ms * MS, 1, 100.0 + late) for time_ms, late in ((0, 0), (1000, 5), (2000, 9))] == [
+        100,
+        101,
+        102,
+    ]
+
+
+def test_at_full_speed_nothing_is_due_at_a_time():
+    assert dues(Pace(None), [0, 500]) == [None, None]
+
+
+def test_with_a_rate_events_are_due_at_even_distances():
+    pace = Pace(rate=100)
+    assert [pace.due(0, 5, 10.0) for _ in range(3)] == pytest.approx([10, 10.05, 10.10])
+
+
+def test_long_gaps_are_shortened_and_a_clock_that_was_set_back_stands_still():
+    assert dues(Pace(max_gap_s=1.0), [0, 5000, 5500]) == pytest.approx([100, 101, 101.5])
+    assert dues(Pace(), [1000, 500, 1500]) == pytest.approx([100, 100, 100.5])
+
+
+def test_a_pause_shifts_what_follows():
+    pace = Pace()
+    dues(pace, [0])
+    pace.shift(3)
+    assert dues(pace, [1000]) == pytest.approx([104])
+
+
+@pytest.mark.parametrize("kind", ["speed", "rate"])
+def test_a_change_of_speed_holds_from_where_it_is(kind):
+    pace = Pace(1.0) if kind == "speed" else Pace(rate=1)
+    dues(pace, [0])
+    (due,) = dues(pace, [1000])
+    assert due == 101
+    # Half of the way to it is left.
+    assert pace.change(2.0, due, 100.5) == 100.75
+    assert dues(pace, [3000] if kind == "speed" else [0]) == pytest.approx([101.75] if kind == "speed" else [101.25])
+
+
+def test_another_round_begins_at_once():
+    pace = Pace()
+    dues(pace, [0, 1000])
+    pace.restart(200.0)
+    assert dues(pace, [0, 1000], now=200.0) == pytest.approx([200, 201])
+
+
+def test_percentiles_are_at_most_a_twentieth_too_high():
+    lateness = Lateness()
+    assert lateness.percentile_s(0.5) is None
+    for number in range(1, 1001):
+        lateness.note(number / 1000, 1)
+    for share in (0.01, 0.5, 0.9, 0.99, 1.0):
+        found = lateness.percentile_s(share)
+        assert found is not None
+        assert share <= found <= share * 1.05 + 1e-9
+    assert lateness.most_s == 1.0
