@@ -12,7 +12,7 @@ from typing import Any
 from eventsh.core.queue import Entry, Queue
 from eventsh.errors import PayloadTooLarge, QueueOverflow, UsageError
 from eventsh.event import LIFECYCLE_SOURCE, check_name
-from eventsh.protocol.codec import encode_data, encode_name
+from eventsh.protocol.codec import OPTIONS, SURE_BYTES, check_written, encode_data, encode_name, refusal, write
 from eventsh.protocol.frame import (
     BATCH_BYTES,
     BATCH_EVENTS,
@@ -50,15 +50,17 @@ class Outbox:
         "_buffer",
         "_event",
         "_first",
+        "_full_at",
         "_kept",
+        "_max_payload_len",
+        "_max_queue_len",
         "_on_batch",
         "_prefixes",
-        "_run_overhead",
+        "_room",
         "_source",
+        "_stop_at",
         "_unsent",
         "confirmed",
-        "max_payload_len",
-        "max_queue_len",
         "number",
         "origin",
         "pid",
@@ -70,8 +72,6 @@ class Outbox:
     ) -> None:
         self.origin = origin
         self.pid = pid
-        self.max_queue_len = max_queue_len
-        self.max_payload_len = max_payload_len
         # How many unconfirmed events the broker lets this process have under way.
         self.window = max_queue_len
         # The number of the last post; the first one is 1.
@@ -84,9 +84,36 @@ class Outbox:
         self._prefixes: dict[tuple[str, str], tuple[bytes, int]] = {}
         self._buffer = bytearray()
         self._first = 1
+        # The run that a post may go on with, and how long its data may be. No source: none is open.
         self._source: str | None = None
         self._event: str | None = None
-        self._run_overhead = 0
+        self._room = 0
+        # The number at which the queue is full; and that, or the one with which the open batch ends at the latest.
+        self._full_at = max_queue_len
+        self._stop_at = min(max_queue_len, BATCH_EVENTS)
+        self._max_queue_len = max_queue_len
+        self._max_payload_len = max_payload_len
+
+    @property
+    def max_queue_len(self) -> int:
+        """How many posts may be unconfirmed. May be set at any time, as the next one."""
+        return self._max_queue_len
+
+    @max_queue_len.setter
+    def max_queue_len(self, value: int) -> None:
+        self._max_queue_len = value
+        self._set_full_at(self.confirmed + value)
+
+    @property
+    def max_payload_len(self) -> int:
+        """How long an event may be, encoded by itself."""
+        return self._max_payload_len
+
+    @max_payload_len.setter
+    def max_payload_len(self, value: int) -> None:
+        self._max_payload_len = value
+        # What the open run has room for was reckoned with the other one.
+        self._source = self._event = None
 
     @property
     def queued(self) -> int:
@@ -100,35 +127,63 @@ class Outbox:
 
     @property
     def has_room(self) -> bool:
-        return self.number - self.confirmed < self.max_queue_len
+        return self.number < self._full_at
 
     def post(self, source: str, event: str, data: Any) -> None:
         """Append one event to the open batch. Raises QueueOverflow, NotSerializable, PayloadTooLarge, UsageError; then
         nothing has changed."""
         number = self.number
-        if number - self.confirmed >= self.max_queue_len:
-            raise QueueOverflow(number - self.confirmed, self.max_queue_len)
-        encoded = encode_data(data)
-        buffer = self._buffer
-        # Most posts repeat the source and event of the one before, most often as the very same objects.
-        if (source is self._source and event is self._event) or (source == self._source and event == self._event):
-            if len(encoded) + self._run_overhead > self.max_payload_len:
-                raise PayloadTooLarge(source, event, len(encoded) + self._run_overhead, self.max_payload_len)
+        if number >= self._stop_at:
+            self._make_room()
+        # What follows up to the run is `encode_data`, without its call.
+        try:
+            encoded = write(data, None, OPTIONS)
+        except TypeError as error:
+            raise refusal(data, error) from None
+        if (117 in encoded and encoded.replace(b"null", b"") is not encoded) or len(encoded) > SURE_BYTES:
+            check_written(encoded, data)
+        # Most posts repeat the source and event of the one before, as the very same objects.
+        if source is self._source and event is self._event and len(encoded) <= self._room:
+            buffer = self._buffer
             buffer += b","
             buffer += encoded
             self.number = number + 1
-        else:
-            prefix, overhead = self._prefix(source, event, len(encoded))
-            is_new = not buffer
-            buffer += b"]]," if buffer else _BLANK_HEADER + b"["
-            buffer += prefix
-            buffer += encoded
-            self._source, self._event, self._run_overhead = source, event, overhead
-            self.number = number + 1
-            if is_new:
+            if len(buffer) >= BATCH_BYTES:
+                self._close_batch()
                 self._on_batch()
-        if len(buffer) >= BATCH_BYTES or number + 2 - self._first >= BATCH_EVENTS:
+        else:
+            self._begin_run(source, event, encoded)
+
+    def _make_room(self) -> None:
+        """Begin another batch where the open one has as many events as may be. Raises QueueOverflow."""
+        if self.number >= self._full_at:
+            raise QueueOverflow(self.queued, self._max_queue_len)
+        if self._buffer:
             self._close_batch()
+            self._on_batch()
+        else:
+            self._begin_batch()
+
+    def _begin_run(self, source: str, event: str, encoded: bytes) -> None:
+        """Append one event with all that has to stand before it. Raises as `post` does."""
+        prefix, overhead = self._prefix(source, event, len(encoded))
+        buffer = self._buffer
+        is_new = not buffer
+        if is_new:
+            buffer += _BLANK_HEADER + b"["
+        elif source == self._source and event == self._event:
+            # The same names, made anew for this post.
+            prefix = b","
+        else:
+            buffer += b"]],"
+        buffer += prefix
+        buffer += encoded
+        self._source, self._event, self._room = source, event, self._max_payload_len - overhead
+        self.number += 1
+        if len(buffer) >= BATCH_BYTES:
+            self._close_batch()
+            self._on_batch()
+        elif is_new:
             self._on_batch()
 
     def post_unique(
@@ -153,7 +208,6 @@ class Outbox:
         encoded = encode_data(data)
         prefix, _ = self._prefix(source, event, len(encoded) + len(head))
         self._close_batch()
-        self._first = self.number + 1
         self._buffer += _BLANK_HEADER + head + b"[" + prefix + encoded
         self.number += 1
         self._close_batch(flags)
@@ -170,7 +224,6 @@ class Outbox:
         self._close_batch()
         head = len(key).to_bytes(2, "little") + key if flags & Flag.UNIQUE else b""
         wish = 0 if worker is None else worker + 1
-        self._first = self.number + 1
         flags |= Flag.DIRECTED if wish else 0
         first = self.number + 1
         frame = encode_frame(
@@ -178,7 +231,7 @@ class Outbox:
         )
         self.number += count
         self._unsent.append(Entry(self.number, count, frame))
-        self._first = self.number + 1
+        self._begin_batch()
         self._on_batch()
 
     def _prefix(self, source: str, event: str, data_bytes: int) -> tuple[bytes, int]:
@@ -196,8 +249,8 @@ class Outbox:
             # An event counts as it would travel alone: [source,event,data].
             known = self._prefixes[source, event] = (b"[" + names + b",[", len(names) + 3)
         overhead = known[1]
-        if data_bytes + overhead > self.max_payload_len:
-            raise PayloadTooLarge(source, event, data_bytes + overhead, self.max_payload_len)
+        if data_bytes + overhead > self._max_payload_len:
+            raise PayloadTooLarge(source, event, data_bytes + overhead, self._max_payload_len)
         return known
 
     def _close_batch(self, flags: int = 0) -> None:
@@ -210,7 +263,11 @@ class Outbox:
         HEADER.pack_into(buffer, 0, length, Kind.EVENTS, flags, last - first + 1, self.pid, self.origin, first, 0, 0)
         self._unsent.append(Entry(last, last - first + 1, buffer))
         self._buffer = bytearray()
-        self._first = last + 1
+        self._begin_batch()
+
+    def _begin_batch(self) -> None:
+        self._first = self.number + 1
+        self._stop_at = min(self._full_at, self.number + BATCH_EVENTS)
         self._source = self._event = None
 
     def take(self) -> list[bytearray]:
@@ -238,6 +295,11 @@ class Outbox:
             # A batch that an earlier broker confirmed just before it died may still wait to be sent again.
             self._unsent.release(number)
             self.confirmed = number
+            self._set_full_at(number + self._max_queue_len)
+
+    def _set_full_at(self, number: int) -> None:
+        self._full_at = number
+        self._stop_at = min(number, self._first + BATCH_EVENTS - 1)
 
     def rewind(self) -> None:
         """After a reconnect: send everything unconfirmed again, marked so that whoever has it drops it."""

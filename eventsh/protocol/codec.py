@@ -18,16 +18,27 @@ from orjson import Fragment
 
 from eventsh.errors import NotSerializable, ProtocolError, UsageError
 
-__all__ = ["MAX_DEPTH", "decode", "encode_data", "encode_name", "parse_json"]
+__all__ = [
+    "MAX_DEPTH",
+    "OPTIONS",
+    "SURE_BYTES",
+    "check_written",
+    "decode",
+    "encode_data",
+    "encode_name",
+    "parse_json",
+    "refusal",
+    "write",
+]
 
 # orjson writes up to 254 levels and reads up to 1024: this leaves room for the envelope, and for what people wrap around.
 MAX_DEPTH = 200
 # A value that is nested deeper takes more bytes than this, one to open and one to close each level.
-_DEPTH_BYTES = 2 * MAX_DEPTH
+SURE_BYTES = 2 * MAX_DEPTH
 
 # Subclasses, dataclasses and dates would be written as something that a handler can't turn back: passed through to a
 # default that does not exist, they are refused.
-_OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 _dumps = orjson.dumps
 _loads = orjson.loads
@@ -54,17 +65,26 @@ def encode_data(data: Any) -> bytes:
     who posts one vouches that it is JSON. `data` must not be changed by another thread during the call.
     """
     try:
-        encoded = _write(data, None, _OPTIONS)
+        encoded = write(data, None, OPTIONS)
     except TypeError as error:
-        raise _refusal(data, str(error)) from None
-    # NaN and infinity are written as null without a word. 117 is its "u": one byte is looked for at a tenth of the cost.
+        raise refusal(data, error) from None
     # replace() gives the same object when it finds nothing, at a third of the cost of `in` (which builds an exception)
     # and two thirds of that of find(); if ever it does not, only time is lost.
-    if 117 in encoded and encoded.replace(b"null", b"") is not encoded and _hides_fault(encoded, data):
-        raise _refusal(data, "it does not come back as it was")
-    if len(encoded) > _DEPTH_BYTES and _count_opened(encoded) > MAX_DEPTH and _is_deep(data):
-        raise _refusal(data, "it is nested too deeply")
+    if (117 in encoded and encoded.replace(b"null", b"") is not encoded) or len(encoded) > SURE_BYTES:
+        check_written(encoded, data)
     return encoded
+
+
+def check_written(encoded: bytes, data: Any) -> None:
+    """Look at what `write` has made of data without a word, where its bytes hold "null" or are many. Raises
+    NotSerializable.
+
+    NaN and infinity are written as null. 117 is its "u": one byte is looked for at a tenth of the cost.
+    """
+    if b"null" in encoded and _hides_fault(encoded, data):
+        raise refusal(data, "it does not come back as it was")
+    if len(encoded) > SURE_BYTES and _count_opened(encoded) > MAX_DEPTH and _is_deep(data):
+        raise refusal(data, "it is nested too deeply")
 
 
 def encode_name(text: str) -> bytes:
@@ -100,7 +120,7 @@ def parse_json(text: str | bytes) -> Any:
         raise _syntax_error(text, error.msg, error.pos) from None
     if _LONG_NUMBER.search(text):
         _check_integers(text)
-    if len(text) > _DEPTH_BYTES:
+    if len(text) > SURE_BYTES:
         _check_depth(text, len(text))
     return value
 
@@ -132,7 +152,7 @@ def _is_deep(data: Any) -> bool:
     for _ in range(_SPARE_LEVELS):
         wrapped = [wrapped]
     try:
-        _dumps(wrapped, None, _OPTIONS)
+        _dumps(wrapped, None, OPTIONS)
     except TypeError:
         return not _is_sound(data)
     return False
@@ -167,7 +187,7 @@ def _limits_tuples() -> bool:
 
 # Some versions of orjson (3.13.0 is one) have no limit for tuples: a list that holds itself by way of a tuple would
 # end the process by a segmentation fault. With them, and only with them, the walk comes first.
-_write: Callable[[Any, None, int], bytes] = _dumps if _limits_tuples() else _write_checked
+write: Callable[[Any, None, int], bytes] = _dumps if _limits_tuples() else _write_checked
 
 
 def _find_spare_levels() -> int:
@@ -218,7 +238,7 @@ def _unwrap(value: Any) -> Any:
     return value
 
 
-def _refusal(data: Any, reason: str) -> NotSerializable:
+def refusal(data: Any, reason: object) -> NotSerializable:
     """The error that says what in `data` is at fault, which orjson does not tell; `reason` if we can't tell either."""
     return NotSerializable(_find_fault(data) or f"data is not a JSON value: {reason}")
 

@@ -69,7 +69,7 @@ class Bus:
 
     def renew_locks(self) -> None:
         """Have locks that nobody holds; in a forked child, threads that do not exist here may hold the old ones."""
-        self.lock: AbstractContextManager[Any] = threading.Lock() if self.threaded else contextlib.nullcontext()
+        self.lock = threading.Lock()
         # Apart from the other one, and may be taken twice by a thread: a warning about a weak handler can end up in a
         # handler of the program's logging that registers or posts.
         self.registry_lock: AbstractContextManager[Any] = (

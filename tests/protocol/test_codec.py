@@ -229,7 +229,7 @@ except NotSerializable as error:
 
 
 def test_with_an_orjson_that_has_no_limit_for_tuples_the_verdict_is_the_same(monkeypatch):
-    monkeypatch.setattr(codec, "_write", codec._write_checked)
+    monkeypatch.setattr(codec, "write", codec._write_checked)
     shared = {"x": (None, 1)}
     assert decode(encode_data([shared, [shared]])) == [{"x": [None, 1]}, [{"x": [None, 1]}]]
     assert encode_data("x") == b'"x"'
