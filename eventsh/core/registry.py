@@ -143,8 +143,8 @@ class Registry:
         "_numbers",
         "_old",
         "_versions",
-        "_young",
         "ever_registered",
+        "matches",
         "version",
     )
 
@@ -159,7 +159,9 @@ class Registry:
         self._dead: list[int] = []
         # The handlers of each level, and the version that this was true at.
         self._levels: tuple[int, dict[_Level, tuple[Handler, ...]]] = (0, {})
-        self._young: dict[tuple[str, str], Match] = {}
+        # The young half, by source and event. For `match`, and for whoever saves its call: to be looked up anew each
+        # time, as halves change places.
+        self.matches: dict[tuple[str, str], Match] = {}
         self._old: dict[tuple[str, str], Match] = {}
 
     def register(
@@ -179,7 +181,7 @@ class Registry:
                 RuntimeWarning,
                 stacklevel=stacklevel,
             )
-        self._prune()
+        self.prune()
         # All of them first: a callback that can't be referred to weakly raises, and then none must be registered.
         known = list(self._handlers.values())
         missing = []
@@ -202,7 +204,7 @@ class Registry:
         No call of it begins after this, but for the event that is being handled now. Raises as `register` does.
         """
         levels = _check(callback, source, events)
-        self._prune()
+        self.prune()
         found = [
             handler
             for handler in list(self._handlers.values())
@@ -212,14 +214,13 @@ class Registry:
 
     def match(self, source: str, event: str) -> Match:
         """The handlers for this kind of event: those of all events, of the source, of source and event."""
-        if self._dead:
-            self._prune()
-        match = self._young.get((source, event))
+        self.prune()
+        match = self.matches.get((source, event))
         return self._add_match(source, event) if match is None else match
 
     def handlers(self) -> list[Handler]:
         """Every handler that can still be called, in the order of registration."""
-        self._prune()
+        self.prune()
         return sorted(self._handlers.values(), key=_number)
 
     def _add_match(self, source: str, event: str) -> Match:
@@ -229,9 +230,9 @@ class Registry:
             match = Match(source, event)
             # Filled before another thread can see it.
             self._refresh(match)
-        if len(self._young) >= _HALF_CACHE:
-            self._old, self._young = self._young, {}
-        match = self._young.setdefault(key, match)
+        if len(self.matches) >= _HALF_CACHE:
+            self._old, self.matches = self.matches, {}
+        match = self.matches.setdefault(key, match)
         # Once more, now that changes find it: the last one may have looked for it just before.
         self._refresh(match)
         return match
@@ -265,14 +266,17 @@ class Registry:
     def _publish(self, levels: Iterable[_Level]) -> None:
         self.version = next(self._versions)
         # The young half first: what leaves it meanwhile is then found in the old one.
-        young = self._young
+        young = self.matches
         caches = (young, self._old)
         for source, event in levels:
             for cache in caches:
                 for match in _matches_of(cache, source, event):
                     self._refresh(match)
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
+        """Let go of weak handlers whose callbacks are gone."""
+        if not self._dead:
+            return
         dead = []
         while self._dead:
             try:

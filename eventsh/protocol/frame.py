@@ -8,7 +8,7 @@ bytearray, header and body together, so that the broker can stamp it in place an
 
 from __future__ import annotations
 
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from struct import Struct
 from typing import NamedTuple
 
@@ -56,8 +56,9 @@ FLAGS_OFFSET = 5
 
 # The largest event that any option allows.
 MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
-# A batch is closed once it is this long or longer, so a frame holds at most this and one more event.
-BATCH_BYTES = 16 * 1024
+# A batch is closed once it is this long or longer, so a frame holds at most this and one more event. With half of it the
+# broker takes a fifth more CPU an event, and twice as much is beyond the nearest caches.
+BATCH_BYTES = 32 * 1024
 # `count` is a u16; fewer events a frame also keeps small events from waiting for a batch to fill.
 BATCH_EVENTS = 4096
 # The largest body that is accepted: the largest event on top of a batch, its unique key (a u16 of bytes) and brackets.
@@ -87,8 +88,9 @@ class Kind(IntEnum):
     ANSWER = 16  # worker: this
 
 
-class Flag(IntFlag):
-    """Bits of an EVENTS frame."""
+class Flag:
+    """Bits of an EVENTS frame. Plain numbers: `&` with a member of an IntFlag took 0.6 us, seven times a batch in the broker
+    and four times in each worker."""
 
     UNIQUE = 1  # one event; the body starts with the key: its length as u16, then its UTF-8 bytes
     RESENT = 2  # the poster can't know whether an earlier broker handed it out

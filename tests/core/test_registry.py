@@ -542,7 +542,7 @@ def test_the_cache_is_bounded():
     registry = Registry()
     for number in range(10_000):
         registry.match("s", str(number))
-    assert len(registry._young) + len(registry._old) <= 4096
+    assert len(registry.matches) + len(registry._old) <= 4096
     registry.register(module_handler)
     assert all(len(registry.match("s", str(number)).handlers) == 1 for number in range(10_000))
 
@@ -598,7 +598,7 @@ def test_a_change_just_before_a_match_can_be_found_is_in_it():
             registry.register(module_handler)  # as another thread would, just now
             return super().setdefault(key, match)
 
-    registry._young = Interrupted()
+    registry.matches = Interrupted()
     assert len(registry.match("s", "e").handlers) == 1
 
 
