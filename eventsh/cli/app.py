@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from typing import NoReturn, TextIO
 
@@ -18,12 +19,26 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit."""
     try:
         _open_streams()
+        _load_orjson()
         status = _run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         status = 130
     # Or Python looks through all of typer for garbage twice before it ends: a seventh of the time that a post takes.
     gc.freeze()
     sys.exit(status)
+
+
+def _load_orjson() -> None:
+    """Import what everything here needs, with Ctrl-C held back until that is done.
+
+    A KeyboardInterrupt in the midst of orjson's own imports ends the process with a segmentation fault (3.11), and
+    they are a good part of what a command takes to start.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        import orjson  # noqa: F401 - for those that import it next
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run(arguments: list[str]) -> int:

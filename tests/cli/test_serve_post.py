@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -347,3 +348,29 @@ def test_help_has_examples_that_fit_and_nothing_wraps_them(nowhere, verb):
 def test_without_a_command_the_help_is_shown_and_it_is_a_mistake(nowhere):
     assert run(nowhere) == Done(2, run(nowhere, "--help").out, "")
     assert run(nowhere, "--version").out.startswith("eventsh ")
+
+
+# Ctrl-C in the midst of orjson's import, when it looks for a module that it needs.
+INTERRUPTED = """
+import signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if "orjson" in sys.modules and not name.startswith("orjson"):
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from eventsh.cli.app import main
+main(["status"])
+"""
+
+
+def test_ctrl_c_while_it_loads_is_no_crash(nowhere):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        capture_output=True,
+        env=environment(nowhere),
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
