@@ -121,13 +121,23 @@ class _Place:
 def account(directory: Path, kills: Sequence[Kill], *, one_epoch: bool, stays: Sequence[Stay] = ()) -> Account:
     """Account for all ledgers in `directory`. `one_epoch`: the broker lived all the time, so that every place must have
     seen one and the same order. `stays` needs that, and names the slots that were not there all the time."""
-    return _Accountant(read_lives(directory), {kill.pid for kill in kills}, stays, one_epoch=one_epoch).account()
+    lives = read_lives(directory)
+    return _Accountant(lives, _killed_lives(lives, kills), stays, one_epoch=one_epoch).account()
+
+
+def _killed_lives(lives: Sequence[Life], kills: Sequence[Kill]) -> set[Life]:
+    """Whose ends the kills were. Numbers of processes are used again: of several it is the last that had begun."""
+    by_pid: dict[int, list[Life]] = defaultdict(list)
+    for life in lives:
+        by_pid[life.pid].append(life)
+    begun = ([life for life in by_pid[kill.pid] if life.started_ns <= kill.time_ns] for kill in kills)
+    return {candidates[-1] for candidates in begun if candidates}
 
 
 class _Accountant:
     """Goes through all ledgers once for what was posted, and once for what became of it."""
 
-    def __init__(self, lives: Sequence[Life], killed: set[int], stays: Sequence[Stay], *, one_epoch: bool) -> None:
+    def __init__(self, lives: Sequence[Life], killed: set[Life], stays: Sequence[Stay], *, one_epoch: bool) -> None:
         self.result = Account()
         self.killed = killed
         self.stays = sorted(stays, key=lambda stay: stay.left_ns)
@@ -172,7 +182,7 @@ class _Accountant:
         for slot, lives in sorted(self.workers.items()):
             place = _Place(f"slot {slot}" if slot < NO_SLOT else f"process {slot - NO_SLOT}", self.posted)
             for before, life in zip([None, *lives], lives, strict=False):
-                self._follow(life, place, may_repeat=before is not None and before.pid in self.killed)
+                self._follow(life, place, may_repeat=before is not None and before in self.killed)
             if slot in passing:
                 continue
             self._close(place)
@@ -237,7 +247,7 @@ class _Accountant:
                     slow.add((poster, number))
                 if self._is_new(view, poster, number) and self.reference is not None:
                     self._compare(view, (poster, number), time_ns, self.reference)
-        if life.pid not in self.killed and slow:
+        if life not in self.killed and slow:
             result.cut_short += len(slow)
             result.note(f"{place.name}, process {life.pid}: slow handlers of {sorted(slow)[:3]} did not end")
 
@@ -287,8 +297,8 @@ class _Accountant:
                 result.keys_lost += 1
                 result.note(f"key {key} ran nowhere")
             elif len(runs) > 1:
-                alive = sum(life.pid not in self.killed for life in runs)
-                if alive > 1 or len({life.pid for life in runs}) < len(runs):
+                alive = sum(life not in self.killed for life in runs)
+                if alive > 1 or len(set(runs)) < len(runs):
                     result.keys_twice += 1
                     result.note(f"key {key} ran in {[life.pid for life in runs]}")
                 else:
@@ -312,12 +322,12 @@ class _View:
 def recoveries_s(directory: Path, kills: Sequence[Kill]) -> list[float]:
     """For each kill the time until the killed worker's place was attached again, or, after a broker's death, for each
     worker the time until it was. A worker that the next death came in between of counts for neither."""
-    times: dict[int, list[int]] = defaultdict(list)
+    times: dict[Life, list[int]] = defaultdict(list)
     by_place: dict[int, list[int]] = defaultdict(list)
     for life in read_lives(directory):
         for record in life.records():
             if record.kind == Kind.JOINED:
-                times[life.pid].append(record.time_ns)
+                times[life].append(record.time_ns)
                 by_place[record.poster].append(record.time_ns)
     found = []
     brokers = [kill.time_ns for kill in kills if kill.slot is None]

@@ -115,27 +115,26 @@ def kill_workers(plan: Plan, path: Path, say: Say) -> Report:
             poster.tell("post")
         while len(kills) < plan.kills:
             time.sleep(draw.uniform(0.0, plan.pause_s))
-            for slot, pid in _victims(plan, pool, draw, {kill.pid for kill in kills}):
+            for slot, pid in _victims(plan, pool, draw, {kill.pid: kill.time_ns for kill in kills}):
                 kills.append(_kill(pid, slot))
             _tell_progress(kills, plan, started, say)
         return finish("1", plan, path, pool.address, posters, [], kills, started, one_epoch=True)
 
 
-def _victims(plan: Plan, pool: Served, draw: random.Random, killed: set[int]) -> list[tuple[int, int]]:
+def _victims(plan: Plan, pool: Served, draw: random.Random, killed_ns: dict[int, int]) -> list[tuple[int, int]]:
     """Workers to kill now: ready for long enough that their supervisor restarts them at once. The broker may not have
-    noticed yet who is dead already."""
+    noticed yet who is dead already, and the numbers of the dead are given to others in the end."""
     dice = draw.random() if plan.doubles else 1.0
     wanted = plan.workers if dice < _ALL_SHARE else 2 if dice < _PAIR_SHARE else 1
     end = time.monotonic() + DEADLINE_S
     while True:
         state = ask(pool.address)
-        latest = time.monotonic() - RUN_WELL_S
+        latest, since = time.monotonic() - RUN_WELL_S, pool.ready()
         ready = [
             (worker["worker_id"], worker["pid"])
             for worker in (state["workers"] if state is not None else ())
             if worker["state"] == "attached"
-            and worker["pid"] not in killed
-            and pool.ready().get(worker["pid"], latest + 1.0) <= latest
+            and killed_ns.get(worker["pid"], 0) / 1e9 < since.get(worker["pid"], math.inf) <= latest
         ]
         if len(ready) >= wanted:
             return draw.sample(sorted(ready), wanted)
@@ -148,6 +147,7 @@ def kill_brokers(plan: Plan, path: Path, say: Say) -> Report:
     """Row 2: the broker, of `eventsh serve`, or of a pool in which the survivors start another."""
     draw = random.Random(plan.seed)
     kills: list[Kill] = []
+    killed: set[int] = set()
     started = time.monotonic()
     pool: Served | None = None
     workers: list[Program] = []
@@ -163,15 +163,18 @@ def kill_brokers(plan: Plan, path: Path, say: Say) -> Report:
         for poster in posters:
             poster.tell("post")
         while len(kills) < plan.kills:
-            broker = _await_all(plan, address, kills)
+            broker = _await_broker(address, killed, plan.workers)
             if pool is not None:
-                _await_well(pool, broker)
+                _await_well(pool, broker["pid"])
             time.sleep(draw.uniform(0.0, plan.pause_s))
-            kills.append(_kill(broker, None))
+            kills.append(_kill(broker["pid"], None))
+            killed.add(broker["epoch"])
             if plan.doubles and len(kills) < plan.kills and draw.random() < _DOUBLE_SHARE:
-                kills.append(_kill(_await_another(address, kills), None))
+                broker = _await_broker(address, killed, 0)
+                kills.append(_kill(broker["pid"], None))
+                killed.add(broker["epoch"])
             _tell_progress(kills, plan, started, say)
-        _await_all(plan, address, kills)
+        _await_broker(address, killed, plan.workers)
         name = f"2 ({plan.broker})"
         return finish(name, plan, path, address, posters, workers, kills, started, one_epoch=False)
 
@@ -214,36 +217,24 @@ def _kill(pid: int, slot: int | None) -> Kill:
     return Kill(time_ns, pid, slot)
 
 
-def _await_another(address: str, kills: list[Kill]) -> int:
-    """The pid of a broker that was not killed yet, whoever has come back to it."""
-    killed = {kill.pid for kill in kills}
-    found = 0
+def _await_broker(address: str, killed: set[int], workers: int) -> dict[str, Any]:
+    """Wait until so many workers are attached to a broker that was not killed; what it says of itself.
 
-    def look() -> bool:
-        nonlocal found
-        state = ask(address)
-        found = state["broker"]["pid"] if state is not None else 0
-        return found not in (0, *killed)
-
-    wait_until(look, "another broker has come")
-    return found
-
-
-def _await_all(plan: Plan, address: str, kills: list[Kill]) -> int:
-    """Wait until all workers are attached to a broker that was not killed; its pid."""
-    killed = {kill.pid for kill in kills if kill.slot is None}
+    Brokers are told apart by their epochs: a process may get the number of one that was killed long ago.
+    """
     state: dict[str, Any] | None = None
 
     def look() -> bool:
         nonlocal state
         state = ask(address)
-        if state is None or state["broker"]["pid"] in killed:
+        if state is None or state["broker"]["epoch"] in killed:
             return False
-        return sum(bool(worker["state"] == "attached") for worker in state["workers"]) >= plan.workers
+        return sum(bool(worker["state"] == "attached") for worker in state["workers"]) >= workers
 
-    wait_until(look, f"{plan.workers} workers are attached")
+    wait_until(look, f"{workers} workers are attached to another broker")
     assert state is not None
-    return int(state["broker"]["pid"])
+    facts: dict[str, Any] = state["broker"]
+    return facts
 
 
 def _tell_progress(kills: list[Kill], plan: Plan, started: float, say: Say) -> None:

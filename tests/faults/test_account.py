@@ -72,10 +72,18 @@ def test_a_gap_that_tells_more_than_is_missing_is_counted(write):
 
 def test_a_successor_may_repeat_what_a_killed_process_had_not_acknowledged(write):
     path = write(POSTER, (1, 0, handled(1, 2, 3)), (2, 0, handled(3, 4, 5)))
-    found = account(path, [Kill(0, 1, 0)], one_epoch=True)
+    found = account(path, [Kill(9, 1, 0)], one_epoch=True)
     assert not found.faults
     assert found.again == 1
     assert account(path, [], one_epoch=True).faults == {"again_without_death": 1}
+
+
+def test_a_process_that_got_the_number_of_a_killed_one_was_not_killed(write):
+    # Started at times 1 and 2 (the poster at 0), and the kill was between.
+    path = write(POSTER, (1, 0, handled(1, 2, 3)), (1, 0, handled(3, 4)), (2, 0, handled(4, 5)))
+    found = account(path, [Kill(1, 1, 0)], one_epoch=True)
+    assert found.again == 1
+    assert found.faults == {"again_without_death": 1}
 
 
 def test_two_posters_in_different_orders_in_two_places_are_a_fault_within_one_epoch(write):
@@ -110,7 +118,7 @@ def test_a_unique_event_runs_once_and_again_only_after_a_death(write):
     runs = [(Kind.STARTED, 0, 0), (Kind.UNIQUE, 1, 1)]
     path = write(poster, (1, 0, runs), (2, 1, runs))
     assert account(path, [], one_epoch=True).faults == {"keys_lost": 1, "keys_twice": 1}
-    found = account(path, [Kill(0, 1, 0)], one_epoch=True)
+    found = account(path, [Kill(9, 1, 0)], one_epoch=True)
     assert found.faults == {"keys_lost": 1}
     assert found.keys_again == 1
 
