@@ -100,6 +100,9 @@ def _check_recording(options: Options) -> None:
 
 
 async def _run(arguments: ServeArguments, plan: _Plan) -> int:
+    # A socket that can't be is told in one line and at once, and not by a broker that is started again and again. The
+    # lock is ours, so nobody else listens there; whoever comes meanwhile comes again.
+    await plan.try_listening()
     limit, stop_timeout_s = arguments.options.max_slots, arguments.stop_timeout_s
     return await Pool(plan, arguments.workers, max_workers=limit, stop_timeout_s=stop_timeout_s).run()
 
@@ -161,10 +164,14 @@ class _Plan:
         if broker_status in (None, 0):
             return
         # A broker that was killed leaves its endpoint behind. Only the transport knows what that is: it removes what is
-        # stale when it listens, and the rest when it stops listening. The lock is ours, so nobody else listens there.
+        # stale when it listens, and the rest when it stops listening.
         with suppress(EventError):
-            listener = await self._transport.listen(self._address, _refuse)
-            await listener.close()
+            await self.try_listening()
+
+    async def try_listening(self) -> None:
+        """Listen for a moment. Raises TransportError. Only for who has the lock."""
+        listener = await self._transport.listen(self._address, _refuse)
+        await listener.close()
 
 
 def _command_as_typed() -> str:

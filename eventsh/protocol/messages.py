@@ -178,7 +178,7 @@ class Error(Message):
 
     kind: ClassVar[Kind] = Kind.ERROR
     code: str
-    """"protocol", "version", "origin_taken", "slot_taken", "too_many", "slow_hello" or "stopping"."""
+    """"protocol", "version", "origin_taken", "slot_taken", "too_many", "slow_hello", "other_user" or "stopping"."""
     message: str
 
 

@@ -117,6 +117,9 @@ class BlockingClient:
         """The broker is gone in the middle of it: what is not confirmed goes to the next one. Raises NotConnected when
         there is none in time."""
         self._close()
+        if self.session.state is SessionState.GREETING:
+            # Closed before a word: at once again would be as often as the processor allows.
+            time.sleep(_RETRY_S)
         self.session.disconnected()
         self._unsent.clear()
         self._decoder = FrameDecoder(MAX_BODY_BYTES)
@@ -256,7 +259,8 @@ class BlockingClient:
     def _send(self, connection: socket.socket) -> None:
         try:
             sent = connection.send(self._unsent)
-        except BlockingIOError:
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            # When it is closed there may still be something to read, which says why; at its end reading fails too.
             return
         del self._unsent[:sent]
 

@@ -89,7 +89,7 @@ class UnixTransport(Transport):
     ) -> Listener:
         from eventsh.transports.stream import StreamConnection, StreamListener
 
-        return StreamListener(sock, address, lambda peer: StreamConnection(peer_of(peer), on_connection), removed)
+        return StreamListener(sock, address, lambda peer: StreamConnection(_admit(peer), on_connection), removed)
 
     async def connect(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Connection:
         import asyncio
@@ -165,9 +165,21 @@ def peer_of(sock: socket.socket) -> Peer:
     own = os.geteuid()
     if uid not in (own, 0):
         raise TransportError(
-            f"process {pid} at the other end belongs to user {uid}, neither to this user ({own}) nor to root"
+            f"process {pid} belongs to user {uid}, and only user {own} and root may be at the other end"
         )
     return Peer(f"pid {pid}", pid, uid)
+
+
+def _admit(sock: socket.socket) -> Peer:
+    """As `peer_of`, for who has come; whoever is turned away is told why, or it would try for as long as it may."""
+    from eventsh.protocol.messages import Error
+
+    try:
+        return peer_of(sock)
+    except TransportError as error:
+        with contextlib.suppress(OSError):
+            sock.send(Error("other_user", str(error)).encode(), socket.MSG_DONTWAIT)
+        raise
 
 
 def check_directory(address: Address) -> None:

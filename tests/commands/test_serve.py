@@ -259,17 +259,6 @@ def test_what_is_killed_comes_back_and_misses_nothing(served, which):
     assert str(victim) not in served.handled("two")
 
 
-def test_handlers_that_can_not_be_loaded_end_it_with_status_1_and_their_line(served):
-    served.handlers.write_text("import eventsh\n1 / 0\n")
-    served.start(2, str(served.handlers))
-    assert served.exit_status() == 1
-    last = [entry["message"] for entry in served.log if entry["level"] == "error"][-1]
-    assert last == (
-        f"giving up: worker 0 did not start in 6 attempts: {served.handlers}:2: ZeroDivisionError: division by zero"
-    )
-    served.assert_clean()
-
-
 def test_a_second_signal_kills_a_worker_that_hangs_and_leaves_no_socket(served):
     served.start_ready(1, str(served.handlers))
     below = descendants(served.process.pid)

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tests.faults.processes import HANDLERS, environment, is_alive
 
-__all__ = ["CycleReport", "leftovers", "run_cycles"]
+__all__ = ["MARK", "CycleReport", "leftovers", "run_cycles"]
 
 # In the environment of everything that one cycle starts: so it is found wherever it went.
-_MARK = "FAULTS_CYCLE"
+MARK = "FAULTS_CYCLE"
 # How long after its start a pool is ended, at most: from before its first import to long after it is ready.
 _LIFE_S = 1.6
 # What a child may take to end by itself once its supervisor was killed.
@@ -50,7 +50,7 @@ class CycleReport:
 
 def leftovers(mark: str) -> list[int]:
     """Every living process with this mark in its environment."""
-    wanted, found = f"{_MARK}={mark}".encode(), []
+    wanted, found = f"{MARK}={mark}".encode(), []
     for entry in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
             if wanted in entry.read_bytes().split(b"\0") and is_alive(int(entry.parent.name)):
@@ -88,7 +88,7 @@ def _cycle(directory: Path, mark: str, workers: int, draw: random.Random, report
             [*command, "--listen", f"unix:{run}/e.sock"],
             stdout=subprocess.DEVNULL,
             stderr=err,
-            env={**environment(directory), _MARK: mark},
+            env={**environment(directory), MARK: mark},
         )
     try:
         time.sleep(life_s)

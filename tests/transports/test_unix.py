@@ -21,6 +21,7 @@ import uvloop
 from eventsh.address import Address
 from eventsh.errors import ConfigureError, TransportError
 from eventsh.protocol.frame import encode_frame
+from eventsh.protocol.messages import Error
 from eventsh.testing import TransportConformance
 from eventsh.testing.recorder import DEADLINE_S, Recorder, event_frame, numbers, turns
 from eventsh.transport import Connection, Peer
@@ -417,8 +418,9 @@ def come_three_times(path: str) -> str:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(path)
             sock.settimeout(DEADLINE_S)
-            received.append(sock.recv(1))
-    return str(received)
+            with sock.makefile("rb") as stream:
+                received.append(Error.decode(bytearray(stream.read())))
+    return str([(error.code, "belongs to user" in error.message) for error in received])
 
 
 def serve_twice(path: str) -> str:
@@ -458,7 +460,8 @@ def test_a_client_of_another_user_is_turned_away_and_warned_about_once_a_second(
         os.chmod(public_address.path, 0o666)
         pid, pipe = start_as_other_user(come_three_times, public_address.path)
         answer = await asyncio.to_thread(answer_of, pid, pipe)
-        assert answer == str([b""] * 3)
+        # The reason, and the end.
+        assert answer == str([("other_user", True)] * 3)
         assert accepted == []
         await listener.close()
 
