@@ -7,6 +7,7 @@ exit status is 1 when something is not as promised; the ledgers are kept then.
 from __future__ import annotations
 
 import argparse
+import random
 import shutil
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 from tests.faults.campaign import Plan, Report, directory, kill_brokers, kill_workers
 from tests.faults.cycles import run_cycles
 from tests.faults.garbage import Storm, storm_broker, storm_session
+from tests.faults.jsons import TEXTS, abuse_json, draw_text
 from tests.faults.processes import Served, ask
 from tests.faults.reloads import ReloadReport, reload_workers
 from tests.faults.soak import run_soak
@@ -32,8 +34,10 @@ ROWS: dict[int, Callable[[Plan, Path, Callable[[str], None]], Report | StopRepor
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--row", type=int, choices=(*ROWS, 7, 12, 13), required=True, help="which row of FAULTS.md")
-    parser.add_argument("--kills", type=int, default=20, help="how many faults; row 7: frames, row 12: events")
+    parser.add_argument("--row", type=int, choices=(*ROWS, 7, 8, 12, 13), required=True, help="which row of FAULTS.md")
+    parser.add_argument(
+        "--kills", type=int, default=20, help="how many faults; row 7: frames, row 8: texts, row 12: events"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--posters", type=int, default=2)
@@ -58,6 +62,12 @@ def main() -> int:
     )
     if known.row == 7:
         return storm(known.kills, known.seed)
+    if known.row == 8:
+        draw = random.Random(known.seed)
+        with directory() as path:
+            texts = abuse_json([*TEXTS, *(draw_text(draw) for _ in range(known.kills))], known.seed, path)
+        print(texts, flush=True)
+        return 1 if texts.faults else 0
     if known.row == 12:
         with directory() as path:
             soak = run_soak(known.kills, known.seed, path, say, workers=known.workers, posters=known.posters)
