@@ -323,6 +323,40 @@ class Options:
             "text", BROKER, "Where the flight recorder is written; none: in the broker's directory.", optional=True
         ),
     )
+    token_file: str | None = field(
+        default=None,
+        metadata=_about(
+            "text",
+            BOTH,
+            "A file with the secret that both sides of a connection must prove to have; none: no proof is asked for.",
+            optional=True,
+        ),
+    )
+    tls_cert: str | None = field(
+        default=None,
+        metadata=_about("text", BOTH, "A PEM file with the broker's certificate: it speaks TLS then.", optional=True),
+    )
+    tls_key: str | None = field(
+        default=None,
+        metadata=_about(
+            "text", BROKER, "A PEM file with the key of that certificate; none: it is in the same file.", optional=True
+        ),
+    )
+    tls_ca: str | None = field(
+        default=None,
+        metadata=_about(
+            "text",
+            CLIENT,
+            "A PEM file with whom to trust for the broker's certificate; none: tls_cert, or else the system's.",
+            optional=True,
+        ),
+    )
+    tls_name: str | None = field(
+        default=None,
+        metadata=_about(
+            "text", CLIENT, "The name in the broker's certificate; none: the host of the address.", optional=True
+        ),
+    )
 
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
@@ -332,6 +366,8 @@ class Options:
                 f"slots is {self.slots}, over max_slots ({self.max_slots}): ask for fewer, or raise max_slots",
                 option="slots",
             )
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ConfigureError("tls_key is the key of a certificate: give tls_cert too", option="tls_key")
 
     @classmethod
     def from_values(cls, **values: Any) -> Options:

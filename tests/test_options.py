@@ -114,6 +114,11 @@ def test_the_defaults_are_those_of_the_design():
         "record_compress": False,
         "flight_recorder": None,
         "flight_dir": None,
+        "token_file": None,
+        "tls_cert": None,
+        "tls_key": None,
+        "tls_ca": None,
+        "tls_name": None,
     }
 
 
@@ -147,6 +152,7 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "record_compress": (None, 1, "yes"),
     "flight_recorder": (0, 4095, "1", True),
     "flight_dir": ("", 1, False),
+    **dict.fromkeys(("token_file", "tls_cert", "tls_key", "tls_ca", "tls_name"), ("", 1, b"x", True)),
 }
 
 
@@ -223,6 +229,13 @@ def test_more_slots_from_the_start_than_there_may_be_are_refused():
         Options.from_values(slots=5, max_slots=4)
     assert caught.value.option == "slots"
     assert Options.from_values(slots=4, max_slots=4).slots == 4
+
+
+def test_a_key_without_its_certificate_is_refused():
+    with pytest.raises(ConfigureError, match="tls_key is the key of a certificate: give tls_cert too") as caught:
+        Options(tls_key="/etc/key.pem")
+    assert caught.value.option == "tls_key"
+    assert Options(tls_cert="/etc/cert.pem", tls_key="/etc/key.pem").tls_key == "/etc/key.pem"
 
 
 def test_replace_changes_what_it_is_given_and_nothing_else():
@@ -375,6 +388,8 @@ def test_another_program_is_told_the_options_it_is_concerned_with():
 def test_a_broker_reads_back_the_options_it_was_started_with(values):
     if values.get("slots", 0) > values.get("max_slots", 1024):
         values["slots"] = 0
+    if values.get("tls_cert") is None:
+        values["tls_key"] = None
     options = Options.from_values(**values)
     assert parse_broker_arguments(broker_arguments(options)) == options
 

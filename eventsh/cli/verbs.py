@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from eventsh.cli.command import Command, Group, UsageException
 from eventsh.cli.parameters import Address, Json, Timeout, read_seconds, read_whole
+from eventsh.cli.security import secured
 from eventsh.errors import UsageError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def status(address: Address = None, timeout: Timeout = None, json: Json = False)
 
     For each worker: whether it is attached, what is queued for it, and what it has handled, dropped and failed.
 
-    Exit status: 0, 2 refused, 3 no broker there, 4 no answer in time.
+    Exit status: 0, 1 a token or certificate is wrong, 2 refused, 3 no broker there, 4 no answer in time.
     """
     from eventsh.cli.report import show_status
     from eventsh.commands.status import status as ask
@@ -136,7 +137,7 @@ def handlers(address: Address = None, timeout: Timeout = None, json: Json = Fals
 
     p99 is in milliseconds, of calls that are timed now and then. A * marks a handler that not every worker has.
 
-    Exit status: 0, 2 refused, 3 no broker there, 4 no answer in time.
+    Exit status: 0, 1 a token or certificate is wrong, 2 refused, 3 no broker there, 4 no answer in time.
     """
     from eventsh.cli.report import show_handlers
     from eventsh.commands.handlers import handlers as ask
@@ -187,6 +188,11 @@ def serve(
     unique_timeout: Annotated[str | None, _option("unique_timeout", "SECONDS")] = None,
     max_queue_len: Annotated[str | None, _option("max_queue_len", "N")] = None,
     max_payload_len: Annotated[str | None, _option("max_payload_len", "SIZE")] = None,
+    token_file: Annotated[str | None, _option("token_file", "FILE")] = None,
+    tls_cert: Annotated[str | None, _option("tls_cert", "FILE")] = None,
+    tls_key: Annotated[str | None, _option("tls_key", "FILE")] = None,
+    tls_ca: Annotated[str | None, _option("tls_ca", "FILE")] = None,
+    tls_name: Annotated[str | None, _option("tls_name", "HOST")] = None,
     stop_timeout: Annotated[
         str | None,
         typer.Option(
@@ -219,8 +225,8 @@ def serve(
     from eventsh.commands.serve import DEFAULT_STOP_TIMEOUT_S, DEFAULT_WORKERS, ServeArguments
     from eventsh.commands.serve import serve as run
     from eventsh.errors import ConfigureError
-    from eventsh.options import Options, parse_option
-    from eventsh.runtime.endpoint import find_endpoint
+    from eventsh.options import parse_option
+    from eventsh.runtime.endpoint import complete_options, find_endpoint
 
     formats: dict[str, LogFormat] = {"text": "text", "json": "json"}
     if log_format not in formats:
@@ -237,15 +243,19 @@ def serve(
         "record_compress": record_compress,
         "flight_recorder": flight_recorder,
         "flight_dir": flight_dir,
+        "token_file": token_file,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "tls_ca": tls_ca,
+        "tls_name": tls_name,
     }
+    options = complete_options({name: parse_option(name, text) for name, text in given.items() if text is not None})
     wanted = read_whole("--workers", workers, minimum=0)
     arguments = ServeArguments(
-        address=find_endpoint(listen)[1],
+        address=find_endpoint(listen, options)[1],
         workers=DEFAULT_WORKERS if wanted is None else wanted,
         handlers=tuple(handlers or ()),
-        options=Options.from_values(
-            **{name: parse_option(name, text) for name, text in given.items() if text is not None}
-        ),
+        options=options,
         log_format=formats[log_format],
         stop_timeout_s=read_seconds(stop_timeout, "--stop-timeout", DEFAULT_STOP_TIMEOUT_S),
     )
@@ -275,7 +285,8 @@ VERBS: dict[str, tuple[Callable[..., int | None], str] | str] = {
 eventsh serve --workers 4
 eventsh serve --handlers handlers.py --max-payload-len 1MiB
 eventsh serve --workers 0 --listen unix:/run/app/events.sock
-eventsh serve --record today.evlog --flight-recorder 64MB""",
+eventsh serve --record today.evlog --flight-recorder 64MB
+eventsh serve -l tcp://host:7878 --token-file token --tls-cert tls.pem""",
     ),
     "post": (
         post,
@@ -353,7 +364,7 @@ def build_command(verb: str | None = None) -> Any:
     )
     for name in VERBS if verb is None else [verb]:
         function, examples = load_verb(name)
-        app.command(name, cls=Command, epilog=examples, context_settings=settings)(function)
+        app.command(name, cls=Command, epilog=examples, context_settings=settings)(secured(function))
     if verb is None:
         app.callback(cls=Group, epilog=EXAMPLES, context_settings=settings)(_root)
     return get_command(app)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from eventsh.core.outbox import Outbox
 from eventsh.core.registry import Registry
 from eventsh.core.session import Session
-from eventsh.options import Options
 from eventsh.runtime.client import Client
-from eventsh.runtime.endpoint import find_endpoint
+from eventsh.runtime.endpoint import complete_options, find_endpoint
+from eventsh.runtime.host import pid_space
+from eventsh.runtime.token import client_proofs
 
 if TYPE_CHECKING:
     from eventsh.runtime.client import Deliveries
@@ -23,7 +24,7 @@ def new_observer(
     address: str | None, dispatcher: Deliveries, on_state: Callable[[bool], None], *, reads_whole: bool = False
 ) -> Client:
     """A client to be started, in the running loop. With `reads_whole` it gives frames as they came."""
-    options = Options(role="observer", broker="never")
+    options = complete_options({"role": "observer", "broker": "never"})
     transport, found = find_endpoint(address, options)
     outbox = Outbox(
         origin=int.from_bytes(os.urandom(4), "little") or 1,
@@ -40,6 +41,8 @@ def new_observer(
         role="observer",
         take_unique=False,
         reads_whole=reads_whole,
+        host=pid_space(),
     )
+    session.new_proof = client_proofs(options.token_file)
     session.release()
     return Client(transport, found, options, session, registry, dispatcher=dispatcher, on_state=on_state)

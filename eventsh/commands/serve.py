@@ -28,6 +28,7 @@ from eventsh.runtime.loader import is_file_name
 from eventsh.runtime.log import LogFormat, configure_logging
 from eventsh.runtime.pool import Pool
 from eventsh.runtime.process import Program
+from eventsh.runtime.token import read_token
 from eventsh.runtime.worker import worker_arguments
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ def serve(arguments: ServeArguments, say: Callable[[str], None]) -> int:
     """
     transport = find_transport(arguments.address.scheme).with_options(arguments.options)
     transport.check_address(arguments.address)
+    if arguments.options.token_file is not None:
+        # Here, where its mistake is the command's own, and not only in each child.
+        read_token(arguments.options.token_file)
     lock = lock_address(transport, arguments.address)
     if lock is None:
         raise TransportError(
@@ -155,10 +159,13 @@ class _Plan:
         self._say(f"Ctrl-C stops it{reload}")
 
     def _where(self) -> str:
-        """The option that leads to this address, if one is needed."""
-        if find_endpoint(None)[1] == self._address:
-            return ""
-        return f" --address {shlex.quote(str(self._address))}"
+        """The options that lead to this address, if some are needed."""
+        options = self._arguments.options
+        flags = {"--token-file": options.token_file, "--tls-ca": options.tls_ca or options.tls_cert}
+        flags["--tls-name"] = options.tls_name
+        if find_endpoint(None)[1] != self._address:
+            flags["--address"] = str(self._address)
+        return "".join(f" {flag} {shlex.quote(text)}" for flag, text in flags.items() if text)
 
     async def clean_up(self, broker_status: int | None) -> None:
         if broker_status in (None, 0):

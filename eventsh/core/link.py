@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eventsh.core.poster import Poster
+    from eventsh.core.proof import BrokerProof
     from eventsh.core.slot import Slot
 
 __all__ = ["Link"]
@@ -15,7 +16,19 @@ class Link:
     """A connection: what is to be sent on it, and what it is attached as. The owner empties `output` and, when
     `is_closing` is set, closes the connection after that."""
 
-    __slots__ = ("hello_by", "host", "is_closing", "is_greeted", "key", "output", "pid", "poster", "slot")
+    __slots__ = (
+        "greeting_bytes",
+        "hello_by",
+        "host",
+        "is_closing",
+        "is_greeted",
+        "key",
+        "output",
+        "pid",
+        "poster",
+        "proof",
+        "slot",
+    )
 
     def __init__(self, key: Any, pid: int | None, hello_by: float) -> None:
         # Whatever the owner finds the connection by.
@@ -26,6 +39,10 @@ class Link:
         self.host = ""
         self.hello_by = hello_by
         self.is_greeted = False
+        # What it has sent until its hello was taken.
+        self.greeting_bytes = 0
+        # Under way once it has sent a challenge.
+        self.proof: BrokerProof | None = None
         self.is_closing = False
         self.output: list[bytearray] = []
         self.slot: Slot | None = None

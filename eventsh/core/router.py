@@ -11,12 +11,14 @@ it is confirmed when every live worker has received it. While a worker's queue i
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from eventsh.core.dealer import Dealer
+from eventsh.core.door import Door, Refusal
 from eventsh.core.fanout import Fanout
 from eventsh.core.link import Link
 from eventsh.core.poster import Post, Poster, Posters
@@ -46,6 +48,7 @@ from eventsh.protocol.messages import (
 )
 
 if TYPE_CHECKING:
+    from eventsh.core.proof import BrokerProof
     from eventsh.core.slot import Slot
     from eventsh.core.tap import Tap
     from eventsh.options import Options
@@ -53,6 +56,8 @@ if TYPE_CHECKING:
 __all__ = ["Router"]
 
 _ROLES = ("worker", "observer", "poster")
+# The shortest time between two notices of clients that were turned away.
+_TELL_REFUSAL_S = 1.0
 _EVENTS, _ACK = int(Kind.EVENTS), int(Kind.ACK)
 
 
@@ -68,6 +73,7 @@ class Router:
         wall_clock_ns: Callable[[], int],
         now: float,
         supervisor: int | None = None,
+        new_proof: Callable[[], BrokerProof] | None = None,
     ) -> None:
         self.options = options
         self.epoch = epoch
@@ -82,6 +88,8 @@ class Router:
         # The last event that all live workers have received.
         self.floor = 0
         self._wall_clock_ns = wall_clock_ns
+        self._door = Door(new_proof)
+        self._told_refusal_at = -math.inf
         self._posters = Posters()
         self._questions = Questions()
         self._fanout = Fanout(self.roster, pid=pid, wall_clock_ns=wall_clock_ns, now=now)
@@ -97,6 +105,8 @@ class Router:
         self._notices: list[str] = []
         self._on_message: dict[int, Callable[[Link, bytearray, float], None]] = {
             Kind.HELLO: self._take_hello,
+            Kind.CHALLENGE: self._take_handshake,
+            Kind.PROOF: self._take_handshake,
             Kind.REPORT: self._take_report,
             Kind.GOODBYE: self._take_goodbye,
             Kind.REQUEST: self._take_request,
@@ -231,9 +241,27 @@ class Router:
 
     # --- hello, goodbye and the rest ---
 
+    def _take_handshake(self, link: Link, frame: bytearray, now: float) -> None:
+        try:
+            self._send(link, self._door.answer(link, frame))
+        except Refusal as refusal:
+            self._turn_away(link, refusal, now)
+
+    def _turn_away(self, link: Link, refusal: Refusal, now: float) -> None:
+        self._refuse(link, refusal.code, str(refusal))
+        # Anybody can knock as often as they like, and must not fill the log.
+        if now - self._told_refusal_at >= _TELL_REFUSAL_S:
+            self._told_refusal_at = now
+            self._notices.append(f"a client was turned away: {refusal}")
+
     def _take_hello(self, link: Link, frame: bytearray, now: float) -> None:
         if link.is_greeted:
             raise ProtocolError("a second hello")
+        try:
+            self._door.check_hello(link, frame)
+        except Refusal as refusal:
+            self._turn_away(link, refusal, now)
+            return
         hello = Hello.decode(frame)
         if hello.version != PROTOCOL_VERSION:
             self._refuse(link, "version", f"the broker speaks version {PROTOCOL_VERSION}, not {hello.version}")

@@ -7,6 +7,8 @@ acks and frames to send. All state of an attachment is here; all transitions are
 DETACHED --connected--> GREETING --Welcome--> ATTACHED --leave--> LEAVING --Goodbye--> DRAINED
     ^                       |                     |                  |                    |
     +------------------- disconnected <-----------+------------------+--------------------+
+
+With a token, PROVING comes before GREETING: the hello is sent when the broker has proven that it has the token too.
 """
 
 from __future__ import annotations
@@ -34,12 +36,14 @@ from eventsh.protocol.frame import (
 from eventsh.protocol.messages import (
     Answer,
     Ask,
+    Challenge,
     Error,
     Gap,
     Goodbye,
     Handled,
     Hello,
     Message,
+    Proof,
     Receipt,
     Reply,
     Report,
@@ -50,6 +54,7 @@ from eventsh.protocol.messages import (
 
 if TYPE_CHECKING:
     from eventsh.core.outbox import Outbox
+    from eventsh.core.proof import ClientProof
     from eventsh.core.registry import Registry
 
 __all__ = ["Session", "SessionState"]
@@ -68,7 +73,7 @@ _MAX_HELLO_SLOTS = 8192
 _MAX_SEQ = 2**64 - 1
 
 _EVENTS, _CONFIRM = int(Kind.EVENTS), int(Kind.CONFIRM)
-_FIRST_KINDS = (Kind.WELCOME, Kind.ERROR)
+_FIRST_KINDS = (Kind.WELCOME, Kind.ERROR, Kind.CHALLENGE, Kind.PROOF)
 _DECODERS: dict[int, Callable[[bytearray], Message]] = {
     Kind.WELCOME: Welcome.decode,
     Kind.GAP: Gap.decode,
@@ -79,6 +84,8 @@ _DECODERS: dict[int, Callable[[bytearray], Message]] = {
     Kind.TAKEN: Taken.decode,
     Kind.HANDLED: Handled.decode,
     Kind.ASK: Ask.decode,
+    Kind.CHALLENGE: Challenge.decode,
+    Kind.PROOF: Proof.decode,
 }
 
 
@@ -86,10 +93,14 @@ class SessionState(Enum):
     """Where a client stands with its broker."""
 
     DETACHED = "detached"
+    PROVING = "proving"
     GREETING = "greeting"
     ATTACHED = "attached"
     LEAVING = "leaving"
     DRAINED = "drained"
+
+
+_UNWELCOMED = (SessionState.DETACHED, SessionState.PROVING, SessionState.GREETING)
 
 
 class Session:
@@ -154,6 +165,10 @@ class Session:
         self._local_in = 0
         self._local_out = 0
         self._control: list[bytearray] = []
+        # Makes the proof of each connection, where there is a token; what is to be sent before the welcome.
+        self.new_proof: Callable[[], ClientProof] | None = None
+        self._proof: ClientProof | None = None
+        self._greeting: list[bytearray] = []
         self._next_request = 1
         self._failed = 0
         self._last_failure: dict[str, Any] = {}
@@ -161,7 +176,14 @@ class Session:
     # --- attaching ---
 
     def connected(self) -> bytearray:
-        """A connection is open: the Hello to send on it first."""
+        """A connection is open: what to send on it first, a Hello, or a Challenge where there is a token."""
+        if self.new_proof is None:
+            return self._greet()
+        self.state = SessionState.PROVING
+        self._proof = self.new_proof()
+        return self._proof.begin().encode()
+
+    def _greet(self) -> bytearray:
         self.state = SessionState.GREETING
         self._acked = (self.received, self.handled)
         hello = Hello(
@@ -186,6 +208,8 @@ class Session:
         self.state = SessionState.DETACHED
         self.outbox.rewind()
         self._control.clear()
+        self._proof = None
+        self._greeting.clear()
 
     def leave(self, *, leave: bool = True) -> None:
         """Ask for no more events. When the state is DRAINED and `is_idle`, everything that was given is handled."""
@@ -203,11 +227,12 @@ class Session:
     # --- frames in ---
 
     def receive(self, frames: list[bytearray]) -> list[Message]:
-        """Take frames from the broker; give the messages that the owner must act on. Raises ProtocolError."""
+        """Take frames from the broker; give the messages that the owner must act on. Raises ProtocolError, and
+        AuthenticationError if it can't prove that it has the token."""
         messages: list[Message] = []
         for frame in frames:
             kind = frame[KIND_OFFSET]
-            if kind not in _FIRST_KINDS and self.state in (SessionState.DETACHED, SessionState.GREETING):
+            if kind not in _FIRST_KINDS and self.state in _UNWELCOMED:
                 raise ProtocolError(f"a frame of kind {kind} came before the welcome")
             if kind == _EVENTS:
                 self._take_events(frame)
@@ -296,6 +321,17 @@ class Session:
                 message.check()
             if (wait := self.waits.get(message.number)) is not None:
                 wait.take(message)
+        elif isinstance(message, Challenge | Proof):
+            self._prove(message)
+
+    def _prove(self, message: Challenge | Proof) -> None:
+        if self._proof is None or self.state is not SessionState.PROVING:
+            raise ProtocolError("a handshake that nobody asked for")
+        if isinstance(message, Challenge):
+            self._greeting.append(self._proof.answer(message).encode())
+        else:
+            self._proof.check(message)
+            self._greeting.append(self._greet())
 
     def _take_welcome(self, welcome: Welcome) -> None:
         if self.state is not SessionState.GREETING:
@@ -450,7 +486,7 @@ class Session:
     def take_ack(self) -> bytearray | None:
         """The Ack to send now, or None when the broker already knows everything."""
         state = (self.received, self.handled)
-        if state == self._acked or self.state in (SessionState.DETACHED, SessionState.GREETING):
+        if state == self._acked or self.state in _UNWELCOMED:
             return None
         self._acked = state
         return encode_frame(Kind.ACK, seq=self.received, origin_seq=self.handled)
@@ -467,8 +503,9 @@ class Session:
 
     def take_output(self) -> list[bytearray]:
         """Every frame that may leave now, but the ack."""
-        if self.state in (SessionState.DETACHED, SessionState.GREETING):
-            return []
+        if self.state in _UNWELCOMED:
+            greeting, self._greeting = self._greeting, []
+            return greeting
         frames = self.outbox.take()
         if self._failed:
             frames.append(Report(self._failed, self._last_failure).encode())

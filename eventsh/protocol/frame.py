@@ -86,6 +86,8 @@ class Kind(IntEnum):
     HANDLED = 14  # worker, and the broker to the poster: which handlers ran for an event with Flag.TRACE
     ASK = 15  # broker: a client wants to know something of you
     ANSWER = 16  # worker: this
+    CHALLENGE = 17  # either way, before the hello: prove that you have the token
+    PROOF = 18  # either way, before the hello: here is the proof
 
 
 class Flag:

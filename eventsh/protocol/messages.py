@@ -17,14 +17,17 @@ from eventsh.errors import ProtocolError
 from eventsh.protocol.frame import HEADER_BYTES, PROTOCOL_VERSION, Kind, encode_frame
 
 __all__ = [
+    "AUTHENTICATION_CODES",
     "Answer",
     "Ask",
+    "Challenge",
     "Error",
     "Gap",
     "Goodbye",
     "Handled",
     "Hello",
     "Message",
+    "Proof",
     "Receipt",
     "Reply",
     "Report",
@@ -51,6 +54,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 _HEX = re.compile("(?:[0-9a-f]{2})+")
+# A nonce, or an HMAC with SHA-256.
+_HEX_32 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +177,10 @@ class Reply(Message):
     error: str | None
 
 
+# Of an Error: one of the two sides could not prove who it is, or did not try.
+AUTHENTICATION_CODES = frozenset({"token_needed", "token_unknown", "token_wrong", "tls_needed"})
+
+
 @dataclass(frozen=True, slots=True)
 class Error(Message):
     """Either way: why the connection ends now. `code` is for programs, `message` for people."""
@@ -280,3 +289,46 @@ class Answer(Message):
     kind: ClassVar[Kind] = Kind.ANSWER
     id: int
     data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge(Message):
+    """Client, instead of a hello where there is a token: prove that you have it. Broker, as the answer: you too.
+
+    See protocol/handshake.py.
+    """
+
+    kind: ClassVar[Kind] = Kind.CHALLENGE
+    nonce: str
+    """32 random bytes in hexadecimal."""
+
+    @classmethod
+    def of(cls, nonce: bytes) -> Self:
+        return cls(nonce.hex())
+
+    def nonce_bytes(self) -> bytes:
+        """Raises ProtocolError unless it is what it should be."""
+        return _bytes_32(self.nonce, "a challenge without a nonce")
+
+
+@dataclass(frozen=True, slots=True)
+class Proof(Message):
+    """Client, and then the broker: the proof that it has the token. The client's hello follows."""
+
+    kind: ClassVar[Kind] = Kind.PROOF
+    mac: str
+    """The HMAC in hexadecimal."""
+
+    @classmethod
+    def of(cls, mac: bytes) -> Self:
+        return cls(mac.hex())
+
+    def mac_bytes(self) -> bytes:
+        """Raises ProtocolError unless it is what it should be."""
+        return _bytes_32(self.mac, "a proof without an HMAC")
+
+
+def _bytes_32(text: str, otherwise: str) -> bytes:
+    if not _HEX_32.fullmatch(text):
+        raise ProtocolError(otherwise)
+    return bytes.fromhex(text)

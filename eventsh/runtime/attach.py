@@ -11,10 +11,11 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from eventsh.errors import EventError, NotConnected, ProtocolError, TransportError
+from eventsh.errors import AuthenticationError, EventError, NotConnected, ProtocolError, TransportError
 from eventsh.protocol.frame import MAX_BODY_BYTES
 from eventsh.runtime.election import start_broker
 from eventsh.runtime.hosted import start_hosted_broker
+from eventsh.runtime.refusal import refusal_error
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -59,6 +60,7 @@ class Attachment:
         self.attacher = attacher
         self.connection: Connection | None = None
         self.refusal: Error | None = None
+        self.failure: AuthenticationError | None = None
         self.welcomed: asyncio.Future[Welcome] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
 
@@ -101,7 +103,7 @@ class Attacher:
         self.address = address
         self.owner = owner
         self.attachment: Attachment | None = None
-        self.last_error: str | None = None
+        self.last_failure: BaseException | None = None
         self._session = session
         self._lock = lock
         self._loop = asyncio.get_running_loop()
@@ -147,7 +149,7 @@ class Attacher:
             await asyncio.sleep(random.uniform(0, longest))
 
     async def _attach(self, attachment: Attachment) -> None:
-        """Connect and be welcomed. Raises TransportError, NotConnected."""
+        """Connect and be welcomed. Raises TransportError, NotConnected, AuthenticationError."""
 
         def begin(connection: Connection) -> Attachment:
             attachment.connection = connection
@@ -157,8 +159,8 @@ class Attacher:
         self.attachment = attachment
         connection.limit_body(MAX_BODY_BYTES)
         with self._lock:
-            hello = self._session.connected()
-        connection.send((hello,))
+            first = self._session.connected()
+        connection.send((first,))
         try:
             async with asyncio.timeout(_WELCOME_TIMEOUT_S):
                 await attachment.welcomed
@@ -168,11 +170,12 @@ class Attacher:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
-            refusal = attachment.refusal
-            if refusal is not None:
-                raise NotConnected(f"the broker at {self.address} refused: {refusal.message}") from None
+            if attachment.failure is not None:
+                raise attachment.failure from None
+            if attachment.refusal is not None:
+                raise refusal_error(self.address, attachment.refusal) from None
             raise NotConnected(f"the broker at {self.address} did not answer a hello") from None
-        self.last_error = None
+        self.last_failure = None
 
     async def _start_broker(self, error: EventError) -> bool:
         """Start a broker where nobody listens, if that is wanted. True when it is worth connecting at once."""
@@ -201,10 +204,11 @@ class Attacher:
 
     def _note(self, error: BaseException) -> None:
         """Keep the reason for whoever waits; log it when it is a new one."""
-        text = str(error)
-        if text != self.last_error:
-            _log.info("%s: not attached: %s", self.address, text)
-        self.last_error = text
+        if str(error) != str(self.last_failure):
+            # Waiting helps where nobody listens yet, and never against a wrong token.
+            level = logging.WARNING if isinstance(error, AuthenticationError) else logging.INFO
+            _log.log(level, "%s: not attached: %s", self.address, error)
+        self.last_failure = error
 
     def lose(self, attachment: Attachment) -> None:
         """The connection is gone."""

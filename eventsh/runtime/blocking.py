@@ -20,6 +20,9 @@ from eventsh.errors import EventError, NotConnected, QueueOverflow, TransportErr
 from eventsh.options import Options
 from eventsh.protocol.frame import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, FrameDecoder
 from eventsh.protocol.messages import Error, Message, Receipt, Reply
+from eventsh.runtime.endpoint import complete_options
+from eventsh.runtime.refusal import refusal_error
+from eventsh.runtime.token import client_proofs
 
 if TYPE_CHECKING:
     import socket
@@ -46,7 +49,8 @@ class BlockingClient:
     """A poster that is attached from `__enter__` to `__exit__`. It gets no events.
 
     `timeout_s` bounds each call, not the whole. Raises TransportError when nobody listens, NotConnected when the time
-    is over or the broker ends the connection.
+    is over or the broker ends the connection, AuthenticationError when one of the two could not prove who it is. The
+    token is that of the environment.
     """
 
     def __init__(self, transport: Transport, address: Address, *, timeout_s: float) -> None:
@@ -62,6 +66,7 @@ class BlockingClient:
             on_batch=lambda: None,
         )
         self.session = Session(self.outbox, Registry(), identity=os.urandom(16).hex(), role="poster", take_unique=False)
+        self.session.new_proof = client_proofs(complete_options().token_file)
         self.receipts: dict[int, Receipt] = {}
         self._replies: dict[int, Reply] = {}
         self._decoder = FrameDecoder(MAX_BODY_BYTES)
@@ -283,4 +288,4 @@ class BlockingClient:
         elif isinstance(message, Reply):
             self._replies[message.id] = message
         elif isinstance(message, Error):
-            raise NotConnected(f"the broker at {self.address} refused: {message.message}")
+            raise refusal_error(self.address, message)

@@ -26,6 +26,7 @@ from eventsh.runtime.election import lock_address, remove_log, unlock_address
 from eventsh.runtime.endpoint import find_endpoint
 from eventsh.runtime.host import pid_space
 from eventsh.runtime.loop import new_event_loop
+from eventsh.runtime.token import broker_proofs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,7 +85,7 @@ class _Peer:
         self.broker = broker
         self.connection = connection
         self.limited = True
-        self.link = broker.router.connect(self, connection.peer.pid, broker.clock())
+        self.link = broker.router.connect(self, connection.peer.pid, broker.clock() - connection.opening_s)
 
     def frames_received(self, frames: list[bytearray]) -> None:
         self.broker.router.receive(self.link, frames, self.broker.clock())
@@ -109,7 +110,10 @@ class _Peer:
 
 
 class Broker:
-    """A router that serves one address in the running loop. Everything here happens in that loop."""
+    """A router that serves one address in the running loop. Everything here happens in that loop.
+
+    Raises ConfigureError when the token's file can't be used.
+    """
 
     def __init__(
         self, transport: Transport, address: Address, options: Options, *, supervisor: int | None = None
@@ -126,6 +130,7 @@ class Broker:
             wall_clock_ns=time.time_ns,
             now=self.clock(),
             supervisor=supervisor,
+            new_proof=broker_proofs(options.token_file),
         )
         self._host = pid_space()
         self._listener: Listener | None = None

@@ -28,9 +28,10 @@ from eventsh.errors import ConfigureError, EventError
 from eventsh.options import Options
 from eventsh.plugins import plugins
 from eventsh.runtime.client import Client
-from eventsh.runtime.endpoint import find_endpoint
+from eventsh.runtime.endpoint import SECURITY_OPTIONS, absolute_paths, complete_options, find_endpoint
 from eventsh.runtime.host import pid_space
 from eventsh.runtime.hosted import LoopThread
+from eventsh.runtime.token import client_proofs
 
 if TYPE_CHECKING:
     from eventsh.address import Address
@@ -41,7 +42,7 @@ __all__ = ["Bus", "default_bus", "open_buses", "unconfigured_buses"]
 _log = logging.getLogger("eventsh")
 
 # What a client is while it is configured; the broker knows it by these, or they are in use.
-_FIXED_OPTIONS = ("worker_id", "role", "take_unique", "broker", "ring_size")
+_FIXED_OPTIONS = ("worker_id", "role", "take_unique", "broker", "ring_size", *SECURITY_OPTIONS)
 
 
 class Bus:
@@ -123,13 +124,15 @@ class Bus:
         if self.client is not None:
             self._change(address, values)
             return None
-        options = Options.from_values(**values)
+        options = complete_options(values)
+        new_proof = client_proofs(options.token_file)
         transport, found = find_endpoint(address, options)
 
         def start() -> None:
             session = self.session
             session.role = options.role
             session.worker_id = options.worker_id
+            session.new_proof = new_proof
             session.take_unique = options.role == "worker" if options.take_unique is None else options.take_unique
             self.address = found
             self.apply(options)
@@ -154,7 +157,7 @@ class Bus:
             raise ConfigureError(
                 f"already configured at {self.address}: close() before another address", option="address"
             )
-        options = self.options.replace(**values)
+        options = self.options.replace(**absolute_paths(values))
         for name in _FIXED_OPTIONS:
             if getattr(options, name) != getattr(self.options, name):
                 raise ConfigureError(f"{name} can't change while configured: close() first", option=name)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from eventsh.core.session import SessionState
 from eventsh.core.trace import Wait
-from eventsh.errors import EventError, NotConnected, ProtocolError
+from eventsh.errors import AuthenticationError, EventError, NotConnected, ProtocolError
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.plugins import plugins
 from eventsh.protocol.messages import Error, Message, Reply, Welcome
@@ -111,7 +111,7 @@ class Client:
 
     @property
     def is_attached(self) -> bool:
-        return self.session.state not in (SessionState.DETACHED, SessionState.GREETING)
+        return self.session.state not in (SessionState.DETACHED, SessionState.PROVING, SessionState.GREETING)
 
     def start(self) -> None:
         """Begin to attach."""
@@ -163,6 +163,10 @@ class Client:
                 messages = self.session.receive(frames)
         except ProtocolError as error:
             _log.warning("%s: the broker broke the protocol: %s", self.address, error)
+            attachment.connection.abort()
+            return
+        except AuthenticationError as error:
+            attachment.failure = error
             attachment.connection.abort()
             return
         for message in messages:
@@ -327,7 +331,7 @@ class Client:
     async def wait_until(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
         """Wait for `condition`, which is looked at whenever something was confirmed, handled or attached.
 
-        Raises NotConnected that says `what` did not happen.
+        Raises NotConnected that says `what` did not happen, or AuthenticationError if that is why.
         """
         if condition():
             return
@@ -338,7 +342,9 @@ class Client:
             async with asyncio.timeout(timeout):
                 await future
         except TimeoutError:
-            raise NotConnected(f"{what} within {timeout:g} s: {self._situation()}") from None
+            failed = self._attacher.last_failure
+            error = AuthenticationError if isinstance(failed, AuthenticationError) else NotConnected
+            raise error(f"{what} within {timeout:g} s: {self._situation()}") from None
         finally:
             with contextlib.suppress(ValueError):
                 self._waiters.remove(waiter)
@@ -346,7 +352,7 @@ class Client:
     def _situation(self) -> str:
         if self.is_attached:
             return f"{self.session.outbox.queued} posts are not confirmed by {self.address}"
-        return self._attacher.last_error or f"nothing answers at {self.address}"
+        return str(self._attacher.last_failure or f"nothing answers at {self.address}")
 
     def _fail_waiters(self) -> None:
         """It is closed: what others wait for does not come."""
@@ -457,7 +463,7 @@ class Client:
         if outbox.queued:
             self.flush()
             await self._try(lambda: not outbox.queued, deadline)
-        if self.session.state in (SessionState.GREETING, SessionState.ATTACHED):
+        if self.session.state in (SessionState.PROVING, SessionState.GREETING, SessionState.ATTACHED):
             # Attached since, perhaps for just these posts.
             await self._leave(leave, deadline)
             self._schedule_pump()
@@ -471,7 +477,8 @@ class Client:
     async def _leave(self, leave: bool, deadline: float) -> None:
         """Say goodbye wherever the broker knows of us, and wait for the answer. Without it, a process that lives on would
         be expected back for `timeout` seconds, and everybody's posts would wait for that."""
-        await self._try(lambda: self.session.state is not SessionState.GREETING, deadline)
+        greeting = (SessionState.PROVING, SessionState.GREETING)
+        await self._try(lambda: self.session.state not in greeting, deadline)
         self.session.leave(leave=leave)
         self.flush()
         await self._try(lambda: self.session.state in (SessionState.DRAINED, SessionState.DETACHED), deadline)
@@ -480,7 +487,7 @@ class Client:
         return self.session.is_idle and not self._dispatcher.pending
 
     async def _try(self, condition: Callable[[], bool], deadline: float) -> None:
-        with contextlib.suppress(NotConnected):
+        with contextlib.suppress(NotConnected, AuthenticationError):
             await self.wait_until(condition, max(0.0, deadline - self._loop.time()), "")
 
     async def _detach(self) -> None:

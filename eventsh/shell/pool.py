@@ -24,7 +24,7 @@ from eventsh.commands.status import status
 from eventsh.core.scripts import is_script_failure
 from eventsh.errors import EventError, TransportError
 from eventsh.runtime.election import python_command, python_environment
-from eventsh.runtime.endpoint import find_endpoint
+from eventsh.runtime.endpoint import complete_options, find_endpoint
 
 __all__ = ["HostedPool", "main"]
 
@@ -158,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 address=find_endpoint(known.address)[1],
                 workers=known.workers,
                 handlers=tuple(known.handlers),
+                options=complete_options(),
                 log_format="json",
             ),
             lambda _line: None,

@@ -21,6 +21,7 @@ import pytest
 
 from eventsh.address import Address, parse_address
 from eventsh.plugins import find_transport
+from eventsh.runtime.endpoint import complete_options
 from eventsh.testing.bench import Bench
 from eventsh.testing.cases.buses import BusCases
 from eventsh.testing.cases.endpoints import EndpointCases
@@ -67,4 +68,5 @@ class TransportConformance(FrameCases, FlowCases, EndCases, EndpointCases, Proce
         given = self.make_address(directory)
         address = parse_address(given) if isinstance(given, str) else given
         with ExitStack() as ended:
-            yield Bench(find_transport(address.scheme), address, LOOPS[request.param], self.plugin, ended)
+            transport = find_transport(address.scheme).with_options(complete_options())
+            yield Bench(transport, address, LOOPS[request.param], self.plugin, ended)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from eventsh.address import parse_address
 from eventsh.plugins import find_transport, plugins
 from eventsh.protocol.frame import MAX_BODY_BYTES
+from eventsh.runtime.endpoint import complete_options
 from eventsh.testing.recorder import DEADLINE_S, Recorder, event_frame
 from eventsh.testing.remote import Remote, answer_to
 
@@ -147,7 +148,7 @@ class Peer:
 async def _main(role: str, address: str, plugin: str | None) -> None:
     register_plugin(plugin)
     found = parse_address(address)
-    peer = Peer(find_transport(found.scheme), found)
+    peer = Peer(find_transport(found.scheme).with_options(complete_options()), found)
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     while line := await lines.readline():

@@ -9,16 +9,15 @@ import asyncio
 import errno
 import logging
 import os
+import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from eventsh.errors import TransportError
 from eventsh.protocol.frame import FrameDecoder
+from eventsh.protocol.messages import Error
 from eventsh.transport import Buffer, Connection, Listener, Peer, Receiver
-
-if TYPE_CHECKING:
-    import socket
 
 __all__ = ["StreamConnection", "StreamListener", "forget_descriptor", "note_descriptor"]
 
@@ -65,6 +64,10 @@ JOIN_BYTES = 64 * 1024
 LAST_READ_BYTES = 1024 * 1024
 # Connections that are accepted in one turn of the loop, so that a crowd at the door does not stop those inside.
 ACCEPTS_A_TURN = 64
+# TLS handshakes under way at once: the loops hold up to half a megabyte for each.
+OPENING_LIMIT = 64
+# What the peer may take to end TLS in good order. What was sent has left by then, and its own end is the connection's.
+TLS_END_TIMEOUT_S = 2.0
 # How long accepting rests when descriptors or memory have run out, and the shortest time between two warnings.
 ACCEPT_PAUSE_S = 1.0
 WARNING_INTERVAL_S = 1.0
@@ -78,16 +81,21 @@ _read_buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKe
 class StreamConnection(asyncio.BufferedProtocol, Connection):
     """One connection over a stream of bytes, and the asyncio protocol of its transport.
 
-    `on_connection` is called once the connection stands. What it raises ends the connection and is kept in `failure`.
+    `on_connection` is called once the connection stands, or with `begins_later` by `begin`. What it raises ends the
+    connection and is kept in `failure`.
 
     A BufferedProtocol, because uvloop allocates 256 KiB for each data_received: for frames of 16 KiB, reading and decoding
     took 17 to 20 us a frame with Protocol, 4.4 to 5.9 us so; 1.6 to 1.9 and 1.0 us for 1 KB, 410 and 330 us for 1 MiB.
     Plain asyncio is as fast either way.
     """
 
-    def __init__(self, peer: Peer, on_connection: Callable[[Connection], Receiver]) -> None:
+    def __init__(
+        self, peer: Peer, on_connection: Callable[[Connection], Receiver], *, begins_later: bool = False
+    ) -> None:
         self.peer = peer
         self.failure: Exception | None = None
+        # Of the loop's clock, where it was accepted by a listener.
+        self.accepted_at: float | None = None
         self._on_connection = on_connection
         self._receiver: Receiver
         self._transport: Any = None
@@ -99,7 +107,8 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         self._fd = -1
         self._descriptor = -1
         self._writes_lists = False
-        self._paused = False
+        # Until it has begun, what comes is held as for a receiver that has paused.
+        self._begins_later = self._paused = begins_later
         self._refused = False
         self._closing = False
         self._saw_eof = False
@@ -167,6 +176,11 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         if self._transport is not None and not self._lost:
             self._transport.abort()
 
+    @property
+    def is_made(self) -> bool:
+        """Whether the loop has called `connection_made`."""
+        return self._transport is not None
+
     # What the loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -182,6 +196,24 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         note_descriptor(self._descriptor)
         if transport.get_extra_info("sslcontext") is None:
             self._fd = self._descriptor
+        if self.accepted_at is not None:
+            self.opening_s = loop.time() - self.accepted_at
+        if not self._begins_later:
+            self._open()
+
+    def begin(self) -> None:
+        """Call `on_connection` now. TLS clients do, for the loops call `connection_made` before the last bytes of the handshake
+        have left: should it pause reading then, or abort, they would never leave."""
+        self._begins_later = self._paused = False
+        if self._lost:
+            self.failure = self.failure or ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+            return
+        self._transport.resume_reading()
+        self._open()
+        if self._held or self._decoder.error is not None:
+            asyncio.get_running_loop().call_soon(self._deliver_held)
+
+    def _open(self) -> None:
         try:
             self._receiver = self._on_connection(self)
         except Exception as error:  # noqa: BLE001  # it goes to whoever asked for the connection
@@ -199,11 +231,11 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         self._saw_eof = True
 
     def pause_writing(self) -> None:
-        if self.failure is None and not self._lost:
+        if self.failure is None and not (self._lost or self._begins_later):
             self._guard(self._receiver.writing_paused)
 
     def resume_writing(self) -> None:
-        if self.failure is None and not self._lost:
+        if self.failure is None and not (self._lost or self._begins_later):
             self._guard(self._receiver.writing_resumed)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -215,7 +247,7 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         self._fd = -1
         forget_descriptor(self._descriptor)
         self._held.clear()
-        if self.failure is not None:
+        if self.failure is not None or self._begins_later:
             return
         # After the peer has said that it ends, the reset that its kernel sends is no news.
         error = None if self._saw_eof and isinstance(exc, ConnectionError) else exc
@@ -281,7 +313,8 @@ class StreamListener(Listener):
 
     `accepted` makes the connection for each socket, and raises TransportError to refuse who is there; `greet` is awaited
     before the first frame, with the socket, and refuses likewise; `removed` is called once when the listener has closed,
-    to remove what it left behind. `ssl` is passed on to the loop.
+    to remove what it left behind. With an `ssl` context it speaks TLS, whose handshake may take `ssl_timeout_s`; few are
+    under way at once, for each holds memory before anybody has said who they are.
 
     Not the loop's own server: out of descriptors, uvloop takes connections only to drop them, and gives up listening
     without a word if its spare descriptor goes as well; asyncio logs a traceback for each place in the backlog, each second.
@@ -296,6 +329,7 @@ class StreamListener(Listener):
         *,
         greet: Callable[[StreamConnection, socket.socket], Awaitable[None]] | None = None,
         ssl: Any = None,
+        ssl_timeout_s: float = 2.0,
     ) -> None:
         self.address = address
         self._sock = sock
@@ -303,9 +337,11 @@ class StreamListener(Listener):
         self._removed = removed
         self._greet = greet
         self._ssl = ssl
+        self._ssl_timeout_s = ssl_timeout_s
+        self._full = False
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
-        self._opening: set[asyncio.Task[None]] = set()
+        self._opening: dict[asyncio.Task[None], StreamConnection] = {}
         self._next_warning_s = 0.0
         self._closed = False
         sock.setblocking(False)
@@ -319,6 +355,10 @@ class StreamListener(Listener):
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._sock.fileno())
+        if self._ssl is not None:
+            for task, connection in self._opening.items():
+                if not connection.is_made:
+                    task.cancel()
         # What is to be removed goes first: a client that comes now finds nobody rather than a socket that refuses.
         if self._removed is not None:
             self._removed()
@@ -344,20 +384,78 @@ class StreamListener(Listener):
                 self._warn(f"{self.address}: refused a connection: {error}")
                 continue
             sock.setblocking(False)
+            connection.accepted_at = self._loop.time()
             task = self._loop.create_task(self._open(connection, sock))
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            self._opening[task] = connection
+            task.add_done_callback(self._opened_one)
+            if self._ssl is not None and len(self._opening) >= OPENING_LIMIT:
+                # Others wait in the backlog.
+                self._full = True
+                self._loop.remove_reader(self._sock.fileno())
+                return
+
+    def _opened_one(self, task: asyncio.Task[None]) -> None:
+        del self._opening[task]
+        if self._full and not self._closed:
+            self._full = False
+            if self._pause is None:
+                self._loop.add_reader(self._sock.fileno(), self._accept)
 
     async def _open(self, connection: StreamConnection, sock: socket.socket) -> None:
         try:
             if self._greet is not None:
                 await self._greet(connection, sock)
-            await self._loop.connect_accepted_socket(lambda: connection, sock, ssl=self._ssl)
+            if self._ssl is None:
+                await self._loop.connect_accepted_socket(lambda: connection, sock)
+            else:
+                await self._open_tls(connection, sock)
         except (TransportError, OSError, RuntimeError) as error:
             sock.close()
-            self._warn(f"{self.address}: {connection.peer.label} could not be connected: {error}")
+            self._warn(
+                f"{self.address}: {connection.peer.label} could not be connected: {str(error) or type(error).__name__}"
+            )
+        except asyncio.CancelledError:
+            sock.close()
+            raise
         if connection.failure is not None:
             logger.error("%s: opening its connection failed", connection.peer.label, exc_info=connection.failure)
+
+    async def _open_tls(self, connection: StreamConnection, sock: socket.socket) -> None:
+        from eventsh.transports.tls import is_plain
+
+        started = self._loop.time()
+        try:
+            async with asyncio.timeout(self._ssl_timeout_s):
+                await self._until_readable(sock)
+        except TimeoutError:
+            raise TimeoutError(f"it said nothing for {self._ssl_timeout_s:g} s") from None
+        if is_plain(first := sock.recv(2, socket.MSG_PEEK)):
+            if first:
+                # In words that a client without TLS can read. What it sent is read first, or the kernel would say nothing.
+                sock.recv(READ_BYTES)
+                sock.send(Error("tls_needed", "it speaks TLS: give tls_ca (--tls-ca)").encode())
+            sock.close()
+            return
+        await self._loop.connect_accepted_socket(
+            lambda: connection,
+            sock,
+            ssl=self._ssl,
+            ssl_handshake_timeout=max(0.01, self._ssl_timeout_s - (self._loop.time() - started)),
+            ssl_shutdown_timeout=TLS_END_TIMEOUT_S,
+        )
+
+    async def _until_readable(self, sock: socket.socket) -> None:
+        readable: asyncio.Future[None] = self._loop.create_future()
+
+        def tell() -> None:
+            if not readable.done():
+                readable.set_result(None)
+
+        self._loop.add_reader(sock.fileno(), tell)
+        try:
+            await readable
+        finally:
+            self._loop.remove_reader(sock.fileno())
 
     def _rest(self, error: OSError) -> None:
         self._warn(f"{self.address}: can't accept connections for now: {error.strerror}")
@@ -366,7 +464,8 @@ class StreamListener(Listener):
 
     def _resume(self) -> None:
         self._pause = None
-        self._loop.add_reader(self._sock.fileno(), self._accept)
+        if not self._full:
+            self._loop.add_reader(self._sock.fileno(), self._accept)
 
     def _warn(self, text: str) -> None:
         # Anybody can knock as often as they like, and must not fill the log.

@@ -1,4 +1,4 @@
-"""The transport over TCP. Decides where it may listen, and how a socket is made and connected.
+"""The transport over TCP. Decides where it may listen, when it speaks TLS, and how a socket is made and connected.
 
 Imports asyncio only where it listens or connects: `dial` serves programs that live for one post.
 """
@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from eventsh.address import Address, default_address
 from eventsh.errors import ConfigureError, TransportError
+from eventsh.options import Options
 from eventsh.transport import Capabilities, Connection, Listener, Peer, Receiver, Transport
 
 if TYPE_CHECKING:
     import asyncio
+    import ssl
 
     from eventsh.transports.stream import StreamConnection
 
@@ -41,6 +43,13 @@ class TcpTransport(Transport):
 
     scheme: ClassVar[str] = "tcp"
     capabilities: ClassVar[Capabilities] = Capabilities(crosses_hosts=True)
+
+    def __init__(self, options: Options | None = None) -> None:
+        self._options = options or Options()
+        self._client_tls: ssl.SSLContext | None = None
+
+    def with_options(self, options: Options) -> Transport:
+        return TcpTransport(options)
 
     def check_address(self, address: Address) -> None:
         why = ""
@@ -64,6 +73,7 @@ class TcpTransport(Transport):
 
         self.check_address(address)
         self._check_exposure(address, _resolve(address)[0])
+        self._server_context()
         try:
             check_directory(_runtime_socket())
         except TransportError as error:
@@ -75,13 +85,20 @@ class TcpTransport(Transport):
         self.check_address(address)
         target = (await _resolve_in_loop(address))[0]
         self._check_exposure(address, target)
+        context = self._server_context()
         sock = _open_socket(address, target)
 
         def accepted(peer: socket.socket) -> StreamConnection:
             _tune(peer)
             return StreamConnection(_peer_of(peer), on_connection)
 
-        return StreamListener(sock, str(replace(address, port=sock.getsockname()[1])), accepted)
+        return StreamListener(
+            sock,
+            str(replace(address, port=sock.getsockname()[1])),
+            accepted,
+            ssl=context,
+            ssl_timeout_s=self._options.hello_timeout,
+        )
 
     async def connect(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Connection:
         import asyncio
@@ -94,12 +111,20 @@ class TcpTransport(Transport):
             targets = await _resolve_in_loop(address)
             sock = await _connect_first(targets, loop)
         try:
-            connection = StreamConnection(_peer_of(sock), on_connection)
-            # Not create_connection, for the reason that the unix transport has.
-            await loop.connect_accepted_socket(lambda: connection, sock)
+            needs_tls = self._needs_tls(sock)
+            connection = StreamConnection(_peer_of(sock), on_connection, begins_later=needs_tls)
+            if needs_tls:
+                await self._connect_tls(address, connection, sock)
+            else:
+                # Not create_connection, for the reason that the unix transport has.
+                await loop.connect_accepted_socket(lambda: connection, sock)
         except BaseException:
             sock.close()
             raise
+        if isinstance(connection.failure, OSError):
+            raise TransportError(
+                f"{address} ended the connection: {connection.failure.strerror}"
+            ) from connection.failure
         if connection.failure is not None:
             raise connection.failure
         return connection
@@ -109,8 +134,66 @@ class TcpTransport(Transport):
         deadline_s = time.monotonic() + timeout_s
         with _unreachable(address):
             sock = _dial_first(_resolve(address), deadline_s)
+        if self._needs_tls(sock):
+            sock = self._wrap(address, sock)
         sock.settimeout(timeout_s)
         return sock
+
+    def _needs_tls(self, sock: socket.socket) -> bool:
+        options = self._options
+        wanted = (options.tls_ca, options.tls_cert, options.tls_name)
+        return any(wanted) or not is_loopback(sock.getpeername()[0])
+
+    def _client_context(self) -> ssl.SSLContext:
+        # Made once: reading the system's certificates takes longer than a handshake.
+        if self._client_tls is None:
+            from eventsh.transports.tls import client_context
+
+            options = self._options
+            self._client_tls = client_context(
+                "tls_cert" if options.tls_ca is None else "tls_ca", options.tls_ca or options.tls_cert
+            )
+        return self._client_tls
+
+    def _server_context(self) -> ssl.SSLContext | None:
+        if self._options.tls_cert is None:
+            return None
+        from eventsh.transports.tls import server_context
+
+        return server_context(self._options.tls_cert, self._options.tls_key)
+
+    async def _connect_tls(self, address: Address, connection: StreamConnection, sock: socket.socket) -> None:
+        import asyncio
+
+        from eventsh.transports.stream import TLS_END_TIMEOUT_S
+        from eventsh.transports.tls import connect_error
+
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: connection,
+                sock=sock,
+                ssl=self._client_context(),
+                server_hostname=self._options.tls_name or address.host,
+                ssl_handshake_timeout=CONNECT_TIMEOUT_S,
+                ssl_shutdown_timeout=TLS_END_TIMEOUT_S,
+            )
+        except OSError as error:
+            raise connect_error(address, error) from error
+        # uvloop sends the end of the handshake in the turn after this one.
+        await asyncio.sleep(0)
+        connection.begin()
+
+    def _wrap(self, address: Address, sock: socket.socket) -> socket.socket:
+        from eventsh.transports.tls import connect_error
+
+        try:
+            return self._client_context().wrap_socket(sock, server_hostname=self._options.tls_name or address.host)
+        except OSError as error:
+            sock.close()
+            raise connect_error(address, error) from error
+        except BaseException:
+            sock.close()
+            raise
 
     def _check_connectable(self, address: Address) -> None:
         self.check_address(address)
@@ -120,10 +203,14 @@ class TcpTransport(Transport):
             )
 
     def _check_exposure(self, address: Address, target: _Target) -> None:
-        if not is_loopback(str(target[1][0])):
-            raise ConfigureError(
-                f"address: {address} can be reached from other hosts: listen at 127.0.0.1", option="address"
-            )
+        options = self._options
+        if is_loopback(str(target[1][0])) or (options.token_file and options.tls_cert):
+            return
+        raise ConfigureError(
+            f"{address} can be reached from other hosts, which takes a token and TLS: give token_file, tls_cert and tls_key"
+            " (--token-file, --tls-cert, --tls-key), or listen at 127.0.0.1",
+            option="token_file" if not options.token_file else "tls_cert",
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -21,12 +21,14 @@ from eventsh.protocol.frame import (
 from eventsh.protocol.messages import (
     Answer,
     Ask,
+    Challenge,
     Error,
     Gap,
     Goodbye,
     Handled,
     Hello,
     Message,
+    Proof,
     Receipt,
     Reply,
     Report,
@@ -60,6 +62,8 @@ MESSAGES: list[Message] = [
     Handled(7, 4, [], 3, 42),
     Ask(1, "handlers"),
     Answer(1, [{"name": "h"}]),
+    Challenge("0f" * 32),
+    Proof("f0" * 32),
 ]
 WRONG: dict[str, list[Any]] = {
     "int": ["1", 1.5, None, True, [], {}],

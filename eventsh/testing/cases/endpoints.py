@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,9 +15,20 @@ from eventsh.testing.recorder import DEADLINE_S, Recorder, event_frame, numbers
 from eventsh.transport import Capabilities, Transport
 
 if TYPE_CHECKING:
+    import socket
+
     from eventsh.transport import Connection, Listener
 
 __all__ = ["EndpointCases"]
+
+
+def read_exactly(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = sock.recv(size - len(data))
+        assert piece, "it was closed"
+        data += piece
+    return data
 
 
 class EndpointCases:
@@ -153,7 +163,7 @@ class EndpointCases:
                 assert connection is not None
                 connection.send([event_frame(3)])
                 size = len(event_frame(3))
-                assert await asyncio.to_thread(sock.recv, size, socket.MSG_WAITALL) == event_frame(3)
+                assert await asyncio.to_thread(read_exactly, sock, size) == event_frame(3)
             await accepted[0].until_lost()
 
     @case
