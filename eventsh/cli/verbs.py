@@ -22,7 +22,11 @@ from eventsh.errors import UsageError
 if TYPE_CHECKING:
     from eventsh.runtime.log import LogFormat
 
-__all__ = ["VERBS", "build_command", "load_verb", "run_verb"]
+__all__ = ["COMPLETE", "PROGRAM", "VERBS", "build_command", "load_verb", "run_verb", "summarize"]
+
+PROGRAM = "eventsh"
+# The first word of the line with which the scripts in completions/ ask what can stand at the cursor.
+COMPLETE = "__complete"
 
 
 def post(
@@ -353,6 +357,11 @@ def load_verb(name: str) -> tuple[Callable[..., int | None], str]:
     return getattr(module, name), module.EXAMPLES
 
 
+def summarize(name: str) -> str:
+    """What a verb does, in one line."""
+    return (load_verb(name)[0].__doc__ or "").partition("\n")[0]
+
+
 def build_command(verb: str | None = None) -> Any:
     """typer's command for one verb, or for `eventsh` with all of them: building all takes as long as a post."""
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -376,6 +385,10 @@ def run_verb(arguments: list[str]) -> int:
     if not arguments and sys.stdin.isatty() and sys.stdout.isatty():
         # Somebody is there to talk to.
         arguments = ["shell"]
+    if arguments[:1] == [COMPLETE]:
+        from eventsh.cli.complete import complete
+
+        return complete(arguments[1:])
     verb = arguments[0] if arguments and arguments[0] in VERBS else None
     command = build_command(verb)
     try:
