@@ -168,16 +168,12 @@ class Events(_Face):
         wait for it. Not to be called from a signal handler or a `__del__`.
         """
         bus = self._bus
-        lock = bus.lock
-        # Not a `with`, which takes twice as long, as long as the post itself.
-        lock.acquire()
-        try:
+        # A `with`, for between a call of `acquire` and a `try` Ctrl-C can come: nobody would free the lock again.
+        with bus.lock:
             if unique is None:
                 bus.outbox.post(source, event, data)
             else:
                 bus.outbox.post_unique(source, event, data, unique)
-        finally:
-            lock.release()
         if bus.on_posted is not None:
             bus.on_posted(source, event, data, unique)
         return True

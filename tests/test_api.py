@@ -344,6 +344,39 @@ def test_a_program_that_ends_before_there_is_a_broker_loses_nothing(address: str
     assert [data for _, data, _ in seen] == [1]
 
 
+def test_ctrl_c_during_posts_leaves_the_bus_as_it_was(address: str) -> None:
+    facts = run_program(
+        """
+        import signal
+
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        # Over and over, for it must not matter where in a post it comes.
+        signal.signal(signal.SIGALRM, interrupt)
+        interrupts = 0
+        posted = 0
+        while interrupts < 300:
+            events = eventsh.Events(max_queue_len=100_000)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0003)
+                while True:
+                    events.post("app", "e", 1)
+            except KeyboardInterrupt:
+                interrupts += 1
+            poster = threading.Thread(target=events.post_local, args=("app", "e", 2), daemon=True)
+            poster.start()
+            poster.join(30)
+            posted += not poster.is_alive()
+        print(json.dumps([interrupts, posted]), flush=True)
+        # Without the warnings of what was never sent.
+        os._exit(0)
+        """,
+        address,
+    )
+    assert facts == [300, 300]
+
+
 # --- forks ---
 
 
