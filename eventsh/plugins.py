@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
     from eventsh.transport import Transport, TransportWrapper
 
-__all__ = ["DISABLE_ENV", "ENTRY_POINT_GROUP", "PluginFailure", "PluginManager", "find_transport", "plugins"]
+__all__ = [
+    "DISABLE_ENV",
+    "ENTRY_POINT_GROUP",
+    "PluginFacts",
+    "PluginFailure",
+    "PluginManager",
+    "find_transport",
+    "plugins",
+]
 
 ENTRY_POINT_GROUP = "eventsh"
 DISABLE_ENV = "EVENTSH_DISABLE_PLUGINS"
@@ -36,6 +44,19 @@ class PluginFailure:
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class PluginFacts:
+    """A plugin, for people. `version` is that of the distribution it came with, None where it is not known; a scheme that
+    ends with a plus sign is that of a wrapper."""
+
+    name: str
+    version: str | None
+    module: str | None
+    hooks: list[str]
+    schemes: list[str]
+    errors: list[str]
+
+
 class PluginManager:
     """All plugins of this process. Built-in ones are there from the start, others after `load` or `register`."""
 
@@ -46,6 +67,8 @@ class PluginManager:
         self._pluggy: pluggy.PluginManager | None = None
         self._loaded = False
         self._names: list[str] = []
+        # Of those that came by an entry point.
+        self._versions: dict[str, str] = {}
         self._implemented: set[str] = {"eventsh_transports"}
         self._transports: dict[str, Transport] = {}
         self._wrappers: dict[str, TransportWrapper] = {}
@@ -100,6 +123,8 @@ class PluginManager:
             for entry_point in found:
                 if entry_point.name in self._off:
                     continue
+                if entry_point.dist is not None:
+                    self._versions[entry_point.name] = entry_point.dist.version
                 try:
                     plugin = entry_point.load()
                 # SystemExit too: a module that ends the program when it is imported is a plugin that fails to load.
@@ -145,6 +170,40 @@ class PluginManager:
         with self._lock:
             self._collect_transports()
             return sorted(self._transports)
+
+    def owner_of(self, scheme: str) -> str:
+        """The name of the plugin whose transport serves `scheme`. Raises as `find_transport` does."""
+        with self._lock:
+            self.find_transport(scheme)
+            return self._owners[scheme]
+
+    def describe(self) -> list[PluginFacts]:
+        """Every plugin, in the order of registration, and then those that could not be loaded. Loads them all."""
+        with self._lock:
+            manager = self._load_pluggy()
+            self._collect_transports()
+            failed = [failure.name for failure in self.failures if failure.name not in self._names]
+            return [self._describe(name, manager.get_plugin(name)) for name in dict.fromkeys([*self._names, *failed])]
+
+    def _describe(self, name: str, plugin: object | None) -> PluginFacts:
+        callers = [] if plugin is None else self._load_pluggy().get_hookcallers(plugin) or []
+        module = None if plugin is None else getattr(plugin, "__name__", type(plugin).__module__)
+        version = self._versions.get(name)
+        if name in BUILTIN:
+            from eventsh import __version__ as version
+        schemes = [
+            f"{scheme}+" if scheme in self._wrappers else scheme
+            for scheme, owner in self._owners.items()
+            if owner == name
+        ]
+        return PluginFacts(
+            name,
+            version,
+            module,
+            sorted(caller.name for caller in callers if caller.has_spec()),
+            sorted(schemes),
+            [failure.error for failure in self.failures if failure.name == name],
+        )
 
     def find_transport(self, scheme: str) -> Transport:
         """The transport for addresses of `scheme`, always the same object. A built-in one is found without loading plugins.

@@ -325,6 +325,7 @@ eventsh handlers --json | jq '.[].handlers[] | select(.differs)'""",
     "record": "eventsh.cli.record",
     "replay": "eventsh.cli.replay",
     "shell": "eventsh.cli.shell",
+    "plugins": "eventsh.cli.plugins",
 }
 EXAMPLES = """\
 eventsh serve --workers 4

@@ -23,13 +23,6 @@ class TestWithoutFaults(TransportConformance):
         return f"chaos+unix:{directory}/s"
 
 
-class TestWithoutFaultsInOneProcess(TransportConformance):
-    plugin = "eventsh_chaos"
-
-    def make_address(self, directory: Path) -> str:
-        return f"chaos+inproc:{directory}"
-
-
 class TestWithFaultsThatBreakNoConnection(TransportConformance):
     """What is late, split or stalled is still whole, in order, and all there."""
 
