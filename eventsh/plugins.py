@@ -177,20 +177,22 @@ class PluginManager:
             self.find_transport(scheme)
             return self._owners[scheme]
 
-    def describe(self) -> list[PluginFacts]:
-        """Every plugin, in the order of registration, and then those that could not be loaded. Loads them all."""
+    def describe(self, own_version: str) -> list[PluginFacts]:
+        """Every plugin, in the order of registration, and then those that could not be loaded. Loads them all. The built-in
+        ones are of `own_version`."""
         with self._lock:
             manager = self._load_pluggy()
             self._collect_transports()
             failed = [failure.name for failure in self.failures if failure.name not in self._names]
-            return [self._describe(name, manager.get_plugin(name)) for name in dict.fromkeys([*self._names, *failed])]
+            return [
+                self._describe(name, manager.get_plugin(name), own_version)
+                for name in dict.fromkeys([*self._names, *failed])
+            ]
 
-    def _describe(self, name: str, plugin: object | None) -> PluginFacts:
+    def _describe(self, name: str, plugin: object | None, own_version: str) -> PluginFacts:
         callers = [] if plugin is None else self._load_pluggy().get_hookcallers(plugin) or []
         module = None if plugin is None else getattr(plugin, "__name__", type(plugin).__module__)
-        version = self._versions.get(name)
-        if name in BUILTIN:
-            from eventsh import __version__ as version
+        version = own_version if name in BUILTIN else self._versions.get(name)
         schemes = [
             f"{scheme}+" if scheme in self._wrappers else scheme
             for scheme, owner in self._owners.items()

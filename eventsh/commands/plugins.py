@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from eventsh import __version__
 from eventsh.errors import ConfigureError, EventError, UsageError
 from eventsh.plugins import plugins
 from eventsh.runtime.election import is_locked, python_command, python_environment
@@ -22,7 +23,7 @@ __all__ = ["Checked", "Failure", "check_transport", "list_plugins"]
 
 def list_plugins() -> list[dict[str, Any]]:
     """Every plugin, built-in ones first: `name`, `version`, `module`, `hooks`, `schemes` and `errors`."""
-    return [asdict(facts) for facts in plugins().describe()]
+    return [asdict(facts) for facts in plugins().describe(__version__)]
 
 
 @dataclass(frozen=True, slots=True)
