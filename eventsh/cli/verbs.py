@@ -324,6 +324,7 @@ eventsh handlers --json | jq '.[].handlers[] | select(.differs)'""",
     "bench": "eventsh.cli.bench",
     "record": "eventsh.cli.record",
     "replay": "eventsh.cli.replay",
+    "log": "eventsh.cli.log",
     "shell": "eventsh.cli.shell",
     "plugins": "eventsh.cli.plugins",
 }

@@ -29,7 +29,7 @@ class Frame(NamedTuple):
     first: int
 
     @property
-    def count(self) -> int:  # type: ignore[override]  # of events, more use than tuple.count
+    def events(self) -> int:
         return int(HEADER.unpack_from(self.data)[3])
 
     @property

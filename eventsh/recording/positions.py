@@ -99,7 +99,7 @@ class Span:
                 if began or not isinstance(item, Note):
                     yield item
                 continue
-            count = item.count
+            count = item.events
             low = 0 if began or self.begin is None else max(0, min(self._before(item, self.begin), count))
             if low == count:
                 continue
@@ -112,14 +112,14 @@ class Span:
 
     def _high(self, frame: Frame, end: Position) -> int:
         if end.kind == "time_ns":
-            return frame.count if frame.time_ns <= end.value else 0
-        return max(0, min(frame.count, self._before(frame, end) + (not self._stop_before)))
+            return frame.events if frame.time_ns <= end.value else 0
+        return max(0, min(frame.events, self._before(frame, end) + (not self._stop_before)))
 
     def _before(self, frame: Frame, place: Position) -> int:
         """How many of the frame's events are before the place; less than 0 where all are far behind it, and more than there
         are where all are far before."""
         if place.kind == "time_ns":
-            return frame.count if frame.time_ns < place.value else 0
+            return frame.events if frame.time_ns < place.value else 0
         if place.kind == "number":
             return place.value - frame.first
         if frame.epoch != self._first_epoch:
