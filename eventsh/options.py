@@ -264,6 +264,15 @@ class Options:
         default=2.0,
         metadata=_seconds(BROKER, "How long a new connection may take to say hello.", above=0),
     )
+    heartbeat: float = field(
+        default=10.0,
+        metadata=_seconds(
+            BOTH,
+            "How long the other side of a tcp: connection may be silent until it is asked for a sign of life; without an"
+            " answer the connection is ended within three times that.",
+            above=0,
+        ),
+    )
     ring_size: int = field(
         default=64 * 1024 * 1024,
         metadata=_about(

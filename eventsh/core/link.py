@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from eventsh.core.heartbeat import Heartbeat
     from eventsh.core.poster import Poster
     from eventsh.core.proof import BrokerProof
     from eventsh.core.slot import Slot
@@ -14,13 +15,15 @@ __all__ = ["Link"]
 
 class Link:
     """A connection: what is to be sent on it, and what it is attached as. The owner empties `output` and, when
-    `is_closing` is set, closes the connection after that."""
+    `is_closing` is set, closes the connection after that, or aborts it when `is_gone`."""
 
     __slots__ = (
         "greeting_bytes",
+        "heartbeat",
         "hello_by",
         "host",
         "is_closing",
+        "is_gone",
         "is_greeted",
         "key",
         "output",
@@ -44,6 +47,9 @@ class Link:
         # Under way once it has sent a challenge.
         self.proof: BrokerProof | None = None
         self.is_closing = False
+        # Nothing that is sent to it will arrive: the owner aborts the connection.
+        self.is_gone = False
+        self.heartbeat: Heartbeat | None = None
         self.output: list[bytearray] = []
         self.slot: Slot | None = None
         self.poster: Poster | None = None

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from eventsh.core.dealer import Dealer
 from eventsh.core.door import Door, Refusal
 from eventsh.core.fanout import Fanout
+from eventsh.core.heartbeat import Beat
 from eventsh.core.link import Link
 from eventsh.core.poster import Post, Poster, Posters
 from eventsh.core.questions import WORKERS_ANSWER, Questions
@@ -48,6 +49,7 @@ from eventsh.protocol.messages import (
 )
 
 if TYPE_CHECKING:
+    from eventsh.core.heartbeat import Heartbeat
     from eventsh.core.proof import BrokerProof
     from eventsh.core.slot import Slot
     from eventsh.core.tap import Tap
@@ -107,6 +109,8 @@ class Router:
             Kind.HELLO: self._take_hello,
             Kind.CHALLENGE: self._take_handshake,
             Kind.PROOF: self._take_handshake,
+            Kind.PING: self._take_ping,
+            Kind.PONG: self._take_pong,
             Kind.REPORT: self._take_report,
             Kind.GOODBYE: self._take_goodbye,
             Kind.REQUEST: self._take_request,
@@ -145,9 +149,11 @@ class Router:
 
     # --- what the owner reports ---
 
-    def connect(self, key: Any, pid: int | None, now: float) -> Link:
-        """A connection was accepted. It has to say hello within `hello_timeout`."""
+    def connect(self, key: Any, pid: int | None, now: float, heartbeat: Heartbeat | None = None) -> Link:
+        """A connection was accepted. It has to say hello within `hello_timeout`, and gives signs of life from then on if it
+        has a heartbeat."""
         link = Link(key, pid, now + self.options.hello_timeout)
+        link.heartbeat = heartbeat
         self.links.add(link)
         limit = self.options.max_connections
         if len(self.links) > limit:
@@ -214,6 +220,8 @@ class Router:
         for link in self.links:
             if not link.is_greeted and not link.is_closing and now > link.hello_by:
                 self._refuse(link, "slow_hello", f"no hello within {self.options.hello_timeout:g} s (hello_timeout)")
+            if link.heartbeat is not None:
+                self._beat(link, link.heartbeat.check(now))
         timeout = self.options.timeout
         if now - self.started_at > timeout:
             self._fanout.founder = None
@@ -240,6 +248,27 @@ class Router:
         self.settle(now)
 
     # --- hello, goodbye and the rest ---
+
+    def _beat(self, link: Link, beat: Beat) -> None:
+        if beat is Beat.ASK and link.is_greeted and not link.is_closing:
+            self._send(link, encode_frame(Kind.PING))
+        elif beat is Beat.GIVE_UP and not link.is_gone:
+            link.is_closing = link.is_gone = True
+            self._fanout.changed[link] = None
+            who = link.slot.label if link.slot is not None else "a client"
+            self._notices.append(
+                f"{who} gave no sign of life in three heartbeats of {self.options.heartbeat:g} s: its connection is ended"
+            )
+
+    def _take_ping(self, link: Link, frame: bytearray, now: float) -> None:
+        if not link.is_greeted:
+            raise ProtocolError("a ping before the hello")
+        self._send(link, encode_frame(Kind.PONG))
+
+    def _take_pong(self, link: Link, frame: bytearray, now: float) -> None:
+        # That it came is all that it says.
+        if not link.is_greeted:
+            raise ProtocolError("a pong before the hello")
 
     def _take_handshake(self, link: Link, frame: bytearray, now: float) -> None:
         try:

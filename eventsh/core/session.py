@@ -242,7 +242,9 @@ class Session:
                 message = _DECODERS[kind](frame)
                 self._take_message(message)
                 messages.append(message)
-            else:
+            elif kind == Kind.PING:
+                self._control.append(encode_frame(Kind.PONG))
+            elif kind != Kind.PONG:
                 raise ProtocolError(f"a broker does not send frames of kind {kind}")
         return messages
 

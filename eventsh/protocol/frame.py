@@ -88,6 +88,8 @@ class Kind(IntEnum):
     ANSWER = 16  # worker: this
     CHALLENGE = 17  # either way, before the hello: prove that you have the token
     PROOF = 18  # either way, before the hello: here is the proof
+    PING = 19  # either way: give a sign of life
+    PONG = 20  # either way: this
 
 
 class Flag:

@@ -11,8 +11,9 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from eventsh.core.heartbeat import Beat, Heartbeat
 from eventsh.errors import AuthenticationError, EventError, NotConnected, ProtocolError, TransportError
-from eventsh.protocol.frame import MAX_BODY_BYTES
+from eventsh.protocol.frame import MAX_BODY_BYTES, Kind, encode_frame
 from eventsh.runtime.election import start_broker
 from eventsh.runtime.hosted import start_hosted_broker
 from eventsh.runtime.refusal import refusal_error
@@ -63,6 +64,27 @@ class Attachment:
         self.failure: AuthenticationError | None = None
         self.welcomed: asyncio.Future[Welcome] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
+        self._loop = loop
+        self._beat_at: asyncio.TimerHandle | None = None
+
+    def watch(self, interval_s: float) -> None:
+        """Give up the connection when the broker gives no sign of life."""
+        self._beat(Heartbeat(interval_s, self._signs, self._loop.time()))
+
+    def _signs(self) -> tuple[int, int]:
+        assert self.connection is not None
+        return self.connection.received_bytes, self.connection.unsent_bytes
+
+    def _beat(self, heartbeat: Heartbeat) -> None:
+        assert self.connection is not None
+        beat = heartbeat.check(self._loop.time())
+        if beat is Beat.GIVE_UP:
+            _log.warning("%s: the broker gives no sign of life: the connection is ended", self.attacher.address)
+            self.connection.abort()
+            return
+        if beat is Beat.ASK:
+            self.connection.send((encode_frame(Kind.PING),))
+        self._beat_at = self._loop.call_later(heartbeat.check_s, self._beat, heartbeat)
 
     def frames_received(self, frames: list[bytearray]) -> None:
         if self.attacher.attachment is self and not self.lost.done():
@@ -81,6 +103,8 @@ class Attachment:
         pass
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self._beat_at is not None:
+            self._beat_at.cancel()
         if not self.lost.done():
             self.lost.set_result(None)
         if not self.welcomed.done():
@@ -176,6 +200,8 @@ class Attacher:
                 raise refusal_error(self.address, attachment.refusal) from None
             raise NotConnected(f"the broker at {self.address} did not answer a hello") from None
         self.last_failure = None
+        if self.transport.capabilities.crosses_hosts and not attachment.lost.done():
+            attachment.watch(self.owner.options.heartbeat)
 
     async def _start_broker(self, error: EventError) -> bool:
         """Start a broker where nobody listens, if that is wanted. True when it is worth connecting at once."""

@@ -16,6 +16,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from eventsh.core.heartbeat import Heartbeat
 from eventsh.core.router import Router
 from eventsh.errors import EventError, TransportError
 from eventsh.options import Options, parse_broker_arguments
@@ -85,7 +86,14 @@ class _Peer:
         self.broker = broker
         self.connection = connection
         self.limited = True
-        self.link = broker.router.connect(self, connection.peer.pid, broker.clock() - connection.opening_s)
+        now = broker.clock()
+        heartbeat = None
+        if broker.transport.capabilities.crosses_hosts:
+            heartbeat = Heartbeat(broker.options.heartbeat, self._signs, now)
+        self.link = broker.router.connect(self, connection.peer.pid, now - connection.opening_s, heartbeat)
+
+    def _signs(self) -> tuple[int, int]:
+        return self.connection.received_bytes, self.connection.unsent_bytes
 
     def frames_received(self, frames: list[bytearray]) -> None:
         self.broker.router.receive(self.link, frames, self.broker.clock())
@@ -121,7 +129,9 @@ class Broker:
         self.transport = transport
         self.address = address
         self.options = options
-        self._interval_s = min(max(min(options.timeout, options.hello_timeout) / 8, 0.01), 0.25)
+        self._interval_s = min(
+            max(min(options.timeout / 8, options.hello_timeout / 8, options.heartbeat / 4), 0.01), 0.25
+        )
         self.clock = Clock(max(2 * self._interval_s, _STANDSTILL_S))
         self.router = Router(
             options,
@@ -228,7 +238,9 @@ class Broker:
             if link.output:
                 frames, link.output = link.output, []
                 connection.send(frames)
-            if link.is_closing:
+            if link.is_gone:
+                connection.abort()
+            elif link.is_closing:
                 connection.close()
         for notice in self.router.take_notices():
             _log.warning("%s", notice)
