@@ -158,7 +158,8 @@ async def measure_ceiling(load: Load, workers: int, tell: Tell) -> Ceiling:
 async def measure(load: Load, workers: int, address: str, api: str, tell: Tell) -> LoadResult:
     """Have a broker of its own and `workers` processes, of which the first ones post, do the work. Raises EventError."""
     with tempfile.TemporaryDirectory(prefix="eventsh-bench-") as directory:
-        options = Options.from_values(**load.options(), max_slots=workers)
+        # It ends when it is told to, however long workers take to start.
+        options = Options.from_values(**load.options(), max_slots=workers, linger=None)
         flags = ["--address", str(_endpoint(address, directory)[1]), *broker_arguments(options)]
         # What goes wrong shows in what was lost, and why it does not start is in its report.
         broker = await _start("the broker", "eventsh.runtime.broker", flags, silent=True)
