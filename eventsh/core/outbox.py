@@ -30,6 +30,10 @@ _BLANK_HEADER = bytes(HEADER_BYTES)
 # Pairs of source and event whose encoded form is remembered. Programs have dozens; the limit is against those that put
 # an id into the name.
 _PREFIXES = 4096
+# From so many unconfirmed frames on, what is posted may wait for company. Confirmations come within a millisecond, so that
+# many are only under way where a program posts a little in each turn of its loop: then the broker and every worker would
+# be busy with frames, not with events.
+_MANY_FRAMES = 16
 # A unique key travels behind a u16 with its length.
 _MAX_KEY_BYTES = 65535
 
@@ -124,6 +128,11 @@ class Outbox:
     def has_closed_batch(self) -> bool:
         """Whether a batch waits that will not grow any more."""
         return len(self._unsent) > 0
+
+    @property
+    def has_open_batch(self) -> bool:
+        """Whether there are posts in a batch that can still grow."""
+        return bool(self._buffer)
 
     @property
     def has_room(self) -> bool:
@@ -270,12 +279,17 @@ class Outbox:
         self._stop_at = min(self._full_at, self.number + BATCH_EVENTS)
         self._source = self._event = None
 
-    def take(self) -> list[bytearray]:
-        """The frames that may leave now, in order, as far as the broker's window allows. They count as sent."""
+    def take(self, *, patient: bool = False) -> list[bytearray]:
+        """The frames that may leave now, in order, as far as the broker's window allows. They count as sent.
+
+        With `patient` the open batch is left open while many frames are under way: `has_open_batch` then tells the owner,
+        who must take it soon all the same.
+        """
         frames: list[bytearray] = []
         unsent, kept = self._unsent, self._kept
         while True:
-            if self._buffer and not unsent and self._fits(self.number - self._first + 1):
+            is_busy = patient and len(kept) >= _MANY_FRAMES
+            if self._buffer and not (unsent or is_busy) and self._fits(self.number - self._first + 1):
                 # Left open otherwise: while nothing may leave, the batch can as well grow.
                 self._close_batch()
             if not unsent or not self._fits(unsent.peek().events):

@@ -503,12 +503,13 @@ class Session:
         """How far the last ack lags behind what has arrived."""
         return self.received - self._acked[0]
 
-    def take_output(self) -> list[bytearray]:
-        """Every frame that may leave now, but the ack."""
+    def take_output(self, *, patient: bool = False) -> list[bytearray]:
+        """Every frame that may leave now, but the ack. `patient` is for `Outbox.take`."""
         if self.state in _UNWELCOMED:
             greeting, self._greeting = self._greeting, []
             return greeting
-        frames = self.outbox.take()
+        # What is told behind them has to stay behind them.
+        frames = self.outbox.take(patient=patient and not self._control and not self._failed)
         if self._failed:
             frames.append(Report(self._failed, self._last_failure).encode())
             self._failed = 0

@@ -43,6 +43,8 @@ _REPORT_CHARS = 4000
 # Deliveries are dispatched for this long before the loop gets its turn: acks leave, and an application that shares the
 # loop stays responsive.
 _PUMP_BUDGET_S = 0.005
+# What a post may wait for others to go with it, where much is under way already.
+_COMPANY_S = 0.001
 # "Received" is acknowledged at once, for posters wait for it. "Handled" only makes room in a queue, so it may wait for
 # company: this long, or until this part of the queue is handled.
 _HANDLED_DELAY_S = 0.02
@@ -104,6 +106,7 @@ class Client:
         # scheduled before that.
         self._hold_ends_at: asyncio.TimerHandle | None = None
         self._ack_at: asyncio.TimerHandle | None = None
+        self._company_ends_at: asyncio.TimerHandle | None = None
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._gaps_told = 0
         self._attacher = Attacher(transport, address, session, self._lock, self)
@@ -178,7 +181,7 @@ class Client:
         if self._waiters:
             self._check_waiters()
         # A confirmation may have made room in the window.
-        self.flush()
+        self._flush_patiently()
         if self.session.has_work:
             self._pump()
 
@@ -302,9 +305,9 @@ class Client:
             self.flush()
         elif not self._woken:
             if self._is_shared:
-                self._loop.call_soon_threadsafe(self.flush)
+                self._loop.call_soon_threadsafe(self._flush_patiently)
             else:
-                self._loop.call_soon(self.flush)
+                self._loop.call_soon(self._flush_patiently)
             self._woken = True
 
     def _wake_here(self) -> None:
@@ -325,6 +328,23 @@ class Client:
         connection = self._attacher.connection
         if frames and connection is not None:
             connection.send(frames)
+
+    def _flush_patiently(self) -> None:
+        """As `flush`, but where much is under way let what was posted wait for company: for a confirmation, or the time
+        that it waits at most."""
+        with self._lock:
+            frames = self.session.take_output(patient=True)
+            # While it waits no post has to wake anybody.
+            self._woken = self.session.outbox.has_open_batch
+        connection = self._attacher.connection
+        if frames and connection is not None:
+            connection.send(frames)
+        if self._woken and self._company_ends_at is None:
+            self._company_ends_at = self._loop.call_later(_COMPANY_S, self._end_company)
+
+    def _end_company(self) -> None:
+        self._company_ends_at = None
+        self.flush()
 
     # --- waiting ---
 
@@ -498,6 +518,8 @@ class Client:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._runner
         await self._attacher.close()
+        if self._company_ends_at is not None:
+            self._company_ends_at.cancel()
         self._cancel_pump()
         self._dispatcher.close()
 

@@ -427,3 +427,28 @@ def test_a_program_that_makes_up_names_does_not_fill_the_memory():
         outbox.post("s", f"order {number}", None)
     assert len(outbox._prefixes) <= 4096
     assert [event for _, (_, event, _) in events_of(outbox.take())] == [f"order {n}" for n in range(10_000)]
+
+
+def test_what_is_posted_waits_for_company_only_while_many_frames_are_under_way():
+    outbox = make()
+    for number in range(1, 41):
+        outbox.post("s", "e", number)
+        outbox.take(patient=True)
+    assert outbox.has_open_batch
+    sent = 40 - len(events_of(outbox.take(patient=False)))
+    assert 8 <= sent <= 32
+    assert not outbox.has_open_batch
+
+    outbox.post("s", "e", 41)
+    assert outbox.take(patient=True) == []
+    outbox.confirm(40)
+    assert events_of(outbox.take(patient=True)) == [(41, ("s", "e", 41))]
+
+
+def test_a_batch_that_is_closed_waits_for_nobody():
+    outbox = make()
+    for number in range(1, 41):
+        outbox.post("s", "e", number)
+        outbox.take(patient=True)
+    outbox.post_unique("s", "e", 41, "key")
+    assert events_of(outbox.take(patient=True))[-1] == (41, ("s", "e", 41))
