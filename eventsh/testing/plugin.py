@@ -23,10 +23,29 @@ if TYPE_CHECKING:
     from eventsh.testing.broker import BrokerProcess
     from eventsh.testing.bus import RecordingEvents
     from eventsh.testing.pool import ServedPool
+    from eventsh.testing.recordings import EventLog
 
-__all__ = ["eventsh_broker", "eventsh_bus", "eventsh_pool"]
+__all__ = ["eventlog", "eventsh_broker", "eventsh_bus", "eventsh_pool", "pytest_configure"]
 
 _numbers = itertools.count()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the mark known, also where marks are strict."""
+    config.addinivalue_line("markers", "eventlog(path, source=None, event=None): the recording of the fixture eventlog")
+
+
+@pytest.fixture
+def eventlog(request: pytest.FixtureRequest) -> EventLog:
+    """The recording that the test is marked with: `@pytest.mark.eventlog("incident.evlog")`, beside the test's file. It has
+    `.events`, and `.replay()` calls the handlers of this process with them. See `EventLog`."""
+    from eventsh.testing.recordings import EventLog
+
+    mark = request.node.get_closest_marker("eventlog")
+    if mark is None or not mark.args:
+        raise pytest.UsageError('the fixture eventlog needs @pytest.mark.eventlog("incident.evlog") at the test')
+    path, *names = mark.args
+    return EventLog(request.path.parent / path, *names, **mark.kwargs)
 
 
 @pytest.fixture
