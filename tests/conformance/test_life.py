@@ -40,7 +40,8 @@ ORIGINALS_RATE = 2000
 def test_f1_started_comes_first_and_stopping_last(
     make_broker: MakeBroker, make_worker: MakeWorker, source: str
 ) -> None:
-    make_broker(slots=2)
+    # On a slow machine the second worker's process takes long, and its place has to be kept until then.
+    make_broker(slots=2, timeout=60.0)
     poster = make_worker(worker_id=0)
     poster.post(source, "waits for the other one")
     poster.flush()
@@ -163,7 +164,7 @@ def test_f3_what_a_failed_send_lost_is_delivered_after_the_reconnect(bus: Bus, s
 def test_f4_a_worker_that_attaches_late_gets_what_was_posted_since_its_slot_exists(
     worker_id: int | None, make_broker: MakeBroker, make_worker: MakeWorker, source: str
 ) -> None:
-    make_broker(slots=2, timeout=20.0)
+    make_broker(slots=2, timeout=60.0)
     early = make_worker(worker_id=0)
     early.post_many(source, "e", 0, 100)
     early.flush()
@@ -178,7 +179,7 @@ def test_f4_a_worker_that_attaches_late_gets_what_was_posted_since_its_slot_exis
 def test_f4_a_worker_that_comes_back_gets_what_was_posted_meanwhile(
     make_broker: MakeBroker, make_worker: MakeWorker, source: str
 ) -> None:
-    make_broker(timeout=20.0)
+    make_broker(timeout=60.0)
     poster, gone = make_worker(worker_id=0), make_worker(worker_id=1)
     poster.post(source, "before")
     gone.wait(source, "before")

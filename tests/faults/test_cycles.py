@@ -8,7 +8,7 @@ SEED = 7
 
 
 def test_a_pool_that_is_ended_at_any_moment_leaves_no_process_and_no_socket() -> None:
-    report = run_cycles(12, SEED, print)
+    report = run_cycles(8, SEED, print)
     assert not report.faults, str(report)
     # Each way to end it has had its turn.
     assert len(report.ends) == 3
