@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tests.faults.cycles import run_cycles
 
-SEED = 7
+# In eight draws of this one each way to end has its turn, before the pool is ready and after.
+SEED = 2
 
 
 def test_a_pool_that_is_ended_at_any_moment_leaves_no_process_and_no_socket() -> None:
