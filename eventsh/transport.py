@@ -2,7 +2,18 @@
 
 A transport opens connections and moves whole frames over them, in order, each exactly once or not at all. It holds no
 rule of delivery: reconnecting, queues, order between connections and dropping of doubles are the core's.
-Everything here happens in one asyncio loop; nothing is called from another thread.
+
+Who calls what: the broker `listen`s once, its clients `connect` again and again, each in a task of theirs; nothing but
+these two and `Listener.close` is awaited. All methods of a connection are called in that same loop and return at once; so
+must those of a receiver, which the transport calls from callbacks of the loop (of the loop itself, or of a task of its
+own) and never out of a call of the core's: a `send` that meets the end of the connection tells of it later. Two
+exceptions, for what a call itself brings about: `on_connection`, within `connect`, and `writing_paused`, within `send`.
+What a receiver raises is logged, and ends its connection alone. `check_address`, `lock_path`, `prepare` and `dial` are
+called without a loop too, by processes that live for one post, and `prepare` and `dial` may block.
+
+Sizes are in bytes, of whole frames unless they say "body"; times are in seconds. Errors are those of eventsh.errors.
+Nothing may be started or opened at import; and after a fork, the child must hold open no connection of its parent's.
+`eventsh.testing.TransportConformance` has a test for each of these sentences, and plugins/README.md shows the way.
 """
 
 from __future__ import annotations
@@ -29,6 +40,7 @@ class Capabilities:
     """What a transport can do, so that nobody has to know it by its scheme."""
 
     crosses_processes: bool = True
+    """Else everything stays in one process: a broker is then a thread of it."""
     crosses_hosts: bool = False
     """The peer, or the way to it, can vanish without a word. Heartbeats find that out, and then abort the connection."""
     peer_credentials: bool = False
@@ -55,10 +67,11 @@ class Receiver(Protocol):
         """The stream broke the rules of the wire; no frames come any more. The receiver closes the connection."""
 
     def writing_paused(self) -> None:
-        """The peer takes frames more slowly than they are sent. `send` still works, and buffers."""
+        """The peer takes frames more slowly than they are sent, some 256 KiB have gathered. `send` still works, and buffers.
+        Told once until `writing_resumed`."""
 
     def writing_resumed(self) -> None:
-        """What was buffered has left."""
+        """What was buffered has left, or little of it is there still. Only after `writing_paused`."""
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone; called exactly once, last. `error` is None after an orderly end by either side."""

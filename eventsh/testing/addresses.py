@@ -11,10 +11,10 @@ from eventsh.plugins import find_transport
 __all__ = ["free_port", "spare_address"]
 
 
-def free_port() -> int:
-    """A port of this host that nobody listens at."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of an address of this host that nobody listens at."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+        sock.bind((host, 0))
         port: int = sock.getsockname()[1]
         return port
 

@@ -53,7 +53,8 @@ class TransportConformance(FrameCases, FlowCases, EndCases, EndpointCases, Proce
 
     def make_address(self, directory: Path) -> str | Address:
         """An address at which nobody listens and that stays good when a listener there has closed: a port that is free, not
-        port 0. `directory` is empty, and its path is short enough for a socket."""
+        port 0. `directory` is empty, and its path is short enough for a socket. Options that the transport needs, such as
+        files of certificates, are set in the environment, by a fixture of the subclass."""
         raise NotImplementedError(f"{type(self).__name__} must give an address: define make_address(self, directory)")
 
     @pytest.fixture

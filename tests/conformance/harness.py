@@ -10,7 +10,6 @@ import asyncio
 import fcntl
 import json
 import os
-import socket
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 from eventsh.api import AsyncEvents, Events
 from eventsh.errors import QueueOverflow
+from eventsh.testing.addresses import free_port
 from eventsh.testing.broker import (
     BrokerHandle,
     BrokerProcess,
@@ -64,17 +64,10 @@ POSTS_A_TURN = 20
 WORKER_PROGRAM = str(Path(__file__).with_name("worker.py"))
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 # From a directory and a number to an address that nobody uses. A further transport is one line here.
 TRANSPORTS: dict[str, Callable[[Path, int], str]] = {
     "unix": lambda directory, number: f"unix:{directory}/{number}.sock",
-    "tcp": lambda directory, number: f"tcp://127.0.0.1:{_free_port()}",
+    "tcp": lambda directory, number: f"tcp://127.0.0.1:{free_port()}",
     "shm": lambda directory, number: f"shm:{directory}/{number}.sock",
     "inproc": lambda directory, number: f"inproc:{directory}/{number}",
 }

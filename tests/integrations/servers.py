@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from urllib.parse import urlencode
 
 from eventsh.commands.status import status
 from eventsh.errors import UnreachableError
+from eventsh.testing.addresses import free_port
 from tests.integrations.journal import Line, read
 
 __all__ = ["DEADLINE_S", "Server", "gunicorn", "uvicorn", "wait_until"]
@@ -30,13 +30,6 @@ def wait_until(condition: Callable[[], bool], shown: Callable[[], object]) -> No
     while not condition():
         assert time.monotonic() < end, f"it stayed at {shown()}"
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class Server:

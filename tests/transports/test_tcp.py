@@ -19,19 +19,13 @@ from eventsh.api import Events
 from eventsh.errors import ConfigureError, TransportError
 from eventsh.runtime.election import lock_address, unlock_address
 from eventsh.testing import TransportConformance
+from eventsh.testing.addresses import free_port
 from eventsh.testing.recorder import DEADLINE_S, Recorder, event_frame, turns
 from eventsh.transport import Connection
 from eventsh.transports import tcp
 from eventsh.transports.tcp import TcpTransport, is_loopback
 
 both_loops = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
-        sock.bind((host, 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 class TestConformance(TransportConformance):

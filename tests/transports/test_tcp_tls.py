@@ -25,11 +25,11 @@ from eventsh.runtime.blocking import BlockingClient
 from eventsh.runtime.broker import Broker
 from eventsh.runtime.endpoint import find_endpoint
 from eventsh.testing import TransportConformance
+from eventsh.testing.addresses import free_port
 from eventsh.testing.recorder import DEADLINE_S, Recorder
 from eventsh.transports import stream
 from eventsh.transports.tcp import TcpTransport
 from tests.certificates import NAME, Certificates
-from tests.transports.test_tcp import free_port
 
 both_loops = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 

@@ -44,6 +44,16 @@ class EndpointCases:
                     assert connection.peer.uid is not None
 
     @case
+    async def test_what_comes_is_counted_where_a_peer_can_vanish_without_a_word(self, bench: Bench) -> None:
+        if not bench.transport.capabilities.crosses_hosts:
+            pytest.skip("the transport does not leave its host")
+        async with bench.connected() as pair:
+            before = pair.server.received_bytes
+            pair.client.send([event_frame(1, 1000)])
+            await pair.to_server.until_frames(1)
+            assert pair.server.received_bytes >= before + 1000
+
+    @case
     async def test_many_clients_are_kept_apart(self, bench: Bench) -> None:
         async with bench.listening() as (_, accepted):
             recorders = [Recorder() for _ in range(50)]

@@ -42,6 +42,7 @@ class EndCases:
             # More than any transport has room for on the way.
             pair.client.send([event_frame(n, LARGE_BYTES) for n in range(64)])
             pair.client.abort()
+            assert pair.to_client.lost == [], "told out of a call"
             await pair.to_client.until(lambda recorder: recorder.lost == [None])
             pair.server.resume_reading()
             await pair.until_lost()
@@ -73,6 +74,7 @@ class EndCases:
         async with bench.connected() as pair:
             pair.client.close()
             pair.server.close()
+            assert pair.to_client.lost == pair.to_server.lost == [], "told out of a call"
             await pair.until_lost()
 
     @case
