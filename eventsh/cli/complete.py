@@ -140,6 +140,9 @@ class _Typed:
         if kind == "GLOB":
             # A pattern for what the option is called after.
             kind = param.name.upper()
+        if kind == "FILE" and (param.param_type_name == "argument" or param.name == "record"):
+            # The other files are secrets and certificates, by whatever name.
+            kind = "RECORDING"
         if "|" in kind:
             # Small letters are typed as they are; N|forever is a number too.
             yield from (Candidate(choice) for choice in kind.split("|") if choice.islower())

@@ -34,7 +34,7 @@ class Candidate:
 def _ask(what: str, values: Mapping[str, str]) -> list[dict[str, Any]]:
     """The rows for all workers, of the broker at the address that the line names; none where there is no answer."""
     from eventsh.runtime.blocking import BlockingClient
-    from eventsh.runtime.endpoint import find_endpoint
+    from eventsh.runtime.endpoint import SECURITY_OPTIONS, complete_options, find_endpoint
 
     def give_up(*_: object) -> NoReturn:
         raise NotConnected("the time is over")
@@ -43,7 +43,8 @@ def _ask(what: str, values: Mapping[str, str]) -> list[dict[str, Any]]:
     previous = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, _ASK_S)
     try:
-        transport, found = find_endpoint(values.get("address"))
+        secured = {name: values[name] for name in SECURITY_OPTIONS if name in values}
+        transport, found = find_endpoint(values.get("address"), complete_options(secured))
         with BlockingClient(transport, found, timeout_s=_ASK_S) as client:
             rows: list[dict[str, Any]] = client.ask(what)["workers"]
         return rows
@@ -118,6 +119,8 @@ VALUES: dict[str, Callable[[str, Mapping[str, str]], Iterator[Candidate]]] = {
     "WORKER": _workers,
     "ADDRESS": _addresses,
     "DATA": _data,
-    "FILE": lambda word, _: _files(word, (".evlog",)),
+    "RECORDING": lambda word, _: _files(word, (".evlog",)),
+    "FILE": lambda word, _: _files(word, ("",)),
+    "DIRECTORY": lambda word, _: _files(word, ()),
     "FILE_OR_MODULE": lambda word, _: _files(word, (".py",)),
 }

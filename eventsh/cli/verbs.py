@@ -406,11 +406,12 @@ def run_verb(arguments: list[str]) -> int:
         # Without a command there is nothing to do: the help is shown, and a script learns of its mistake.
         return end.exit_code if arguments else 2
     except UsageException as error:
-        raise UsageError(_describe(error)) from None
+        raise UsageError(_describe(error, verb)) from None
 
 
-def _describe(error: Any) -> str:
-    where = getattr(getattr(error, "ctx", None), "command_path", "eventsh")
+def _describe(error: Any, verb: str | None) -> str:
+    # The parser's own errors know no context.
+    where = getattr(getattr(error, "ctx", None), "command_path", f"eventsh {verb}" if verb else "eventsh")
     text = error.format_message().removesuffix(".")
     if getattr(error, "option_name", "")[1:2].isdigit():
         text += "; put -- before DATA that begins with a dash"

@@ -202,12 +202,12 @@ def _limited(found: Iterator[Piece], count: int | None) -> Iterator[Piece]:
 
 
 def find_target(address: str | None, path: str, *, timeout_s: float) -> Target:
-    """The pool at an address. Raises as `status` does."""
+    """The pool at an address. Raises as `status` does, and RecordingError where the recording can't be read."""
+    epochs = _epochs(path)
     transport, found = find_endpoint(address)
     with BlockingClient(transport, found, timeout_s=timeout_s) as client:
         status = client.ask("status")
     recording = status["recording"] or {"state": "off"}
-    epochs = _epochs(path)
     recorded_to = None if recording["state"] == "off" else recording["path"]
     return Target(
         address=str(found),

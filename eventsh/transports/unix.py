@@ -192,7 +192,8 @@ def check_directory(address: Address) -> None:
             os.mkdir(directory, 0o700)
         link, info = os.lstat(directory), os.stat(directory)
     except OSError as error:
-        raise TransportError(f"{address}: the directory {directory} can't be used or made: {error.strerror}") from error
+        # Without its cause: a path that is missing reads as a broker that is missing, which whoever listens is not told.
+        raise TransportError(f"{address}: the directory {directory} can't be used or made: {error.strerror}") from None
     is_link = stat.S_ISLNK(link.st_mode)
     if is_link and (link.st_uid not in (uid, 0) or _is_default(address, uid)):
         why = f"is a symbolic link of user {link.st_uid}: remove it"

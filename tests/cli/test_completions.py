@@ -164,6 +164,18 @@ def test_only_events_of_the_source_are_offered_and_nothing_that_moves_the_cursor
     assert ask(pool, "tail", "") == ["cache", ODD, "test", "eventsh"]
 
 
+def test_files_are_those_that_the_parameter_takes(pool: Pool, tmp_path: Path) -> None:
+    for name in ("a.evlog", "a.py", "a.pem"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "a.d").mkdir()
+    begun = str(tmp_path / "a")
+    assert ask(pool, "replay", begun) == ask(pool, "serve", "--record", begun) == [f"{begun}.d/", f"{begun}.evlog"]
+    assert ask(pool, "serve", "--handlers", begun) == [f"{begun}.d/", f"{begun}.py"]
+    assert f"{begun}.pem" in ask(pool, "status", "--token-file", begun)
+    assert ask(pool, "serve", "--flight-dir", begun) == [f"{begun}.d/"]
+    assert ask(pool, "post", "a", "b", f"@{begun}.p") == [f"@{begun}.pem", f"@{begun}.py"]
+
+
 def test_what_was_given_is_not_offered_again(pool: Pool) -> None:
     assert "--json" in ask(pool, "status", "--timeout=3", "--")
     assert "--timeout" not in ask(pool, "status", "--timeout=3", "--")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from eventsh.commands.outcome import Exit
-from tests.cli.pool import COMMAND, DEADLINE_S, Pool, environment, wait_until
+from tests.cli.pool import COMMAND, DEADLINE_S, Pool, environment, run, wait_until
 from tests.recording.sample import EPOCH, SECOND, events, frame, items, write
 
 MS = 1_000_000
@@ -303,3 +303,9 @@ def test_at_a_terminal_it_asks_shows_how_far_it_is_and_obeys_keys(fresh, tmp_pat
             process.kill()
             process.wait()
     wait_until(lambda: len(fresh.marks()) == 10, "all is handled")
+
+
+def test_a_recording_that_is_not_there_is_told_before_a_broker_is_looked_for(tmp_path):
+    done = run(f"unix:{tmp_path}/e.sock", "replay", f"{tmp_path}/none.evlog", "--yes")
+    assert (done.status, done.out) == (1, "")
+    assert "there is no file" in done.err

@@ -374,3 +374,13 @@ def test_ctrl_c_while_it_loads_is_no_crash(nowhere):
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_whoever_serves_where_no_directory_can_be_is_not_told_that_a_broker_is_missing(tmp_path):
+    done = run(f"unix:{tmp_path}/no/such/e.sock", "serve")
+    assert_refused(done, 1, "can't be used or made", "No such file or directory")
+    assert "start one" not in done.err
+
+
+def test_an_option_without_its_value_names_the_help_of_its_command(nowhere):
+    assert_refused(run(nowhere, "post", "a", "b", "--address"), 2, "--address", "see eventsh post --help")
