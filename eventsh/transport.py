@@ -30,9 +30,22 @@ if TYPE_CHECKING:
     from eventsh.errors import ProtocolError
     from eventsh.options import Options
 
-__all__ = ["Buffer", "Capabilities", "Connection", "Listener", "Peer", "Receiver", "Transport", "TransportWrapper"]
+__all__ = [
+    "Buffer",
+    "Capabilities",
+    "Connection",
+    "Frame",
+    "Listener",
+    "Peer",
+    "Receiver",
+    "Transport",
+    "TransportWrapper",
+    "ViewReceiver",
+]
 
 Buffer = bytes | bytearray | memoryview
+# One that was received: a bytearray of the receiver's own, or a view of memory that is not its own (see ViewReceiver).
+Frame = bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +88,17 @@ class Receiver(Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """The connection is gone; called exactly once, last. `error` is None after an orderly end by either side."""
+
+
+class ViewReceiver(Receiver, Protocol):
+    """A receiver that only reads its frames, so that a connection which has them in memory already need not copy them."""
+
+    def views_received(self, frames: list[Frame]) -> None:
+        """Take whole frames, in order; called in place of `frames_received` if the connection has views to show.
+
+        A memoryview can only be read, and shows what it does for as long as this very object is referenced (a slice of it
+        does not count), and at most until `connection_lost` returns: what is to be kept beyond that is copied there. Let go
+        of it soon, as the peer can't use the memory again before."""
 
 
 class Connection(ABC):

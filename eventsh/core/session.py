@@ -14,7 +14,7 @@ With a token, PROVING comes before GREETING: the hello is sent when the broker h
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +145,7 @@ class Session:
         self._slots: set[int] = set()
         # What the broker knows of `received` and `handled`.
         self._acked = (0, 0)
-        self._inbox: deque[tuple[int, bytearray] | Delivery] = deque()
+        self._inbox: deque[tuple[int, bytearray | memoryview] | Delivery] = deque()
         # Deliveries that were given out and whose handlers have not all returned, in their order.
         self._open: deque[Delivery] = deque()
         # Deliveries of an earlier epoch whose handlers have not returned: nobody can be told when they do.
@@ -226,9 +226,12 @@ class Session:
 
     # --- frames in ---
 
-    def receive(self, frames: list[bytearray]) -> list[Message]:
+    def receive(self, frames: Sequence[bytearray | memoryview]) -> list[Message]:
         """Take frames from the broker; give the messages that the owner must act on. Raises ProtocolError, and
-        AuthenticationError if it can't prove that it has the token."""
+        AuthenticationError if it can't prove that it has the token.
+
+        Frames of events are kept until they are handled. Views are good only while the connection is there: the owner
+        calls `keep_frames` at its end."""
         messages: list[Message] = []
         for frame in frames:
             kind = frame[KIND_OFFSET]
@@ -239,7 +242,7 @@ class Session:
             elif kind == _CONFIRM:
                 self._take_confirm(frame)
             elif kind in _DECODERS:
-                message = _DECODERS[kind](frame)
+                message = _DECODERS[kind](bytearray(frame))
                 self._take_message(message)
                 messages.append(message)
             elif kind == Kind.PING:
@@ -248,7 +251,15 @@ class Session:
                 raise ProtocolError(f"a broker does not send frames of kind {kind}")
         return messages
 
-    def _take_events(self, frame: bytearray) -> None:
+    def keep_frames(self) -> None:
+        """Copy what waits and is only a view of memory that is about to go. In the thread that takes deliveries."""
+        inbox = self._inbox
+        # In place, for other threads may append at the end meanwhile.
+        for place, item in enumerate(list(inbox)):
+            if type(item) is tuple and isinstance(item[1], memoryview):
+                inbox[place] = (item[0], bytearray(item[1]))
+
+    def _take_events(self, frame: bytearray | memoryview) -> None:
         _, _, flags, count, pid, origin, number, seq, time_ns = HEADER.unpack_from(frame)
         if seq <= self.received or not count or seq + count > _MAX_SEQ:
             raise ProtocolError(f"event {seq} (of {count}) came after event {self.received}")
@@ -270,7 +281,7 @@ class Session:
         self._held_events += count
         self._inbox.append((self.epoch, frame))
 
-    def _note_workers(self, frame: bytearray) -> None:
+    def _note_workers(self, frame: bytearray | memoryview) -> None:
         """Follow in the broker's own events who holds which slot."""
         for _, event, data in decode_runs(memoryview(frame)[HEADER_BYTES:], 1):
             for facts in data:
@@ -280,7 +291,7 @@ class Session:
                     case "worker_left", {"worker_id": int(number), "kept": False}:
                         self._slots.discard(number)
 
-    def _is_repeat(self, flags: int, origin: int, number: int, time_ns: int, frame: bytearray) -> bool:
+    def _is_repeat(self, flags: int, origin: int, number: int, time_ns: int, frame: bytearray | memoryview) -> bool:
         """Whether this process already has this batch, from an earlier broker or before another worker gave it back.
 
         Only what is marked as resent can be known: origins are random, and a new poster may by chance have the origin
@@ -299,7 +310,7 @@ class Session:
             return False
         return bool(flags & Flag.RESENT) and number <= self._seen.get(origin, 0)
 
-    def _take_confirm(self, frame: bytearray) -> None:
+    def _take_confirm(self, frame: bytearray | memoryview) -> None:
         number = HEADER.unpack_from(frame)[6]
         if number > self.outbox.number:
             raise ProtocolError(f"post {number} was confirmed, but the last one was {self.outbox.number}")
@@ -432,13 +443,13 @@ class Session:
         )
         return self._holding
 
-    def _open_batch(self, epoch: int, frame: bytearray) -> Delivery:
+    def _open_batch(self, epoch: int, frame: bytearray | memoryview) -> Delivery:
         _, _, flags, count, pid, origin, number, seq, time_ns = HEADER.unpack_from(frame)
         self._held_events -= count
         delivery = Delivery(seq + count - 1, count, pid, [], epoch=epoch, first_seq=seq, time_ns=time_ns)
         self._give_out(delivery)
         if self._reads_whole:
-            delivery.frame = frame
+            delivery.frame = bytearray(frame) if isinstance(frame, memoryview) else frame
             return delivery
         delivery.is_replayed = bool(flags & Flag.REPLAYED)
         start = HEADER_BYTES

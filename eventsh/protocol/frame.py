@@ -141,7 +141,7 @@ def encode_frame(
     return frame
 
 
-def read_key(frame: bytes | bytearray) -> bytes:
+def read_key(frame: bytes | bytearray | memoryview) -> bytes:
     """The key of a unique event's frame: behind the header its length as u16, then its bytes. Raises ProtocolError."""
     length = int.from_bytes(frame[HEADER_BYTES : HEADER_BYTES + 2], "little")
     key = bytes(frame[HEADER_BYTES + 2 : HEADER_BYTES + 2 + length])

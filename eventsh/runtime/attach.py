@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from eventsh.core.heartbeat import Beat, Heartbeat
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from eventsh.core.session import Session
     from eventsh.options import Options
     from eventsh.protocol.messages import Error, Welcome
-    from eventsh.transport import Connection, Transport
+    from eventsh.transport import Connection, Frame, Transport
 
 __all__ = ["Attacher", "Attachment", "in_thread"]
 
@@ -47,7 +47,7 @@ class Owner(Protocol):
 
     options: Options
 
-    def receive(self, frames: list[bytearray]) -> None: ...
+    def receive(self, frames: Sequence[Frame]) -> None: ...
 
     def lose(self) -> None: ...
 
@@ -87,6 +87,12 @@ class Attachment:
         self._beat_at = self._loop.call_later(heartbeat.check_s, self._beat, heartbeat)
 
     def frames_received(self, frames: list[bytearray]) -> None:
+        self._receive(frames)
+
+    def views_received(self, frames: list[Frame]) -> None:
+        self._receive(frames)
+
+    def _receive(self, frames: Sequence[Frame]) -> None:
         if self.attacher.attachment is self and not self.lost.done():
             self.attacher.owner.receive(frames)
 
@@ -109,6 +115,7 @@ class Attachment:
             self.lost.set_result(None)
         if not self.welcomed.done():
             self.welcomed.cancel()
+        self.attacher.keep_frames()
         self.attacher.lose(self)
 
 
@@ -235,6 +242,10 @@ class Attacher:
             level = logging.WARNING if isinstance(error, AuthenticationError) else logging.INFO
             _log.log(level, "%s: not attached: %s", self.address, error)
         self.last_failure = error
+
+    def keep_frames(self) -> None:
+        """The memory that holds frames which wait for their handlers is about to go."""
+        self._session.keep_frames()
 
     def lose(self, attachment: Attachment) -> None:
         """The connection is gone."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from eventsh.options import Options
     from eventsh.receipt import Receipt
     from eventsh.runtime.attach import Attachment
-    from eventsh.transport import Transport
+    from eventsh.transport import Frame, Transport
 
 __all__ = ["Client", "Deliveries"]
 
@@ -156,7 +156,7 @@ class Client:
 
     # --- frames in, deliveries to handlers ---
 
-    def receive(self, frames: list[bytearray]) -> None:
+    def receive(self, frames: Sequence[Frame]) -> None:
         """Frames came from the broker."""
         attachment = self.attachment
         assert attachment is not None

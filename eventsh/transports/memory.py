@@ -5,6 +5,7 @@ Nothing here has a name in any file system: a ring is gone with the last process
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -52,7 +53,9 @@ class _Mapped:
         """Let go of it. Idempotent."""
         _open.discard(self)
         self._view.release()
-        self._map.close()
+        # While somebody still holds a view of it, it stays mapped for that long.
+        with contextlib.suppress(BufferError):
+            self._map.close()
 
 
 _open: WeakSet[_Mapped] = WeakSet()
@@ -73,6 +76,7 @@ class RingWriter(_Mapped):
         self.size_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         self.fd = -1
         self._allocated = 0
+        memory = None
         try:
             self.fd = os.memfd_create("eventsh-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(self.fd, self.size_bytes)
@@ -80,6 +84,8 @@ class RingWriter(_Mapped):
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS_OF_WRITERS)
         except OSError as error:
             self._close_descriptor()
+            if memory is not None:
+                memory.close()
             raise TransportError(
                 f"can't make {self.size_bytes} bytes of sealed shared memory ({error.strerror}), which needs Linux 5.1"
                 " or newer: use an address of the form unix:/path"
@@ -157,10 +163,10 @@ class RingReader(_Mapped):
         if seals & SEALS_OF_READERS != SEALS_OF_READERS:
             raise TransportError(f"its shared memory can be resized (its seals are {seals:#x})")
 
-    def read(self, offset: int, length: int) -> bytearray:
-        """A copy of these bytes. Raises ProtocolError if there are none."""
+    def view(self, offset: int, length: int) -> memoryview:
+        """These bytes, where they are. Raises ProtocolError if there are none."""
         if length <= 0 or offset < 0 or offset + length > self.size_bytes:
             raise ProtocolError(
                 f"bytes {offset} to {offset + length} are not in the shared memory of {self.size_bytes} bytes"
             )
-        return bytearray(self._view[offset : offset + length])
+        return self._view[offset : offset + length]

@@ -8,8 +8,10 @@ import asyncio
 import contextlib
 import os
 import socket
+import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eventsh.errors import ProtocolError
 from eventsh.protocol.frame import FRAME_KINDS, HEADER, HEADER_BYTES, KIND_OFFSET, FrameDecoder, decode_header
@@ -19,14 +21,15 @@ from eventsh.transports.ring import Lane, Ring
 from eventsh.transports.stream import StreamConnection, forget_descriptor, note_descriptor
 
 if TYPE_CHECKING:
-    from eventsh.transport import Buffer, Connection, Peer, Receiver
+    from eventsh.transport import Buffer, Connection, Frame, Peer, Receiver
 
 __all__ = ["RingDecoder", "SharedRing", "SharingConnection"]
 
 # Smaller frames take the socket.
-INLINE_BYTES = 32 * 1024
-# A reader that has so much to give back says so even if it has nothing else to say.
+INLINE_BYTES = 8 * 1024
+# A reader that has so much to give back, or this part of the ring, says so even if it has nothing else to say.
 RELEASE_BYTES = 256 * 1024
+RELEASE_PART = 8
 
 # What travels beside frames, as headers without a body: their kinds are none of the protocol's.
 SPAN = 0xF0  # seq: where in the ring the next frame is; time_ns: how long it is
@@ -100,29 +103,39 @@ class SharedRing:
 class RingDecoder(FrameDecoder):
     """A decoder that takes the frames which messages name out of the peer's ring, and hears which of ours are free."""
 
-    __slots__ = ("_given", "_lane", "_reader", "unreleased_bytes")
+    __slots__ = ("_lane", "_places", "_read", "_reader", "_release_bytes", "shows", "unreleased_bytes")
 
     def __init__(self, lane: Lane, reader: RingReader) -> None:
         super().__init__(kinds=KINDS)
+        # Whether it gives views of the ring, and no copies.
+        self.shows = False
+        self.unreleased_bytes = 0
+        self._release_bytes = min(RELEASE_BYTES, reader.size_bytes // RELEASE_PART)
         self._lane = lane
         self._reader = reader
-        self._given = 0
-        self.unreleased_bytes = 0
+        # How many frames of the ring nobody looks at any more, counted from the first; and those after it, in their order.
+        self._read = 0
+        self._places: deque[_Place] = deque()
 
-    def receive_data(self, data: Buffer) -> list[bytearray]:
+    def receive_data(self, data: Buffer) -> list[Any]:
         frames = super().receive_data(data)
         for frame in frames:
             if frame[KIND_OFFSET] >= SPAN:
                 return self._resolve(frames)
         return frames
 
+    @property
+    def owes_release(self) -> bool:
+        """Whether there is so much to give back that it should not wait for company."""
+        return self.unreleased_bytes >= self._release_bytes
+
     def take_release(self) -> bytes:
         """The message that gives back all that was read."""
         self.unreleased_bytes = 0
-        return HEADER.pack(0, RELEASE, 0, 0, 0, 0, 0, self._given, 0)
+        return HEADER.pack(0, RELEASE, 0, 0, 0, 0, 0, self._read, 0)
 
-    def _resolve(self, frames: list[bytearray]) -> list[bytearray]:
-        found: list[bytearray] = []
+    def _resolve(self, frames: list[bytearray]) -> list[Frame]:
+        found: list[Frame] = []
         for frame in frames:
             try:
                 kind = frame[KIND_OFFSET]
@@ -131,7 +144,7 @@ class RingDecoder(FrameDecoder):
                 elif len(frame) != HEADER_BYTES:
                     raise ProtocolError("a message about shared memory with a body")
                 elif kind == SPAN:
-                    found.append(self._read(frame))
+                    found.append(self._fetch(frame))
                 else:
                     self._lane.release(decode_header(frame).seq)
             except ProtocolError as error:
@@ -140,20 +153,45 @@ class RingDecoder(FrameDecoder):
                 break
         return found
 
-    def _read(self, message: bytearray) -> bytearray:
+    def _fetch(self, message: bytearray) -> Frame:
         header = decode_header(message)
         offset, length = header.seq, header.time_ns
         if length > HEADER_BYTES + self.max_body_bytes:
             raise self._refusal(length - HEADER_BYTES, SPAN)
-        # Looked at only once it is our own: the peer can change the ring at any time.
-        frame = self._reader.read(offset, length)
+        frame: Frame = self._reader.view(offset, length)
+        if not self.shows:
+            # Looked at only once it is our own: the peer can change the ring at any time.
+            frame = bytearray(frame)
         if length < HEADER_BYTES or decode_header(frame).length + HEADER_BYTES != length:
             raise ProtocolError(f"{length} bytes of shared memory are no frame")
         if frame[KIND_OFFSET] not in FRAME_KINDS:
             raise ProtocolError(f"unknown kind of frame: {frame[KIND_OFFSET]}")
-        self._given += 1
-        self.unreleased_bytes += length
+        self._note(frame)
         return frame
+
+    def _note(self, frame: Frame) -> None:
+        """Have the place of a frame given back once it is free: at once, or when the view of it is let go."""
+        place = _Place(len(frame))
+        self._places.append(place)
+        if isinstance(frame, memoryview):
+            place.view = weakref.ref(frame, lambda _: self._give_back())
+        self._give_back()
+
+    def _give_back(self) -> None:
+        places = self._places
+        while places and (places[0].view is None or places[0].view() is None):
+            self.unreleased_bytes += places.popleft().length
+            self._read += 1
+
+
+class _Place:
+    """Of a frame in the peer's ring: how long it is, and whether somebody has a view of it."""
+
+    __slots__ = ("length", "view")
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.view: weakref.ref[memoryview] | None = None
 
 
 class SharingConnection(StreamConnection):
@@ -185,6 +223,15 @@ class SharingConnection(StreamConnection):
         super().connection_made(transport)
         if self.early:
             self._take(memoryview(self.early))
+
+    def _choose_method(self) -> Callable[[list[Any]], None]:
+        method: Callable[[list[Any]], None] | None = getattr(self._receiver, "views_received", None)
+        # Only a client looks straight into its broker's ring, to whose word it does everything anyway. A broker trusts no
+        # client, and has to write into frames.
+        if self._ring is None or self._ring.is_shared or method is None:
+            return super()._choose_method()
+        self._rings.shows = True
+        return method
 
     def send(self, frames: Sequence[Buffer]) -> None:
         ring = self._ring
@@ -230,7 +277,7 @@ class SharingConnection(StreamConnection):
 
     def _take(self, data: memoryview) -> None:
         super()._take(data)
-        if self._ring is not None and self._rings.unreleased_bytes >= RELEASE_BYTES and not self._closing:
+        if self._ring is not None and self._rings.owes_release and not self._closing:
             self._transport.write(self._rings.take_release())
 
     def _keep_socket(self) -> None:

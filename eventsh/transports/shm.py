@@ -24,7 +24,13 @@ from eventsh.options import Options
 from eventsh.transport import Capabilities
 from eventsh.transports.memory import RingReader, has_memfd
 from eventsh.transports.sharing import SharedRing, SharingConnection
-from eventsh.transports.stream import StreamConnection, StreamListener, forget_descriptor, note_descriptor
+from eventsh.transports.stream import (
+    StreamConnection,
+    StreamListener,
+    forget_descriptor,
+    note_descriptor,
+    until_readable,
+)
 from eventsh.transports.unix import UnixTransport, peer_of
 
 if TYPE_CHECKING:
@@ -111,7 +117,6 @@ async def _answer(connection: SharingConnection, sock: socket.socket, ring: Shar
     if _greetings >= MAX_GREETINGS:
         raise TransportError(f"{connection.peer.label} came while {MAX_GREETINGS} others had not said anything yet")
     _greetings += 1
-    began_s = asyncio.get_running_loop().time()
     try:
         async with asyncio.timeout(GREETING_TIMEOUT_S):
             offer, descriptors = await _receive_offer(sock)
@@ -119,7 +124,6 @@ async def _answer(connection: SharingConnection, sock: socket.socket, ring: Shar
         raise TransportError(f"{connection.peer.label} said nothing for {GREETING_TIMEOUT_S:g} s") from None
     finally:
         _greetings -= 1
-    connection.opening_s = asyncio.get_running_loop().time() - began_s
     if not offer.startswith(MAGIC):
         _close_all(descriptors)
         connection.early = offer
@@ -156,12 +160,14 @@ async def _receive_offer(sock: socket.socket) -> tuple[bytes, list[int]]:
     try:
         while len(said) < OFFER.size and said.startswith(MAGIC[: len(said)]):
             try:
-                data, passed, _, _ = socket.recv_fds(sock, OFFER.size - len(said), 1, socket.MSG_CMSG_CLOEXEC)
+                data, passed, flags, _ = socket.recv_fds(sock, OFFER.size - len(said), 1, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
-                await _readable(sock)
+                await until_readable(sock)
                 continue
             descriptors += passed
             said += data
+            if flags & socket.MSG_CTRUNC:
+                raise TransportError("more descriptors came than one, or than this process has room for")
             if not data:
                 break
     except BaseException:
@@ -170,21 +176,6 @@ async def _receive_offer(sock: socket.socket) -> tuple[bytes, list[int]]:
     finally:
         forget_descriptor(sock.fileno())
     return said, descriptors
-
-
-async def _readable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(sock.fileno(), wake)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(sock.fileno())
 
 
 def _read_offer(offer: bytes, descriptors: list[int]) -> RingReader:

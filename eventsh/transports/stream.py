@@ -19,7 +19,7 @@ from eventsh.protocol.frame import FrameDecoder
 from eventsh.protocol.messages import Error
 from eventsh.transport import Buffer, Connection, Listener, Peer, Receiver
 
-__all__ = ["StreamConnection", "StreamListener", "forget_descriptor", "note_descriptor"]
+__all__ = ["StreamConnection", "StreamListener", "forget_descriptor", "note_descriptor", "until_readable"]
 
 # The open descriptors of connections and listeners, each with the process that opened it.
 _opened: dict[int, int] = {}
@@ -98,6 +98,8 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         self.accepted_at: float | None = None
         self._on_connection = on_connection
         self._receiver: Receiver
+        # What takes the frames.
+        self._hand_over: Callable[[list[Any]], None]
         self._transport: Any = None
         self._decoder = FrameDecoder()
         self._buffer = memoryview(b"")
@@ -216,9 +218,13 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
     def _open(self) -> None:
         try:
             self._receiver = self._on_connection(self)
+            self._hand_over = self._choose_method()
         except Exception as error:  # noqa: BLE001  # it goes to whoever asked for the connection
             self.failure = error
             self.abort()
+
+    def _choose_method(self) -> Callable[[list[Any]], None]:
+        return self._receiver.frames_received
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer
@@ -279,7 +285,7 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
 
     def _deliver(self, frames: list[bytearray]) -> None:
         if frames:
-            self._guard(self._receiver.frames_received, frames)
+            self._guard(self._hand_over, frames)
         error = self._decoder.error
         if error is not None and not (self._refused or self._paused or self._closing):
             self._refused = True
@@ -306,6 +312,22 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         except Exception:
             logger.exception("%s: handling what it sent failed, its connection is closed", self.peer.label)
             self.abort()
+
+
+async def until_readable(sock: socket.socket) -> None:
+    """Wait until there is something to read, or the end, on a socket that no transport has yet."""
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+
+    def tell() -> None:
+        if not readable.done():
+            readable.set_result(None)
+
+    loop.add_reader(sock.fileno(), tell)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(sock.fileno())
 
 
 class StreamListener(Listener):
@@ -355,7 +377,7 @@ class StreamListener(Listener):
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._sock.fileno())
-        if self._ssl is not None:
+        if self._ssl is not None or self._greet is not None:
             for task, connection in self._opening.items():
                 if not connection.is_made:
                     task.cancel()
@@ -426,7 +448,7 @@ class StreamListener(Listener):
         started = self._loop.time()
         try:
             async with asyncio.timeout(self._ssl_timeout_s):
-                await self._until_readable(sock)
+                await until_readable(sock)
         except TimeoutError:
             raise TimeoutError(f"it said nothing for {self._ssl_timeout_s:g} s") from None
         if is_plain(first := sock.recv(2, socket.MSG_PEEK)):
@@ -443,19 +465,6 @@ class StreamListener(Listener):
             ssl_handshake_timeout=max(0.01, self._ssl_timeout_s - (self._loop.time() - started)),
             ssl_shutdown_timeout=TLS_END_TIMEOUT_S,
         )
-
-    async def _until_readable(self, sock: socket.socket) -> None:
-        readable: asyncio.Future[None] = self._loop.create_future()
-
-        def tell() -> None:
-            if not readable.done():
-                readable.set_result(None)
-
-        self._loop.add_reader(sock.fileno(), tell)
-        try:
-            await readable
-        finally:
-            self._loop.remove_reader(sock.fileno())
 
     def _rest(self, error: OSError) -> None:
         self._warn(f"{self.address}: can't accept connections for now: {error.strerror}")

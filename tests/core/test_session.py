@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import orjson
 import pytest
 
@@ -568,3 +570,27 @@ def test_events_of_a_poster_say_nothing_of_slots():
     session.receive([forged])
     session.disconnected()
     assert Hello.decode(session.connected()).slots == []
+
+
+def test_views_that_wait_are_copied_before_their_memory_goes():
+    session = attached()
+    memory = bytearray(batch(1, "first", "x" * 100))
+    shown = memoryview(memory).toreadonly()
+    session.receive([shown, batch(3, "second")])
+    session.post_local("s", "local", "third")
+    del shown
+    session.keep_frames()
+    memory[:] = bytes(len(memory))
+    assert handle(session) == ["first", "x" * 100, "second", "third"]
+
+
+def test_a_view_is_let_go_once_it_is_decoded():
+    session = attached()
+    shown = memoryview(bytearray(batch(1, "first"))).toreadonly()
+    gone = weakref.ref(shown)
+    session.receive([shown])
+    del shown
+    assert gone() is not None
+    (delivery,) = take(session)
+    assert gone() is None
+    assert data_of([delivery]) == ["first"]
