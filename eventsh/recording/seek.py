@@ -25,6 +25,8 @@ Read: TypeAlias = Callable[[int, int], bytes]
 
 _RECORD = RECORD_BYTES + 64
 _OVERLAP = len(SYNC) - 1
+# On the way to the next one. Half of a distance is read on average, so to read a whole one at once would be too much.
+_PIECE_BYTES = CHECKPOINT_BYTES // 4
 
 
 def _checkpoint_at(read: Read, offset: int) -> Checkpoint | None:
@@ -46,7 +48,7 @@ def first_checkpoint(read: Read, start: int, end: int) -> Checkpoint | None:
     offset = start + RECORD_BYTES
     stop = end + RECORD_BYTES
     while offset < stop:
-        data = read(offset, min(CHECKPOINT_BYTES, stop - offset) + _OVERLAP)
+        data = read(offset, min(_PIECE_BYTES, stop - offset) + _OVERLAP)
         place = data.find(SYNC)
         while place >= 0:
             found = _checkpoint_at(read, offset + place - RECORD_BYTES)
@@ -81,7 +83,8 @@ def find_checkpoint(read: Read, size: int, is_before: Callable[[Checkpoint], boo
     best: Checkpoint | None = None
     low, high = FILE_HEADER_BYTES, size
     while low < high:
-        middle = (low + high) // 2
+        # What is left holds one or two: halving it further would read the same bytes again and again.
+        middle = low if high - low <= 2 * CHECKPOINT_BYTES else (low + high) // 2
         found = first_checkpoint(read, middle, high)
         if found is None:
             high = middle

@@ -12,53 +12,15 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from eventsh.commands.outcome import Exit
-from tests.cli.pool import COMMAND, DEADLINE_S, Pool, environment, run, wait_until
+from tests.cli.pool import COMMAND, DEADLINE_S, environment, run, wait_until
+from tests.cli.roundtrip import MarkingPool, replay, round_trip
 from tests.recording.sample import EPOCH, SECOND, events, frame, items, write
 
 MS = 1_000_000
-# As those of the pool, with what a handler can ask.
-MARKING = """
-import json, os
-import eventsh
-
-journal = os.open({journal!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-
-@eventsh.on("load")
-def handle(data, event, source, pid):
-    os.write(journal, json.dumps([os.getpid(), event, data, eventsh.replayed()]).encode() + b"\\n")
-
-@eventsh.on("renamed")
-async def renamed(data, event, source, pid):
-    handle(data, event, source, pid)
-"""
-
-
-class MarkingPool(Pool):
-    """Its journal says of each event whether it was replayed."""
-
-    def __init__(self, directory: Path, *flags: str, workers: int = 2) -> None:
-        directory.mkdir(exist_ok=True)
-        handlers = directory / "marking.py"
-        handlers.write_text(MARKING.format(journal=str(directory / "marks")))
-        super().__init__(directory, "--handlers", str(handlers), *flags, workers=workers)
-
-    def marks(self) -> list[tuple[int, str, Any, bool]]:
-        path = self.directory / "marks"
-        return [tuple(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def has_marks(self, count: int) -> bool:
-        return len(self.marks()) >= count
-
-    def ledger(self) -> Counter[tuple[str, str]]:
-        return Counter((event, json.dumps(data)) for _, event, data, _ in self.marks())
-
-    def forget(self) -> None:
-        os.truncate(self.directory / "marks", 0)
 
 
 @pytest.fixture(scope="module")
@@ -85,43 +47,8 @@ def recording(tmp_path: Path) -> Path:
     return path
 
 
-def replay(pool: Pool, path: Path, *arguments: str) -> dict[str, Any]:
-    done = pool.run("replay", str(path), "--to", pool.address, "--json", *arguments)
-    assert done.status == 0, done.err
-    facts: dict[str, Any] = json.loads(done.out)
-    return facts
-
-
 def test_a_mixed_load_is_recorded_and_replayed_and_the_ledgers_are_equal(tmp_path):
-    path = tmp_path / "load.evlog"
-    first = MarkingPool(tmp_path / "one", "--record", str(path))
-    try:
-        lines = b"".join(
-            json.dumps({"n": number, "text": "ä" * (number % 50)}).encode() + b"\n" for number in range(1000)
-        )
-        assert first.run("post", "load", "many", "--stdin", stdin=lines).status == 0
-        for number in range(3):
-            assert first.run("post", "load", "once", str(number), "--unique", f"key-{number}").status == 0
-            assert first.run("post", "load", "again", json.dumps("x" * 20000), "--count", "10").status == 0
-        wait_until(lambda: len(first.marks()) == 2 * 1030 + 3, "all is handled")
-        recorded = first.ledger()
-        assert not any(mark[3] for mark in first.marks())
-    finally:
-        first.stop()
-    second = MarkingPool(tmp_path / "two")
-    try:
-        played = replay(second, path, "--speed", "max", "--wait-workers", "2")
-        assert played["events"] == 1033
-        wait_until(lambda: len(second.marks()) >= 2 * 1030 + 3, "all is handled again")
-        assert second.ledger() == recorded
-        assert all(mark[3] for mark in second.marks())
-        per_worker = [
-            [data["n"] for pid, event, data, _ in second.marks() if pid == mine and event == "many"]
-            for mine in {mark[0] for mark in second.marks()}
-        ]
-        assert per_worker == [list(range(1000))] * 2
-    finally:
-        second.stop()
+    round_trip(tmp_path, 1000)
 
 
 def test_events_come_at_their_times_and_in_their_order(fresh, recording):
