@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "PluginFacts",
     "PluginFailure",
     "PluginManager",
+    "apply_options",
     "find_transport",
     "plugins",
 ]
@@ -363,6 +364,14 @@ def _go_on_after_fork() -> None:
 
 
 os.register_at_fork(before=_hold_over_fork, after_in_parent=_go_on_after_fork, after_in_child=_go_on_after_fork)
+
+
+def apply_options(texts: Sequence[str]) -> None:
+    """Do what `-p TEXT` asks for, in this process and in those that it starts. Raises ConfigureError."""
+    for text in texts:
+        plugins().apply_option(text)
+        name = text.partition(":")[2]
+        os.environ[DISABLE_ENV] = ",".join(filter(None, [os.environ.get(DISABLE_ENV), name]))
 
 
 def find_transport(scheme: str) -> Transport:

@@ -348,8 +348,18 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p", metavar="no:NAME", help="Do without a plugin, here and in all processes that this starts; no:all."
+        ),
+    ] = None,
 ) -> None:
     """Events between the worker processes of one host."""
+    if plugin:
+        from eventsh.plugins import apply_options
+
+        apply_options(plugin)
 
 
 def load_verb(name: str) -> tuple[Callable[..., int | None], str]:

@@ -92,6 +92,21 @@ def test_list_shows_versions_schemes_hooks_and_what_is_wrong(site):
     }
 
 
+def test_a_plugin_can_be_switched_off_for_one_command_and_the_processes_it_starts(site):
+    site.install("vague", VAGUE)
+    rows = json.loads(site.run("-p", "no:vague", "-p", "no:shm", "plugins", "list", "--json").out)
+    assert {"vague", "shm"}.isdisjoint(row["name"] for row in rows)
+    assert "unix" in {row["name"] for row in rows}
+    done = site.run("-p", "vague", "plugins", "list")
+    assert done.status == 2
+    assert "write no:NAME" in done.err
+    # A process that starts another one, to which the plugin is gone too.
+    program = "import os, sys; from eventsh.plugins import apply_options; apply_options(['no:vague']);"
+    program += "os.execv(sys.executable, [sys.executable, '-m', 'eventsh', 'plugins', 'list', '--json'])"
+    rows = json.loads(site.run(command=[sys.executable, "-c", program]).out)
+    assert "vague" not in {row["name"] for row in rows}
+
+
 # check.
 
 
