@@ -83,6 +83,12 @@ def _workers(word: str, values: Mapping[str, str]) -> Iterator[Candidate]:
         yield Candidate(str(row["worker_id"]), f"pid {row['pid']}")
 
 
+def _actions(word: str, values: Mapping[str, str]) -> Iterator[Candidate]:
+    from eventsh.cli.log import ACTIONS
+
+    yield from map(Candidate, ACTIONS)
+
+
 def _addresses(word: str, values: Mapping[str, str]) -> Iterator[Candidate]:
     from eventsh.transports import BUILTIN
 
@@ -117,10 +123,12 @@ VALUES: dict[str, Callable[[str, Mapping[str, str]], Iterator[Candidate]]] = {
     "SOURCE": _sources,
     "EVENT": _events,
     "WORKER": _workers,
+    "ACTION": _actions,
     "ADDRESS": _addresses,
     "DATA": _data,
     "RECORDING": lambda word, _: _files(word, (".evlog",)),
     "FILE": lambda word, _: _files(word, ("",)),
+    "DIR": lambda word, _: _files(word, ()),
     "DIRECTORY": lambda word, _: _files(word, ()),
     "FILE_OR_MODULE": lambda word, _: _files(word, (".py",)),
 }

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from eventsh.recording.frames import RecordedEvent
     from eventsh.recording.reader import Item
 
-__all__ = ["EXAMPLES", "log"]
+__all__ = ["ACTIONS", "EXAMPLES", "log"]
 
 EXAMPLES = """\
 eventsh log show a.evlog --source cache --from 10s
@@ -49,6 +49,7 @@ _FILES: dict[str, tuple[int, int | None]] = {
     "import": (2, 2),
     "export": (2, 2),
 }
+ACTIONS = tuple(_FILES)
 
 
 def log(
@@ -69,7 +70,7 @@ def log(
     ] = None,
     end: Annotated[str | None, typer.Option("--until", metavar="PLACE", help="Up to there.")] = None,
     worker: Annotated[
-        str | None, typer.Option("--worker", metavar="N", help="Only unique events that this worker got.")
+        str | None, typer.Option("--worker", metavar="WORKER", help="Only unique events that this worker got.")
     ] = None,
     pid: Annotated[str | None, typer.Option("--pid", metavar="N", help="Only what this process posted.")] = None,
     where: Annotated[

@@ -72,6 +72,11 @@ def ask(pool: Pool, *words: str) -> list[str]:
     return [line.partition("\t")[0] for line in done.out.splitlines()]
 
 
+def offers(pool: Pool, *words: str, wanted: list[str]) -> None:
+    """Wait until this is what the program offers: a broker that is slow to answer is done without."""
+    wait_until(lambda: ask(pool, *words) == wanted, f"{words} brings {wanted}")
+
+
 def test_the_scripts_are_what_the_command_writes(tmp_path: Path) -> None:
     write_scripts(tmp_path)
     for name in scripts():
@@ -152,16 +157,27 @@ def test_a_stopped_broker_holds_nobody_up(tmp_path: Path) -> None:
 
 
 def test_the_broker_is_asked_at_the_address_of_the_line(pool: Pool) -> None:
-    elsewhere = run("unix:/nowhere/e.sock", "__complete", "fish", "post", "--address", pool.address, "ca")
-    assert elsewhere.out == "cache\tpurge:key is handled by purge\n"
+    words = ["post", "--address", pool.address, "ca"]
+    wait_until(
+        lambda: (
+            run("unix:/nowhere/e.sock", "__complete", "fish", *words).out == "cache\tpurge:key is handled by purge\n"
+        ),
+        "the pool's names",
+    )
     assert run("unix:/nowhere/e.sock", "__complete", "fish", "post", "ca").out == ""
 
 
 def test_only_events_of_the_source_are_offered_and_nothing_that_moves_the_cursor(pool: Pool) -> None:
-    assert ask(pool, "post", "cache", "") == ["purge:key"]
-    assert ask(pool, "tail", "eventsh", "ga") == ["gap"]
-    assert ask(pool, "post", "") == ["cache", ODD, "test"]
-    assert ask(pool, "tail", "") == ["cache", ODD, "test", "eventsh"]
+    offers(pool, "post", "cache", "", wanted=["purge:key"])
+    offers(pool, "tail", "eventsh", "ga", wanted=["gap"])
+    offers(pool, "post", "", wanted=["cache", ODD, "test"])
+    offers(pool, "tail", "", wanted=["cache", ODD, "test", "eventsh"])
+
+
+def test_workers_and_actions_are_offered(pool: Pool) -> None:
+    offers(pool, "log", "show", "--worker", "", wanted=["0"])
+    offers(pool, "log", "re", wanted=["repair"])
+    offers(pool, "plugins", "", wanted=["list", "check", "new"])
 
 
 def test_files_are_those_that_the_parameter_takes(pool: Pool, tmp_path: Path) -> None:
