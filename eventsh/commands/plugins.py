@@ -7,10 +7,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from eventsh import __version__
 from eventsh.errors import ConfigureError, EventError, UsageError
@@ -56,24 +57,24 @@ def check_transport(target: str, on_test: Callable[[str, str], None] | None = No
     `on_test` gets each test's name and outcome. Raises ConfigureError when there is no such transport, UsageError when
     pytest is not installed or a broker runs at the address.
     """
-    checked = Checked(target, _find(target))
+    where, plugin = _find(target)
+    checked = Checked(target, plugin)
     if importlib.util.find_spec("pytest") is None:
         raise UsageError(f"plugins check needs pytest: {sys.executable} -m pip install pytest")
     started = time.monotonic()
     # Not what the user's own tests are run with.
     environment = {**python_environment(), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment["PYTHONPATH"], *sys.path]))
-    with subprocess.Popen(
-        [*python_command("eventsh.testing.check"), target],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        text=True,
-        errors="replace",
-    ) as process:
+    command = [*python_command("eventsh.testing.check"), where]
+    with (
+        # Not a pipe: read only in the end, it would hold up a process that says much.
+        tempfile.TemporaryFile("w+", errors="replace") as said,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, env=environment, text=True
+        ) as process,
+    ):
         try:
-            _follow(process, checked, on_test)
+            _follow(process, said, checked, on_test)
         except BaseException:
             # Ctrl-C, or nobody reads any more.
             process.kill()
@@ -82,22 +83,22 @@ def check_transport(target: str, on_test: Callable[[str, str], None] | None = No
     return checked
 
 
-def _find(target: str) -> str:
-    """The name of the plugin that has the transport of `target`."""
-    scheme = target.partition(":")[0].lower()
+def _find(target: str) -> tuple[str, str]:
+    """What to check, with a path made absolute, and the name of the plugin that has its transport."""
     if ":" in target:
         transport, address = find_endpoint(target)
         if is_locked(transport, address):
             raise UsageError(f"a broker runs at {address}, and a check would take its place: choose another address")
-        scheme = transport.scheme
-    elif not target:
+        return str(address), plugins().owner_of(transport.scheme)
+    if not target:
         raise ConfigureError("say which transport to check: a scheme, or an address", option="address")
-    return plugins().owner_of(scheme)
+    return target, plugins().owner_of(target)
 
 
-def _follow(process: subprocess.Popen[str], checked: Checked, on_test: Callable[[str, str], None] | None) -> None:
+def _follow(
+    process: subprocess.Popen[str], stderr: IO[str], checked: Checked, on_test: Callable[[str, str], None] | None
+) -> None:
     assert process.stdout is not None
-    assert process.stderr is not None
     running = ""
     for line in process.stdout:
         facts = json.loads(line)
@@ -114,8 +115,9 @@ def _follow(process: subprocess.Popen[str], checked: Checked, on_test: Callable[
             checked.passed += 1
         if on_test is not None:
             on_test(test, outcome)
-    said = process.stderr.read().strip()
     status = process.wait()
+    stderr.seek(0)
+    said = stderr.read().strip()
     if running:
         checked.failed.append(Failure(running, f"it hung, or ended the process (status {status}): {said}"))
     elif not checked.failed and not checked.is_good:

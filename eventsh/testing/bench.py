@@ -118,13 +118,13 @@ class Bench:
 
     async def listening_peer(self) -> PeerProcess:
         """A peer that listens at the address."""
-        peer = await self._start_peer("listen")
+        peer = await self._start_peer()
         await asyncio.to_thread(peer.call, "listen")
         return peer
 
     async def connecting_peer(self) -> PeerProcess:
         """A peer that has connected to the address."""
-        peer = await self._start_peer("connect")
+        peer = await self._start_peer()
         await asyncio.to_thread(peer.call, "connect")
         return peer
 
@@ -133,10 +133,10 @@ class Bench:
         pid = await asyncio.to_thread(peer.call, "fork", child)
         self.ended.callback(os.kill, pid, signal.SIGKILL)
 
-    async def _start_peer(self, role: str) -> PeerProcess:
+    async def _start_peer(self) -> PeerProcess:
         if not self.transport.capabilities.crosses_processes:
             pytest.skip("the transport does not leave its process")
-        peer = await asyncio.to_thread(PeerProcess, role, str(self.address), self.plugin)
+        peer = await asyncio.to_thread(PeerProcess, str(self.address), self.plugin)
         self.ended.callback(peer.end)
         return peer
 

@@ -1,6 +1,6 @@
 """The other end of a test, as a process of its own, that can be stopped and killed.
 
-Usage: python -m eventsh.testing.peer listen|connect ADDRESS [PLUGIN]. Each line of its input is a call, a JSON list of
+Usage: python -m eventsh.testing.peer ADDRESS [PLUGIN]. Each line of its input is a call, a JSON list of
 a method's name and its arguments; each line of its output the answer to one. At the end of its input it ends.
 """
 
@@ -48,8 +48,8 @@ class PeerProcess(Remote):
     """A peer, as the test that started it sees it. `call` blocks: whoever shares a loop with the transport under test calls
     it in a thread."""
 
-    def __init__(self, role: str, address: str, plugin: str | None) -> None:
-        super().__init__(["-m", "eventsh.testing.peer", role, address, *([plugin] if plugin else [])])
+    def __init__(self, address: str, plugin: str | None) -> None:
+        super().__init__(["-m", "eventsh.testing.peer", address, *([plugin] if plugin else [])])
 
     def stop(self) -> None:
         """SIGSTOP, and wait until it stands still."""
@@ -74,12 +74,9 @@ class Peer:
         self.address = address
         self.recorders: list[Recorder] = []
         self.listener: Listener | None = None
-        self.reading = True
 
     def begin(self, connection: Connection) -> Recorder:
         connection.limit_body(MAX_BODY_BYTES)
-        if not self.reading:
-            connection.pause_reading()
         self.recorders.append(Recorder(connection=connection))
         return self.recorders[-1]
 
@@ -116,14 +113,6 @@ class Peer:
         """Wait for that many frames on the first connection; give their numbers."""
         return await self.recorders[0].until_frames(count)
 
-    async def lost(self) -> None:
-        """Wait for the end of the first connection."""
-        await self.recorders[0].until(lambda recorder: recorder.lost)
-
-    async def close(self) -> None:
-        for connection in self.connections:
-            connection.close()
-
     async def fork(self, child: str) -> int:
         """Fork a child, which lives until it is killed; give its pid. An "idle" one does nothing; a "connecting" one
         connects by itself and sends frame 1."""
@@ -145,7 +134,7 @@ class Peer:
         await asyncio.sleep(CHILD_LIFE_S)
 
 
-async def _main(role: str, address: str, plugin: str | None) -> None:
+async def _main(address: str, plugin: str | None) -> None:
     register_plugin(plugin)
     found = parse_address(address)
     peer = Peer(find_transport(found.scheme).with_options(complete_options()), found)
@@ -161,4 +150,4 @@ async def _main(role: str, address: str, plugin: str | None) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None))
+    asyncio.run(_main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None))
