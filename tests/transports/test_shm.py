@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import gc
 import os
 import signal
 import socket
@@ -27,7 +28,7 @@ from eventsh.testing.recorder import DEADLINE_S, Recorder, event_frame, numbers,
 from eventsh.transport import Connection, Frame
 from eventsh.transports import memory, shm
 from eventsh.transports.memory import RingReader, RingWriter
-from eventsh.transports.sharing import RELEASE, SPAN
+from eventsh.transports.sharing import RELEASE, SPAN, SharingConnection
 from eventsh.transports.shm import MAGIC, OFFER, ShmTransport
 from eventsh.transports.unix import UnixTransport
 from tests.transports.shm_connects import come_and_go, maps
@@ -36,10 +37,10 @@ from tests.transports.shm_victim import POSTS, fill
 both_loops = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 
 # The smallest ring, and frames of which two fit into it, one of them for one of several readers; and smaller ones, so that
-# there is room while the news of what is free is on its way.
+# a reader may hold several.
 RING_BYTES = Options(ring_size=256 * 1024).ring_size
 LARGE = 100_000
-MEDIUM = 30_000
+MEDIUM = 40_000
 
 
 class TestConformance(TransportConformance):
@@ -100,6 +101,15 @@ class Listening:
 def connection_of(recorder: Recorder) -> Connection:
     assert recorder.connection is not None
     return recorder.connection
+
+
+async def until_released(recorder: Recorder) -> None:
+    """Until the peer is known to be done with all that it was sent in the ring."""
+    connection = connection_of(recorder)
+    assert isinstance(connection, SharingConnection)
+    async with asyncio.timeout(DEADLINE_S):
+        while connection._lane:
+            await asyncio.sleep(0.001)
 
 
 async def end(connection: Connection, recorder: Recorder) -> None:
@@ -164,6 +174,8 @@ def test_a_ring_goes_round_as_its_reader_takes_frames(address, steps):
                 connection_of(to_server).send([event_frame(number, MEDIUM)])
                 await to_server.until_frames(number + 1)
                 await recorder.until_frames(number + 1)
+                await until_released(recorder)
+                await until_released(to_server)
             assert steps.count("written") == 60
             await end(client, recorder)
 
@@ -182,7 +194,8 @@ def test_a_client_that_stands_still_does_not_keep_others_from_the_ring(address, 
                 for recorder in listening.accepted:
                     connection_of(recorder).send([sent])
                 await moving.until_frames(number + 1)
-            # The first one stays where it is, and the others all fit behind it.
+                await until_released(listening.accepted[1])
+            # What it was sent first stays where it is, and the others all fit behind that.
             assert steps.count("written") == 20
             stopped.resume_reading()
             assert await still.until_frames(20) == list(range(20))
@@ -592,9 +605,11 @@ def test_the_size_of_rings_is_an_option():
 
 
 def test_connections_leave_no_descriptors_maps_and_tasks_behind(address):
+    gc.collect()
+    others = maps()
     before, after, closed = asyncio.run(come_and_go(address.path, 120))
     assert after == before
-    assert closed[1] == 0
+    assert closed[1] <= others
 
 
 FORKING = """
