@@ -300,7 +300,8 @@ def _stats_lines(stats: LogStats) -> Iterator[str]:
         rate = f", {stats.events / seconds:,.1f} a second" if seconds else ""
         yield f"time     {_clock(stats.first_ns)} to {_clock(stats.last_ns)}, {seconds:,.3f} s{rate}"
     yield f"from     {stats.posters:,} posters, {stats.epochs:,} broker{'s' * (stats.epochs != 1)}"
-    missing = sum(hole.get("missed") or 0 for hole in stats.holes)
+    # A recording can say anything.
+    missing = sum(missed for hole in stats.holes if type(missed := hole.get("missed")) is int)
     yield f"missing  {len(stats.holes)} holes with {missing:,} events; {stats.seq_gaps:,} numbers that were not seen"
     for hole in stats.holes[:_ROWS_OF_EVENTS]:
         yield f"         hole: {render_data(hole.get('missed'))} events, {escape(str(hole.get('reason')))}"

@@ -14,9 +14,12 @@ from eventsh.protocol.frame import HEADER
 from eventsh.recording.format import (
     CHECKPOINT_BYTES,
     FILE_HEADER_BYTES,
+    Record,
     RecordDecoder,
     RecordKind,
+    decode_facts,
     decode_file_header,
+    decode_start,
 )
 from eventsh.recording.frames import Frame, RecordedEvent, choose, events_of, runs_of
 from eventsh.recording.positions import Span
@@ -284,22 +287,18 @@ def _copy(read: Callable[[int, int], bytes], offset: int, writer: Writer) -> int
     while decoder.error is None and (data := read(offset, CHECKPOINT_BYTES)):
         offset += len(data)
         for record in decoder.receive_data(data):
-            copy_record(record.kind, record.worker, record.payload, writer)
+            _copy_record(record, writer)
     return decoder.offset
 
 
-def copy_record(kind: int, worker: int, payload: bytes, writer: Writer) -> None:
+def _copy_record(record: Record, writer: Writer) -> None:
     """Append a record of another file. Ends are its own."""
-    import orjson
-
-    if kind == RecordKind.EVENTS:
-        writer.write([(payload, worker)])
-    elif kind in (RecordKind.START, RecordKind.HOLE, RecordKind.MARKER):
-        facts = orjson.loads(payload)
-        if kind == RecordKind.START:
-            writer.start(facts)
-        else:
-            writer.add(RecordKind(kind), facts)
+    if record.kind == RecordKind.EVENTS:
+        writer.write([(record.payload, record.worker)])
+    elif record.kind == RecordKind.START:
+        writer.start(decode_start(record))
+    elif record.kind in (RecordKind.HOLE, RecordKind.MARKER):
+        writer.add(RecordKind(record.kind), decode_facts(record))
 
 
 def all_events(path: str, chosen: Filter) -> Iterator[RecordedEvent]:

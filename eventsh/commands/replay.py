@@ -17,6 +17,7 @@ import orjson
 from eventsh.errors import NotConnected, PayloadTooLarge, UsageError
 from eventsh.protocol.frame import Flag
 from eventsh.recording.format import RecordKind
+from eventsh.recording.frames import encode_runs
 from eventsh.recording.pace import Lateness, Pace
 from eventsh.recording.player import Choice, Piece, Unique, pieces
 from eventsh.recording.positions import Span
@@ -196,7 +197,7 @@ def _limited(found: Iterator[Piece], count: int | None) -> Iterator[Piece]:
                 left -= len(some)
                 if not left:
                     break
-            yield piece._replace(body=orjson.dumps(runs), events=sum(len(datas) for _, _, datas in runs))
+            yield piece._replace(body=encode_runs(runs), events=sum(len(datas) for _, _, datas in runs))
         if left == 0:
             return
 
@@ -341,7 +342,7 @@ class _Player:
 def _check_sizes(piece: Piece, limit: int) -> None:
     for source, event, datas in _runs(piece):
         for data in datas:
-            size = len(orjson.dumps((source, event, data)))
+            size = len(encode_runs((source, event, data)))
             if size > limit:
                 raise PayloadTooLarge(source, event, size, limit)
 

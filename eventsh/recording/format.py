@@ -59,6 +59,7 @@ __all__ = [
     "decode_checkpoint",
     "decode_facts",
     "decode_file_header",
+    "decode_start",
     "encode_file_header",
 ]
 
@@ -166,6 +167,15 @@ def decode_facts(record: Record) -> dict[str, Any]:
         raise RecordingError(f"the record at byte {record.offset} is not JSON: {error}") from None
     if not isinstance(facts, dict):
         raise RecordingError(f"the record at byte {record.offset} is no object")
+    return facts
+
+
+def decode_start(record: Record) -> dict[str, Any]:
+    """Read a start, whose "epoch" is then a number of 64 bits. Raises RecordingError."""
+    facts = decode_facts(record)
+    epoch = facts.get("epoch")
+    if type(epoch) is not int or not 0 <= epoch < 1 << 64:
+        raise RecordingError(f"the start at byte {record.offset} names no epoch")
     return facts
 
 

@@ -13,7 +13,7 @@ from eventsh.core.delivery import decode_runs
 from eventsh.errors import ProtocolError, RecordingError
 from eventsh.protocol.frame import HEADER, HEADER_BYTES, Flag, Kind, encode_frame, read_key
 
-__all__ = ["Frame", "RecordedEvent", "Repeats", "choose", "cut", "encode_events", "events_of", "runs_of"]
+__all__ = ["Frame", "RecordedEvent", "Repeats", "choose", "cut", "encode_events", "encode_runs", "events_of", "runs_of"]
 
 # Of so many posters and unique events it is known what came before.
 _REMEMBERED = 65536
@@ -43,7 +43,8 @@ class RecordedEvent:
 
     `seq` is its place in the broker's life `epoch`, `time_ns` when it got it, in nanoseconds since 1970. `origin` and
     `origin_number` are its poster's, 0 for eventsh's own events. `unique` is its key and `worker` the slot that got it;
-    both None for an event to all. `replayed` is True where it came out of an earlier recording.
+    both None for an event to all. `replayed` is True where it came out of an earlier recording, `resent` where its poster
+    could not know whether an earlier broker had handed it out.
     """
 
     source: str
@@ -58,6 +59,7 @@ class RecordedEvent:
     unique: str | None = None
     worker: int | None = None
     replayed: bool = False
+    resent: bool = False
 
 
 def runs_of(frame: Frame) -> list[Any]:
@@ -85,7 +87,7 @@ def events_of(frame: Frame) -> Iterator[RecordedEvent]:
     except UnicodeDecodeError:
         raise RecordingError(f"event {seq} has a key that is no text") from None
     worker = frame.worker if frame.worker >= 0 else None
-    replayed = bool(flags & Flag.REPLAYED)
+    replayed, resent = bool(flags & Flag.REPLAYED), bool(flags & Flag.RESENT)
     place = 0
     for source, event, datas in runs:
         for data in datas:
@@ -102,8 +104,18 @@ def events_of(frame: Frame) -> Iterator[RecordedEvent]:
                 unique,
                 worker,
                 replayed,
+                resent,
             )
             place += 1
+
+
+def encode_runs(runs: Any) -> bytes:
+    """The body of a frame. Raises RecordingError for what was read, but can't be written again: data that is nested deeper
+    than any that was posted."""
+    try:
+        return orjson.dumps(runs)
+    except TypeError as error:
+        raise RecordingError(f"an event can't be written again: {error}") from None
 
 
 def encode_events(events: list[RecordedEvent]) -> bytes:
@@ -114,15 +126,16 @@ def encode_events(events: list[RecordedEvent]) -> bytes:
         if not runs or runs[-1][0] != event.source or runs[-1][1] != event.event:
             runs.append((event.source, event.event, []))
         runs[-1][2].append(event.data)
-    flags, head = 0, b""
+    flags = (Flag.REPLAYED if first.replayed else 0) | (Flag.RESENT if first.resent else 0)
+    head = b""
     if first.unique is not None:
         key = first.unique.encode("utf-8", "surrogatepass")
-        flags, head = int(Flag.UNIQUE), len(key).to_bytes(2, "little") + key
+        flags, head = flags | Flag.UNIQUE, len(key).to_bytes(2, "little") + key
     return bytes(
         encode_frame(
             Kind.EVENTS,
-            head + orjson.dumps(runs),
-            flags=flags | (Flag.REPLAYED if first.replayed else 0),
+            head + encode_runs(runs),
+            flags=flags,
             count=len(events),
             pid=first.pid,
             origin=first.origin,

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import orjson
-
 from eventsh.errors import RecordingError
+from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.protocol.frame import HEADER, Flag
-from eventsh.recording.frames import Frame, RecordedEvent, Repeats, choose, runs_of
+from eventsh.recording.frames import Frame, RecordedEvent, Repeats, choose, encode_runs, runs_of
 from eventsh.recording.reader import Damage, Item
 
 __all__ = ["Choice", "Piece", "Unique", "pieces"]
@@ -83,18 +82,18 @@ def _pieces_of(frame: Frame, choice: Choice) -> Iterator[Piece]:
         body = frame.data[HEADER.size + 2 + length :]
     else:
         body = frame.data[HEADER.size :]
-    if any(run[0] == "eventsh" for run in runs):
-        raise RecordingError(f"event {seq} says that it is eventsh's own, and a process posted it")
+    if any(run[0] == LIFECYCLE_SOURCE or not run[0] or not run[1] for run in runs):
+        raise RecordingError(f"event {seq} has no name, or says that it is eventsh's own though a process posted it")
     if choice.sources is not None and any(run[0] in choice.sources for run in runs):
         runs = [[choice.sources.get(source, source), event, datas] for source, event, datas in runs]
-        body = orjson.dumps(runs)
+        body = encode_runs(runs)
     if choice.largest is None or count <= choice.largest:
         yield Piece(body, count, pid, time_ns, frame.first, key, worker)
         return
     done = 0
     for part in _split(runs, choice.largest):
         size = sum(len(datas) for _, _, datas in part)
-        yield Piece(orjson.dumps(part), size, pid, time_ns, frame.first + done, key, worker)
+        yield Piece(encode_runs(part), size, pid, time_ns, frame.first + done, key, worker)
         done += size
 
 

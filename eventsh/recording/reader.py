@@ -20,6 +20,7 @@ from eventsh.recording.format import (
     decode_checkpoint,
     decode_facts,
     decode_file_header,
+    decode_start,
 )
 from eventsh.recording.frames import Frame
 from eventsh.recording.seek import find_checkpoint
@@ -203,12 +204,11 @@ class _State:
             return None
         if record.kind not in (RecordKind.START, RecordKind.HOLE, RecordKind.MARKER, RecordKind.END):
             return None
-        facts = decode_facts(record)
         if record.kind == RecordKind.START:
-            epoch = facts.get("epoch")
-            if type(epoch) is not int or not 0 <= epoch < 1 << 64:
-                raise RecordingError(f"the start at byte {record.offset} names no epoch")
-            self.epoch = epoch
+            facts = decode_start(record)
+            self.epoch = facts["epoch"]
+        else:
+            facts = decode_facts(record)
         return Note(RecordKind(record.kind), facts, self.events, self.time_ns)
 
 

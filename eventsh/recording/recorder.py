@@ -27,12 +27,12 @@ __all__ = ["Recorder", "RecorderOptions"]
 _log = logging.getLogger("eventsh.recording")
 
 # The thread writes as soon as there is so much, or after so long: a killed process loses no more than that.
-_WAKE_BYTES = 256 * 1024
+_WAKE_BYTES = 1024 * 1024
 _DELAY_S = 0.02
 # At most so much waits for the disk; more is a hole.
 _PENDING_BYTES = 64 * 1024 * 1024
 # What one write takes at most: if it fails, so much more is lost than had to be.
-_WRITE_BYTES = 1024 * 1024
+_WRITE_BYTES = 2 * 1024 * 1024
 # Between two attempts to go on after an error: at first, and at most. A disk that is nearly full takes a little and fails
 # again, so what fails again soon is waited for twice as long.
 _RETRY_S = 0.5

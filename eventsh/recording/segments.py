@@ -18,6 +18,7 @@ __all__ = ["ZSTD_SUFFIX", "Compressor", "open_file", "segment_path", "segment_pa
 
 ZSTD_SUFFIX = ".zst"
 _PIECE_BYTES = 1024 * 1024
+_WINDOW_BYTES = 8 * 1024 * 1024
 
 
 def segment_path(path: str, number: int) -> str:
@@ -54,7 +55,8 @@ def zstandard() -> Any:
 def open_file(path: str) -> Iterator[IO[bytes]]:
     """Open one file of a recording for reading; a compressed one reads as what it holds, and can't be sought in. Raises
     OSError and RecordingError."""
-    decompressor = zstandard().ZstdDecompressor() if path.endswith(ZSTD_SUFFIX) else None
+    # Bounded, for a file may ask for any amount of memory; what is written here needs 2 MiB.
+    decompressor = zstandard().ZstdDecompressor(max_window_size=_WINDOW_BYTES) if path.endswith(ZSTD_SUFFIX) else None
     with open(path, "rb", buffering=0) as file:
         if decompressor is None:
             yield file

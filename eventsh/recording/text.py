@@ -1,7 +1,7 @@
 """A recording as lines of JSON, one for each event or other record, and back. No I/O.
 
     {"source":"cache","event":"purge","data":{"key":"k1"},"pid":71,"seq":9,"time_ns":1700000000000000000,"epoch":17,
-     "origin":3,"number":4}                      and where it has them "unique", "worker" and "replayed"
+     "origin":3,"number":4}                      and where it has them "unique", "worker", "replayed" and "resent"
     {"record":"start","epoch":17,...}            "start", "hole", "marker" or "end", with what it says
 
 Only source, event and data are needed: who writes lines by hand gets the rest by counting.
@@ -53,6 +53,8 @@ def event_members(event: RecordedEvent) -> dict[str, Any]:
         members["worker"] = event.worker
     if event.replayed:
         members["replayed"] = True
+    if event.resent:
+        members["resent"] = True
     return members
 
 
@@ -109,6 +111,7 @@ def _parse_event(members: dict[str, Any], place: str, before: RecordedEvent | No
         unique=unique,
         worker=worker,
         replayed=members.get("replayed") is True,
+        resent=members.get("resent") is True,
     )
 
 

@@ -23,8 +23,8 @@ from eventsh.recording.format import (
     RecordEncoder,
     RecordKind,
     decode_checkpoint,
-    decode_facts,
     decode_file_header,
+    decode_start,
     encode_file_header,
 )
 from eventsh.recording.seek import last_checkpoint
@@ -160,7 +160,7 @@ class Writer:
                 elif record.kind == RecordKind.CHECKPOINT:
                     encoder.resume(decode_checkpoint(record))
                 elif record.kind == RecordKind.START:
-                    encoder.epoch = decode_facts(record)["epoch"]
+                    encoder.epoch = decode_start(record)["epoch"]
         encoder.offset = decoder.offset
         self.repaired_bytes = size - decoder.offset
         if self.repaired_bytes:

@@ -8,9 +8,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
-from eventsh.recording.format import RecordKind
+from eventsh.protocol.frame import Flag
+from eventsh.recording.format import FILE_HEADER_BYTES, FileHeader, RecordEncoder, RecordKind, encode_file_header
 from eventsh.recording.writer import Limits, Writer
 from tests.cli.pool import COMMAND, DEADLINE_S, Done, environment
 from tests.recording.sample import EPOCH, SECOND, damages, datas, events, frame, items, notes, small_file, write
@@ -142,6 +144,45 @@ def test_data_of_all_kinds_survives(tmp_path):
     assert log("import", "-", copy, stdin=text.encode()).status == 0
     assert datas(items(copy)) == [*values, "u"]
     assert log("cat", copy).out == text
+
+
+def test_what_was_sent_again_is_known_as_such_in_every_form(tmp_path):
+    path, copy, part = (tmp_path / f"{name}.evlog" for name in "abc")
+    again = frame(5, 1, 2, 3, number=1, flags=Flag.RESENT | Flag.REPLAYED)
+    write(path, [frame(1, 1, 2, 3, number=1), again])
+    assert log("import", "-", copy, stdin=log("cat", path).out.encode()).status == 0
+    assert log("filter", path, part, "--where", "data > `1`").status == 0
+    for found in (path, copy, part):
+        assert {(event.resent, event.replayed) for event in events(items(found))} == {(False, False), (True, True)}
+
+
+def hostile(path: Path, kind: RecordKind, facts: object) -> Path:
+    """A recording whose checksums are right, and what they are of is not what it should be."""
+    encoder = RecordEncoder(FILE_HEADER_BYTES)
+    encoder._add(kind, orjson.dumps(facts))
+    encoder.add_events(frame(1, 1))
+    path.write_bytes(encode_file_header(FileHeader(0, 1, 0)) + b"".join(encoder.take()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts"),
+    [
+        (RecordKind.START, {}),
+        (RecordKind.START, {"epoch": "x"}),
+        (RecordKind.START, []),
+        (RecordKind.HOLE, {"missed": "many", "reason": [1]}),
+        (RecordKind.HOLE, 5),
+        (RecordKind.MARKER, {"name": {}}),
+        (RecordKind.END, None),
+    ],
+)
+def test_a_recording_that_lies_ends_in_no_traceback(tmp_path, kind, facts):
+    path = hostile(tmp_path / "a.evlog", kind, facts)
+    for number, arguments in enumerate((["show"], ["stats"], ["verify"], ["repair", "{}"])):
+        done = log(arguments[0], path, *(each.format(tmp_path / f"new{number}") for each in arguments[1:]))
+        assert done.status in (0, 1)
+        assert "Traceback" not in done.err
 
 
 def test_lines_written_by_hand_need_only_source_event_and_data(tmp_path):

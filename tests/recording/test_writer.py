@@ -121,6 +121,20 @@ def test_files_are_rotated_by_size_and_read_as_one(tmp_path):
     assert datas(items(tmp_path / names[1]))
 
 
+def test_files_are_rotated_by_age_also_while_nothing_happens(tmp_path):
+    path = tmp_path / "a.evlog"
+    recorder = Recorder(str(path), START, RecorderOptions(limits=Limits(max_age_s=0.05)))
+    recorder.take(frame(1, "first"))
+    wait_until((tmp_path / "a.0000.evlog").exists, "it is rotated")
+    recorder.take(frame(2, "second"))
+    recorder.close()
+    found = items(path)
+    assert not damages(found)
+    assert datas(found) == ["first", "second"]
+    # A file without events is not rotated: there would be one each 50 ms, for ever.
+    assert len(list(tmp_path.iterdir())) <= 3
+
+
 def test_a_frame_larger_than_a_file_may_be_gets_one_of_its_own(tmp_path):
     path = tmp_path / "a.evlog"
     write(path, [frame(number, "x" * 9000) for number in range(1, 4)], limits=Limits(max_bytes=4096))
