@@ -116,10 +116,11 @@ class Roster:
         for slot in list(self):
             if slot.link is None and not slot.is_expired and now - slot.absent_since > timeout:
                 expired.append(slot)
+                # An observer's too: whoever looks for the end of its process has no reason to go on.
+                slot.is_expired = True
                 if slot.is_observer:
                     self.remove(slot)
                 else:
                     slot.drop_queue()
-                    slot.is_expired = True
                     slot.start_losing(f"nobody held slot {slot.worker_id} for {timeout:g} s")
         return expired

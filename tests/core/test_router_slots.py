@@ -12,6 +12,7 @@ from tests.core.net import (
     error_codes,
     fill,
     headers,
+    observer,
     post,
     poster,
     ran,
@@ -410,3 +411,12 @@ def test_a_broker_that_is_no_longer_new_keeps_nothing_for_strangers():
     net.attach(first)
     net.run()
     assert (ran(first), first.gaps) == ([[]], [])
+
+
+def test_nobody_looks_for_the_process_of_an_observer_that_was_given_up():
+    net = Net()
+    slot = net.disconnect(observer(net))
+    assert not slot.is_expired
+    net.advance(TIMEOUT_S + 1)
+    assert slot.is_expired
+    assert net.router.roster.observers == []
