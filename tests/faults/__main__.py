@@ -18,7 +18,7 @@ from tests.faults.campaign import Plan, Report, directory, kill_brokers, kill_wo
 from tests.faults.cycles import run_cycles
 from tests.faults.garbage import Storm, storm_broker, storm_session
 from tests.faults.jsons import TEXTS, abuse_json, draw_text
-from tests.faults.processes import Served, ask
+from tests.faults.processes import TRANSPORTS, Served, ask, endpoint
 from tests.faults.reloads import ReloadReport, reload_workers
 from tests.faults.soak import run_soak
 from tests.faults.stops import StopReport, rss_bytes, stop_brokers, stop_workers
@@ -47,6 +47,9 @@ def main() -> int:
     parser.add_argument("--pause", type=float, default=0.6, help="seconds, at most, between all are back and a kill")
     parser.add_argument("--max-queue-len", type=int, default=10240, help="the option of that name")
     parser.add_argument("--no-doubles", action="store_true", help="never kill several at once")
+    parser.add_argument(
+        "--transport", choices=TRANSPORTS, default="unix", help="rows 1 to 4, 7 and 11: what carries it"
+    )
     known = parser.parse_args()
     plan = Plan(
         kills=known.kills,
@@ -59,9 +62,10 @@ def main() -> int:
         pause_s=known.pause,
         max_queue_len=known.max_queue_len,
         doubles=not known.no_doubles,
+        transport=known.transport,
     )
     if known.row == 7:
-        return storm(known.kills, known.seed)
+        return storm(known.kills, known.seed, known.transport)
     if known.row == 8:
         draw = random.Random(known.seed)
         with directory() as path:
@@ -99,7 +103,7 @@ def campaign(row: int, plan: Plan) -> int:
     return 0
 
 
-def storm(frames: int, seed: int) -> int:
+def storm(frames: int, seed: int, transport: str) -> int:
     """Row 7: most of the frames go to the rules themselves, a twentieth to a running broker, and as many to a client."""
     report = Storm(seed).run(frames)
     is_whole = report.handled == list(range(1, report.posted + 1))
@@ -110,13 +114,13 @@ def storm(frames: int, seed: int) -> int:
     )
     print(f"  to a client: {frames // 20} frames, refused {storm_session(seed, frames // 20)} times", flush=True)
     with directory() as path:
-        pool = Served(path, f"unix:{path}/run/e.sock", 2)
+        pool = Served(path, endpoint(transport, path), 2)
         try:
             before = ask(pool.address)
             assert before is not None
             broker = before["broker"]["pid"]
             was = rss_bytes(broker)
-            served = storm_broker(pool.address.removeprefix("unix:"), seed, frames // 20, say)
+            served = storm_broker(pool.address, seed, frames // 20, say)
             grew = (rss_bytes(broker) - was) / 1e6
             after = ask(pool.address)
         finally:

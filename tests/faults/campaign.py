@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.faults.account import Account, Kill, Stay, account, percentile, recoveries_s
-from tests.faults.processes import DEADLINE_S, HANDLERS, Program, Served, ask, is_alive, wait_until
+from tests.faults.processes import DEADLINE_S, HANDLERS, Program, Served, ask, endpoint, is_alive, wait_until
 
 __all__ = ["Plan", "Report", "directory", "finish", "kill_brokers", "kill_workers", "serve_pool", "start_poster"]
 
@@ -45,6 +45,7 @@ class Plan:
     pause_s: float = 0.6
     """At most so long after everybody is back until the next kill."""
     max_queue_len: int = 10240
+    transport: str = "unix"
     doubles: bool = True
     """Whether kills come together at times. Supervisors make those wait that die twice in a second."""
 
@@ -157,7 +158,7 @@ def kill_brokers(plan: Plan, path: Path, say: Say) -> Report:
             address = pool.address
             posters = [start_poster(plan, path, address, number, stack) for number in range(1, plan.posters + 1)]
         else:
-            address = f"unix:{path}/run/e.sock"
+            address = endpoint(plan.transport, path)
             workers = [_auto_worker(plan, path, address, number, stack) for number in range(1, plan.workers + 1)]
             posters = workers
         for poster in posters:
@@ -187,7 +188,7 @@ def _await_well(pool: Served, pid: int) -> None:
 def serve_pool(plan: Plan, path: Path, stack: ExitStack, handlers: str = HANDLERS) -> Served:
     # Keys are never posted after their time: that a key runs once more then would be as it should.
     flags = [f"--timeout={plan.timeout_s}s", "--unique-timeout=1h", f"--max-queue-len={plan.max_queue_len}"]
-    pool = Served(path, f"unix:{path}/run/e.sock", plan.workers, *flags, handlers=handlers)
+    pool = Served(path, endpoint(plan.transport, path), plan.workers, *flags, handlers=handlers)
     stack.callback(pool.stop)
     return pool
 

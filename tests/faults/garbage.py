@@ -21,6 +21,7 @@ from eventsh.core.session import Session, SessionState
 from eventsh.errors import ProtocolError
 from eventsh.options import Options
 from eventsh.protocol.frame import MAX_BODY_BYTES, FrameDecoder, Kind, encode_frame
+from tests.faults.processes import dial
 
 __all__ = ["Stock", "Storm", "StormReport", "draw_frame", "hello_frame", "storm_broker", "storm_session"]
 
@@ -271,15 +272,13 @@ def storm_session(seed: int, frames: int) -> int:
     return refused
 
 
-def storm_broker(path: str, seed: int, frames: int, say: Callable[[str], None]) -> StormReport:
-    """Send wrong frames, cut anywhere, to the broker that listens at the socket `path`."""
+def storm_broker(address: str, seed: int, frames: int, say: Callable[[str], None]) -> StormReport:
+    """Send wrong frames, cut anywhere, to the broker that listens at `address`."""
     draw, report = random.Random(seed), StormReport()
     stock = Stock(draw)
     started = time.monotonic()
     while report.frames < frames:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(10.0)
-            sock.connect(path)
+        with dial(address) as sock:
             stream = bytearray()
             if draw.random() < 0.8:
                 stream += hello_frame(draw, draw.choice(("poster", "observer")))

@@ -10,6 +10,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,10 +21,24 @@ from typing import Any, Self
 
 from eventsh.commands.status import status
 from eventsh.errors import EventError
+from eventsh.runtime.endpoint import find_endpoint
 
-__all__ = ["DEADLINE_S", "HANDLERS", "Program", "Served", "ask", "environment", "is_alive", "wait_until"]
+__all__ = [
+    "DEADLINE_S",
+    "HANDLERS",
+    "TRANSPORTS",
+    "Program",
+    "Served",
+    "ask",
+    "dial",
+    "endpoint",
+    "environment",
+    "is_alive",
+    "wait_until",
+]
 
 ROOT = str(Path(__file__).parents[2])
+TRANSPORTS = ("unix", "shm", "tcp")
 HANDLERS = str(Path(__file__).with_name("handlers.py"))
 DEADLINE_S = 60.0
 _READY = re.compile(rb"\(pid (\d+)\) is ready")
@@ -56,6 +71,23 @@ def ask(address: str, timeout_s: float = 2.0) -> dict[str, Any] | None:
 def environment(directory: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("EVENTSH_")}
     return {**kept, "PYTHONPATH": ROOT, "FAULTS_LEDGER": str(directory)}
+
+
+def endpoint(transport: str, path: Path) -> str:
+    """An address of one of TRANSPORTS, for what runs in the directory `path`."""
+    if transport != "tcp":
+        return f"{transport}:{path}/run/e.sock"
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+
+
+def dial(address: str) -> socket.socket:
+    """A plain socket to whoever listens at `address`."""
+    transport, found = find_endpoint(address)
+    sock = transport.dial(found, 10.0)
+    assert sock is not None
+    return sock
 
 
 class Served:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.campaign import Plan, Report, directory, kill_brokers, kill_workers
+from tests.faults.processes import TRANSPORTS
 
 SEED = 7
 
@@ -25,15 +26,18 @@ def path():
         yield path
 
 
-def test_killed_workers_lose_nothing_and_come_back(path: Path) -> None:
-    report = kill_workers(Plan(kills=5, seed=SEED, workers=3), path, print)
-    assert_kept(report, 5)
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_killed_workers_lose_nothing_and_come_back(path: Path, transport) -> None:
+    report = kill_workers(Plan(kills=4, seed=SEED, workers=3, transport=transport), path, print)
+    assert_kept(report, 4)
     assert len(report.recovered_s) == len(report.kills)
 
 
-@pytest.mark.parametrize("broker", ["serve", "auto"])
-def test_a_killed_broker_loses_nothing_and_repeats_nothing(path: Path, broker) -> None:
-    report = kill_brokers(Plan(kills=3, seed=SEED, workers=3, broker=broker), path, print)
+@pytest.mark.parametrize(
+    ("broker", "transport"), [*(("serve", transport) for transport in TRANSPORTS), ("auto", "unix"), ("auto", "tcp")]
+)
+def test_a_killed_broker_loses_nothing_and_repeats_nothing(path: Path, broker, transport) -> None:
+    report = kill_brokers(Plan(kills=3, seed=SEED, workers=3, broker=broker, transport=transport), path, print)
     assert_kept(report, 3)
     assert report.account.again == 0
     # No worker dies, so none of its unique events may run in another.
