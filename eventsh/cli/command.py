@@ -6,10 +6,14 @@ here needs it: all are texts, which eventsh.options and the commands parse thems
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from eventsh.plugins import plugins
 
 __all__ = ["Command", "Group", "UsageException"]
 
@@ -29,7 +33,37 @@ class _Examples:
 
 
 class Group(_Examples, TyperGroup):
-    """`eventsh` itself, with all of its commands."""
+    """`eventsh` itself, with all of its commands; those of plugins come behind, and are loaded when they are asked for."""
+
+    _plugged: dict[str, Any] | None = None
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        own = super().list_commands(ctx)
+        return [*own, *sorted(self._find_plugged().keys() - own)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        # A plugin can't take the place of what people know.
+        return super().get_command(ctx, cmd_name) or self._find_plugged().get(cmd_name)
+
+    def _find_plugged(self) -> dict[str, Any]:
+        if self._plugged is None:
+            manager = plugins()
+            manager.load()
+            found = [functions for functions in manager.call("eventsh_cli_commands") if isinstance(functions, Mapping)]
+            self._plugged = {
+                name: _build_plugged(name, function)
+                for functions in found
+                for name, function in functions.items()
+                if callable(function)
+            }
+        return self._plugged
+
+
+def _build_plugged(name: str, function: Callable[..., Any]) -> Any:
+    """With typer's own parsing: a plugin's parameters may be of any type."""
+    app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+    app.command(name)(function)
+    return get_command(app)
 
 
 class Command(_Examples, TyperCommand):

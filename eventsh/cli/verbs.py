@@ -344,6 +344,14 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _switch_off(plugins: list[str] | None) -> None:
+    # Before the command is looked for, which may be a plugin's.
+    if plugins:
+        from eventsh.plugins import apply_options
+
+        apply_options(plugins)
+
+
 def _root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
@@ -351,15 +359,15 @@ def _root(
     plugin: Annotated[
         list[str] | None,
         typer.Option(
-            "-p", metavar="no:NAME", help="Do without a plugin, here and in all processes that this starts; no:all."
+            "-p",
+            metavar="no:NAME",
+            help="Do without a plugin, here and in all processes that this starts; no:all.",
+            callback=_switch_off,
+            is_eager=True,
         ),
     ] = None,
 ) -> None:
     """Events between the worker processes of one host."""
-    if plugin:
-        from eventsh.plugins import apply_options
-
-        apply_options(plugin)
 
 
 def load_verb(name: str) -> tuple[Callable[..., int | None], str]:

@@ -35,6 +35,18 @@ VAGUE = """
         return [VagueTransport()]
 """
 
+GREETER = """
+    from eventsh.hookspecs import hookimpl
+
+    def greet(name: str, times: int = 1) -> None:
+        \"\"\"Greet somebody.\"\"\"
+        print(f"hello {name} " * times)
+
+    @hookimpl
+    def eventsh_cli_commands():
+        return {"greet": greet, "status": greet}
+"""
+
 
 class Site:
     """A directory of plugins as an install leaves them, and the command line that finds them there."""
@@ -105,6 +117,20 @@ def test_a_plugin_can_be_switched_off_for_one_command_and_the_processes_it_start
     program += "os.execv(sys.executable, [sys.executable, '-m', 'eventsh', 'plugins', 'list', '--json'])"
     rows = json.loads(site.run(command=[sys.executable, "-c", program]).out)
     assert "vague" not in {row["name"] for row in rows}
+
+
+def test_a_plugins_command_is_found_shown_and_takes_the_place_of_none(site):
+    site.install("greeter", GREETER)
+    done = site.run("greet", "you", "--times", "2")
+    assert (done.status, done.out, done.err) == (0, "hello you hello you \n", "")
+    assert "Greet somebody." in site.run("--help").out
+    done = site.run("greet", "you", "--times", "x")
+    assert done.status == 2
+    assert done.err.count("\n") == 1
+    assert "Greet" not in site.run("status", "--help").out
+    done = site.run("-p", "no:greeter", "greet", "you")
+    assert done.status == 2
+    assert "greet" in done.err
 
 
 # check.
