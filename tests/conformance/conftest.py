@@ -34,12 +34,12 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@pytest.fixture(scope="session", params=list(TRANSPORTS))
+@pytest.fixture(scope="module", params=list(TRANSPORTS))
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="session", params=FACES)
+@pytest.fixture(scope="module", params=FACES)
 def face(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -56,7 +56,7 @@ def source() -> str:
     return f"source-{next(_numbers)}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pool(transport: str, face: str, directory: Path) -> Iterator[Pool]:
     """Four workers, with limits that large events pass and a time for unique keys that no test outlasts."""
     number = next(_numbers)
@@ -99,7 +99,7 @@ def make_worker(
         worker.end()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def quiet_broker(transport: str, directory: Path) -> Iterator[BrokerHandle]:
     """A broker for tests with one bus of their own, which has left when the next one comes."""
     number = next(_numbers)
