@@ -138,6 +138,15 @@ class _Poster:
         return self._out.read_text().split()
 
     @property
+    def is_ready(self) -> bool:
+        return "ready" in self._words()
+
+    def begin(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+
+    @property
     def done(self) -> int:
         words = self._words()
         posted = [int(word) for before, word in pairwise(words) if before == "posted"]
@@ -159,6 +168,10 @@ def run_soak(
         pool = Served(path, f"unix:{path}/run/e.sock", workers, handlers=HANDLERS)
         stack.callback(pool.stop)
         sources = [_Poster(path, pool.address, n, events // posters, seed, stack) for n in range(1, posters + 1)]
+        # Before the first look: what a process takes while it starts is no growth.
+        wait_until(lambda: all(source.is_ready for source in sources), "the posters are attached")
+        for source in sources:
+            source.begin()
         watched = _watch(pool, sources)
         before, started = _worker_pids(pool), time.monotonic()
         due, step = 0, max(1, events // _SAMPLES)

@@ -1,4 +1,5 @@
-"""Post as fast as there is room. Usage: soak_poster.py ADDRESS POSTER EVENTS SEED; prints how far it is, then `done`."""
+"""Post as fast as there is room. Usage: soak_poster.py ADDRESS POSTER EVENTS SEED; prints `ready`, posts once it is told a
+line, prints how far it is, then `done`."""
 
 from __future__ import annotations
 
@@ -22,6 +23,8 @@ def main() -> int:
     number = keys = 0
     with Events(address, broker="never", role="observer") as events:
         events.wait_ready(_ROOM_S)
+        print("ready", flush=True)
+        sys.stdin.readline()
         for done in range(1, count + 1):
             dice, key = draw.random(), None
             if dice < _UNIQUE_SHARE:

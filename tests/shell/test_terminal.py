@@ -44,7 +44,7 @@ def test_events_are_shown_above_what_is_being_typed(open_shell, directory):
     terminal.type("workers --js")
     terminal.wait("workers --js")
     terminal.type("\t")
-    terminal.wait("on")
+    terminal.wait_until(lambda: "workers --json" in terminal.text, "the whole option")
     terminal.type("\r")
     terminal.wait('[{"worker_id":0,', PROMPT)
     terminal.wait_bar("tail")
