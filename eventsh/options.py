@@ -232,6 +232,14 @@ class Options:
             "flag", CLIENT, "Whether to take unique events; none: workers do, observers do not.", optional=True
         ),
     )
+    allow_scripts: bool = field(
+        default=True,
+        metadata=_about(
+            "flag",
+            BOTH,
+            "Whether handlers that are written in a shell may run in workers; only this user and root can bring them.",
+        ),
+    )
     linger: float | None = field(
         default=5.0,
         metadata=_seconds(

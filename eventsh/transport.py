@@ -18,6 +18,7 @@ Nothing may be started or opened at import; and after a fork, the child must hol
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ __all__ = [
     "Transport",
     "TransportWrapper",
     "ViewReceiver",
+    "is_trusted_peer",
 ]
 
 Buffer = bytes | bytearray | memoryview
@@ -217,3 +219,8 @@ class TransportWrapper(ABC):
     def wrap(self, inner: Transport) -> Transport:
         """A transport over `inner`, whose scheme is this one's, a plus sign, and that of `inner`. It gets addresses of that
         scheme, and gives `inner` addresses of its own. Called once for each `inner` in a process."""
+
+
+def is_trusted_peer(transport: Transport, peer: Peer) -> bool:
+    """Whether the kernel vouches that the peer is a process of this user or of root, so that it may bring code."""
+    return transport.capabilities.peer_credentials and peer.uid in (0, os.geteuid())

@@ -11,6 +11,7 @@ import eventsh
 from eventsh.commands.outcome import Exit
 from eventsh.errors import EventError
 from eventsh.options import OPTIONS
+from eventsh.shell.verbs import make_verbs
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -53,6 +54,12 @@ def test_every_option_is_told() -> None:
 def test_the_table_of_exit_statuses_is_that_of_the_code() -> None:
     told = [int(cell) for cell in rows("exit status")]
     assert told == [*(int(status) for status in Exit), 130]
+
+
+def test_every_command_of_the_shell_is_told() -> None:
+    section = README.partition("## The shell\n")[2].partition("\n## ")[0]
+    verbs = [verb.name for verb in make_verbs().all(with_plugins=False)]
+    assert [name for name in verbs if f"`{name}`" not in section] == []
 
 
 @pytest.mark.parametrize("name", eventsh.__all__)

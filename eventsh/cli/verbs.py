@@ -198,6 +198,7 @@ def serve(
     tls_key: Annotated[str | None, _option("tls_key", "FILE")] = None,
     tls_ca: Annotated[str | None, _option("tls_ca", "FILE")] = None,
     tls_name: Annotated[str | None, _option("tls_name", "HOST")] = None,
+    allow_scripts: Annotated[str | None, _option("allow_scripts", "yes|no")] = None,
     stop_timeout: Annotated[
         str | None,
         typer.Option(
@@ -241,6 +242,7 @@ def serve(
         "unique_timeout": unique_timeout,
         "max_queue_len": max_queue_len,
         "max_payload_len": max_payload_len,
+        "allow_scripts": allow_scripts,
         "record": record,
         "record_fsync": record_fsync,
         "record_max_size": record_max_size,

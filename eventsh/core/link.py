@@ -25,6 +25,7 @@ class Link:
         "is_closing",
         "is_gone",
         "is_greeted",
+        "is_trusted",
         "key",
         "output",
         "pid",
@@ -33,13 +34,15 @@ class Link:
         "slot",
     )
 
-    def __init__(self, key: Any, pid: int | None, hello_by: float) -> None:
+    def __init__(self, key: Any, pid: int | None, hello_by: float, *, is_trusted: bool = False) -> None:
         # Whatever the owner finds the connection by.
         self.key = key
         # As the transport vouches for it; a hello can't change that.
         self.pid = pid
         # Of the process, as its hello says it.
         self.host = ""
+        # The kernel vouches that it is a process of this user or of root: only such may bring code.
+        self.is_trusted = is_trusted
         self.hello_by = hello_by
         self.is_greeted = False
         # What it has sent until its hello was taken.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from eventsh.protocol.messages import Answer, Ask, Reply
+from eventsh.protocol.messages import Answer, Ask, Reply, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,12 +55,12 @@ class Questions:
         self._last = 0
 
     def ask(
-        self, asker: Link, number: int, what: str, slots: Iterable[Slot], now: float
+        self, asker: Link, request: Request, slots: Iterable[Slot], now: float
     ) -> tuple[Reply | None, list[tuple[Link, Ask]]]:
         """Begin with a question. Gives what to send to whom, and the reply if there is no need to wait for it."""
         if len(self._open) >= _MAX_OPEN:
-            return Reply(number, None, f"{_MAX_OPEN} questions are open already: ask again later"), []
-        question = _Question(asker, number, now + ANSWER_TIMEOUT_S)
+            return Reply(request.id, None, f"{_MAX_OPEN} questions are open already: ask again later"), []
+        question = _Question(asker, request.id, now + ANSWER_TIMEOUT_S)
         for slot in slots:
             if slot.link is not None:
                 row = {"worker_id": slot.worker_id, "pid": slot.pid, "data": None, "error": "no answer"}
@@ -70,7 +70,7 @@ class Questions:
             return question.reply(), []
         self._last += 1
         self._open[self._last] = question
-        return None, [(link, Ask(self._last, what)) for link in question.waiting]
+        return None, [(link, Ask(self._last, request.what, request.arguments)) for link in question.waiting]
 
     def take(self, link: Link, answer: Answer, size_bytes: int) -> tuple[Link, Reply] | None:
         """A worker answers. Gives the reply if it was the last. What comes too late, or was not asked, is ignored."""

@@ -210,7 +210,7 @@ class Registry:
             for handler in list(self._handlers.values())
             if any(handler.is_for(callback, level) for level in levels)
         ]
-        return self._remove(found)
+        return self.remove(found)
 
     def match(self, source: str, event: str) -> Match:
         """The handlers for this kind of event: those of all events, of the source, of source and event."""
@@ -284,9 +284,10 @@ class Registry:
             except IndexError:  # another thread took it
                 break
         if dead:
-            self._remove([handler for handler in map(self._handlers.get, dead) if handler is not None])
+            self.remove([handler for handler in map(self._handlers.get, dead) if handler is not None])
 
-    def _remove(self, handlers: list[Handler]) -> bool:
+    def remove(self, handlers: list[Handler]) -> bool:
+        """Remove these registrations. False if none of them was there any more."""
         removed = [handler for handler in handlers if self._handlers.pop(handler.number, None) is not None]
         for handler in removed:
             handler.active = False

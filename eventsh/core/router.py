@@ -25,7 +25,8 @@ from eventsh.core.link import Link
 from eventsh.core.poster import Post, Poster, Posters
 from eventsh.core.questions import WORKERS_ANSWER, Questions
 from eventsh.core.roster import Roster, RosterFull, SlotTaken
-from eventsh.errors import EventError, NotSerializable, ProtocolError
+from eventsh.core.scripts import ADD_SCRIPT, REMOVE_SCRIPT, SCRIPT_OUTPUT, SCRIPT_REQUESTS, Script, Scripts
+from eventsh.errors import EventError, NotSerializable, ProtocolError, UsageError
 from eventsh.protocol.frame import (
     HEADER,
     KIND_OFFSET,
@@ -36,10 +37,12 @@ from eventsh.protocol.frame import (
 )
 from eventsh.protocol.messages import (
     Answer,
+    Ask,
     Error,
     Goodbye,
     Handled,
     Hello,
+    Output,
     Receipt,
     Reply,
     Report,
@@ -94,6 +97,7 @@ class Router:
         self._told_refusal_at = -math.inf
         self._posters = Posters()
         self._questions = Questions()
+        self._scripts = Scripts()
         self._fanout = Fanout(self.roster, pid=pid, wall_clock_ns=wall_clock_ns, now=now)
         self._dealer = Dealer(
             self.roster,
@@ -118,6 +122,7 @@ class Router:
             Kind.TAKEN: self._take_taken,
             Kind.HANDLED: self._take_handled,
             Kind.ANSWER: self._take_answer,
+            Kind.OUTPUT: self._take_output,
         }
 
     @property
@@ -149,10 +154,18 @@ class Router:
 
     # --- what the owner reports ---
 
-    def connect(self, key: Any, pid: int | None, now: float, heartbeat: Heartbeat | None = None) -> Link:
+    def connect(
+        self,
+        key: Any,
+        pid: int | None,
+        now: float,
+        heartbeat: Heartbeat | None = None,
+        *,
+        is_trusted: bool = False,
+    ) -> Link:
         """A connection was accepted. It has to say hello within `hello_timeout`, and gives signs of life from then on if it
-        has a heartbeat."""
-        link = Link(key, pid, now + self.options.hello_timeout)
+        has a heartbeat. `is_trusted`: it may bring code."""
+        link = Link(key, pid, now + self.options.hello_timeout, is_trusted=is_trusted)
         link.heartbeat = heartbeat
         self.links.add(link)
         limit = self.options.max_connections
@@ -188,6 +201,8 @@ class Router:
         self.links.discard(link)
         self._fanout.changed.pop(link, None)
         self._reply(self._questions.lose(link))
+        for script in self._scripts.lose(link):
+            self._withdraw(script)
         poster, slot = link.poster, link.slot
         link.poster = link.slot = None
         if poster is not None and poster.link is link:
@@ -359,6 +374,10 @@ class Router:
         had = (hello.received, hello.handled) if hello.epoch == self.epoch else None
         # Asked for first: those that the process says it has handled leave the slot as it attaches.
         put_off = [(seq, post) for seq, post in slot.uniques.items() if post.last_seq is None]
+        if not slot.is_observer and self.options.allow_scripts:
+            # Before the events that wait for it: it handles them as the one before it did.
+            for script in self._scripts.for_worker(slot.worker_id):
+                self._send(link, Ask(0, ADD_SCRIPT, script.arguments).encode())
         slot.attach(link, hello.identity, link.pid or hello.pid, had, now)
         self._fanout.relieve(slot)
         again = slot.take_unreceived_uniques()
@@ -435,11 +454,10 @@ class Router:
             reply = Reply(request.id, self.status(now), None)
         elif self.tap is not None and (told := self._ask_tap(self.tap, request)) is not None:
             reply = told
+        elif request.what in SCRIPT_REQUESTS:
+            reply = self._take_script(link, request, now)
         elif request.what in WORKERS_ANSWER:
-            slots = [slot for _, slot in sorted(self.roster.workers.items())]
-            reply, asked = self._questions.ask(link, request.id, request.what, slots, now)
-            for other, ask in asked:
-                self._send(other, ask.encode())
+            reply = self._ask_workers(link, request, self._workers(), now)
         else:
             reply = Reply(request.id, None, f"this broker can't answer {request.what!r}")
         if reply is not None:
@@ -451,6 +469,47 @@ class Router:
         except EventError as error:
             return Reply(request.id, None, str(error))
         return None if data is None else Reply(request.id, data, None)
+
+    def _workers(self) -> list[Slot]:
+        return [slot for _, slot in sorted(self.roster.workers.items())]
+
+    def _ask_workers(self, link: Link, request: Request, slots: list[Slot], now: float) -> Reply | None:
+        reply, asked = self._questions.ask(link, request, slots, now)
+        for other, ask in asked:
+            self._send(other, ask.encode())
+        return reply
+
+    def _take_script(self, link: Link, request: Request, now: float) -> Reply | None:
+        """An operator brings code for the workers, or takes it back."""
+        try:
+            self._scripts.check_trust(link, allowed=self.options.allow_scripts)
+            is_new = request.what == ADD_SCRIPT
+            script = self._scripts.add(link, request.arguments) if is_new else self._scripts.remove(request.arguments)
+        except UsageError as error:
+            return Reply(request.id, None, str(error))
+        slots = [slot for slot in self._workers() if script.is_for(slot.worker_id)]
+        return self._ask_workers(link, request, slots, now)
+
+    def _withdraw(self, script: Script) -> None:
+        for slot in self._workers():
+            if slot.link is not None and script.is_for(slot.worker_id):
+                self._send(slot.link, Ask(0, REMOVE_SCRIPT, {"name": script.name}).encode())
+
+    def _take_output(self, link: Link, frame: bytearray, now: float) -> None:
+        slot = link.slot
+        if slot is None:
+            raise ProtocolError("output of one who runs nothing")
+        output = Output.decode(frame)
+        owner = self._scripts.owner_of(output.script)
+        if owner is None or owner.slot is None:
+            return
+        data = {"script": output.script, "text": output.text, "lost": output.lost}
+        try:
+            self._fanout.place_own(
+                SCRIPT_OUTPUT, {**data, "worker_id": slot.worker_id, "pid": slot.pid}, [owner.slot], now
+            )
+        except NotSerializable as error:
+            raise ProtocolError(f"output that can't be passed on: {error}") from None
 
     def _take_answer(self, link: Link, frame: bytearray, now: float) -> None:
         if link.slot is None:

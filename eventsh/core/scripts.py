@@ -19,9 +19,9 @@ __all__ = [
     "ADD_SCRIPT",
     "REMOVE_SCRIPT",
     "SCRIPT_OUTPUT",
+    "SCRIPT_REQUESTS",
     "Script",
     "Scripts",
-    "is_script_failure",
     "is_script_location",
     "script_file",
 ]
@@ -29,6 +29,7 @@ __all__ = [
 # What a shell asks of the broker, and the broker of the workers.
 ADD_SCRIPT = "add_script"
 REMOVE_SCRIPT = "remove_script"
+SCRIPT_REQUESTS = frozenset({ADD_SCRIPT, REMOVE_SCRIPT})
 # The event by which an operator is told what a script wrote.
 SCRIPT_OUTPUT = "script_output"
 
@@ -48,12 +49,6 @@ def is_script_location(location: str) -> str | None:
     """The name of the script that a handler's location is in; None for any other handler."""
     name, end, _ = location.removeprefix(_PREFIX).partition(">")
     return name if location.startswith(_PREFIX) and end else None
-
-
-def is_script_failure(message: str) -> str | None:
-    """The same of what a worker logs when a handler fails, which names its location in parentheses."""
-    _, found, location = message.partition("(" + _PREFIX)
-    return is_script_location(_PREFIX + location) if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +105,16 @@ class Scripts:
         if script is None:
             raise UsageError(f"there is no script {arguments.get('name')}")
         return script
+
+    def check_trust(self, link: Link, *, allowed: bool) -> None:
+        """Raise UsageError unless this connection may bring code."""
+        if not allowed:
+            raise UsageError("this broker takes no code for its workers: allow_scripts is off")
+        if not link.is_trusted:
+            raise UsageError(
+                "code goes into workers only over a unix socket, from a process of the same user or of root:"
+                " attach at the broker's unix address"
+            )
 
     def owner_of(self, name: str) -> Link | None:
         """Who is to be told what a script writes."""

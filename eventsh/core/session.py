@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventsh.core.delivery import Delivery, decode_runs
 from eventsh.core.questions import answer_question
+from eventsh.core.scripts import SCRIPT_REQUESTS
 from eventsh.core.trace import Trace, Wait
 from eventsh.errors import ProtocolError, QueueOverflow
 from eventsh.event import LIFECYCLE_SOURCE, check_name
@@ -43,6 +44,7 @@ from eventsh.protocol.messages import (
     Handled,
     Hello,
     Message,
+    Output,
     Proof,
     Receipt,
     Reply,
@@ -66,6 +68,8 @@ _REMEMBERED = 65536
 # Of how many unique events, and how long all their keys may be: what a new broker is told of them fits into a frame.
 _REMEMBERED_UNIQUES = 16384
 _REMEMBERED_KEY_BYTES = 2 * 1024 * 1024
+# Of one script in one turn. An operator's queue of 10,240 of them stays small.
+_MAX_OUTPUT_CHARS = 4000
 # A hello has to fit into what a broker accepts before it.
 _MAX_HELLO_SLOTS = 8192
 
@@ -170,6 +174,8 @@ class Session:
         self._proof: ClientProof | None = None
         self._greeting: list[bytearray] = []
         self._next_request = 1
+        # What each script has written and nobody was told yet, and how much more it was.
+        self._outputs: dict[str, tuple[str, int]] = {}
         self._failed = 0
         self._last_failure: dict[str, Any] = {}
 
@@ -210,6 +216,7 @@ class Session:
         self._control.clear()
         self._proof = None
         self._greeting.clear()
+        self._outputs.clear()
 
     def leave(self, *, leave: bool = True) -> None:
         """Ask for no more events. When the state is DRAINED and `is_idle`, everything that was given is handled."""
@@ -223,6 +230,19 @@ class Session:
         self._next_request += 1
         self._control.append(Request(number, what, arguments).encode())
         return number
+
+    def answer(self, number: int, data: Any) -> None:
+        """Answer an Ask."""
+        self._control.append(Answer(number, data).encode())
+
+    def write_output(self, script: str, text: str) -> bool:
+        """A script wrote something: of what it writes in a turn of the loop, the first part is told. True if nothing was
+        waiting to be told."""
+        is_first = not self._outputs
+        written, lost = self._outputs.get(script, ("", 0))
+        room = max(_MAX_OUTPUT_CHARS - len(written), 0)
+        self._outputs[script] = (written + text[:room], lost + max(len(text) - room, 0))
+        return is_first
 
     # --- frames in ---
 
@@ -327,8 +347,9 @@ class Session:
         elif isinstance(message, Goodbye):
             self.state = SessionState.DRAINED
         elif isinstance(message, Ask):
-            answer = answer_question(message.what, self._registry)
-            self._control.append(Answer(message.id, answer).encode())
+            # Code is the owner's affair: rules run none.
+            if message.what not in SCRIPT_REQUESTS:
+                self.answer(message.id, answer_question(message.what, self._registry))
         elif isinstance(message, Receipt | Handled):
             if isinstance(message, Handled):
                 message.check()
@@ -520,7 +541,11 @@ class Session:
             greeting, self._greeting = self._greeting, []
             return greeting
         # What is told behind them has to stay behind them.
-        frames = self.outbox.take(patient=patient and not self._control and not self._failed)
+        frames = self.outbox.take(patient=patient and not self._control and not self._failed and not self._outputs)
+        if self._outputs:
+            # Before the answer that the event is handled: who waits for that has seen what it made handlers write.
+            frames += [Output(script, text, lost).encode() for script, (text, lost) in self._outputs.items()]
+            self._outputs.clear()
         if self._failed:
             frames.append(Report(self._failed, self._last_failure).encode())
             self._failed = 0

@@ -90,6 +90,7 @@ class Kind(IntEnum):
     PROOF = 18  # either way, before the hello: here is the proof
     PING = 19  # either way: give a sign of life
     PONG = 20  # either way: this
+    OUTPUT = 21  # worker: what a script of an operator's wrote
 
 
 class Flag:

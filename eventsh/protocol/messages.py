@@ -27,6 +27,7 @@ __all__ = [
     "Handled",
     "Hello",
     "Message",
+    "Output",
     "Proof",
     "Receipt",
     "Reply",
@@ -279,7 +280,9 @@ class Ask(Message):
 
     kind: ClassVar[Kind] = Kind.ASK
     id: int
+    """0: no answer is waited for."""
     what: str
+    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,3 +335,14 @@ def _bytes_32(text: str, otherwise: str) -> bytes:
     if not _HEX_32.fullmatch(text):
         raise ProtocolError(otherwise)
     return bytes.fromhex(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Output(Message):
+    """Worker: what a script of an operator's wrote. One for a turn of its loop; `lost` is how many characters are left
+    out."""
+
+    kind: ClassVar[Kind] = Kind.OUTPUT
+    script: str
+    text: str
+    lost: int

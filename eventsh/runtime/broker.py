@@ -28,6 +28,7 @@ from eventsh.runtime.endpoint import find_endpoint
 from eventsh.runtime.host import pid_space
 from eventsh.runtime.loop import new_event_loop
 from eventsh.runtime.token import broker_proofs
+from eventsh.transport import is_trusted_peer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,7 +91,13 @@ class _Peer:
         heartbeat = None
         if broker.transport.capabilities.crosses_hosts:
             heartbeat = Heartbeat(broker.options.heartbeat, self._signs, now)
-        self.link = broker.router.connect(self, connection.peer.pid, now - connection.opening_s, heartbeat)
+        self.link = broker.router.connect(
+            self,
+            connection.peer.pid,
+            now - connection.opening_s,
+            heartbeat,
+            is_trusted=is_trusted_peer(broker.transport, connection.peer),
+        )
 
     def _signs(self) -> tuple[int, int]:
         return self.connection.received_bytes, self.connection.unsent_bytes

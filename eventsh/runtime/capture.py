@@ -47,8 +47,8 @@ class _Switch:
 
 
 @contextmanager
-def redirect_output(sink: Sink) -> Iterator[None]:
-    """Have what is printed in this context go to `sink`. Contexts of other threads and tasks are not touched."""
+def redirect_output(sink: Sink | None) -> Iterator[None]:
+    """Have what is printed in this context go to `sink`; None: where it went before all. Contexts of other threads and tasks are not touched."""
     if not isinstance(sys.stdout, _Switch):
         # It stays: another context may be in the midst of it, and it costs a write next to nothing.
         sys.stdout = cast("TextIO", _Switch(sys.stdout))

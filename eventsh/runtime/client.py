@@ -15,14 +15,16 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
+from eventsh.core.scripts import ADD_SCRIPT, SCRIPT_REQUESTS
 from eventsh.core.session import SessionState
 from eventsh.core.trace import Wait
 from eventsh.errors import AuthenticationError, EventError, NotConnected, ProtocolError
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.plugins import plugins
-from eventsh.protocol.messages import Error, Message, Reply, Welcome
+from eventsh.protocol.messages import Ask, Error, Message, Reply, Welcome
 from eventsh.runtime.attach import Attacher, in_thread
 from eventsh.runtime.dispatch import Dispatcher, HandlerFailure
+from eventsh.transport import is_trusted_peer
 
 if TYPE_CHECKING:
     from eventsh.address import Address
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from eventsh.options import Options
     from eventsh.receipt import Receipt
     from eventsh.runtime.attach import Attachment
+    from eventsh.runtime.scripts import Scripts
     from eventsh.transport import Frame, Transport
 
 __all__ = ["Client", "Deliveries"]
@@ -97,6 +100,9 @@ class Client:
         )
         if tap is not None:
             self._dispatcher = tap(self._dispatcher)
+        self._registry = registry
+        # What operators brought from their shells; made when the first comes.
+        self._scripts: Scripts | None = None
         self._replies: dict[int, asyncio.Future[Reply]] = {}
         self._first_attempt: asyncio.Future[None] | None = None
         self._woken = False
@@ -147,6 +153,9 @@ class Client:
         was_attached = self.is_attached
         with self._lock:
             self.session.disconnected()
+        if self._scripts is not None:
+            # The broker gives them again; nobody could end them while it is away.
+            self._scripts.clear()
         for future in self._replies.values():
             if not future.done():
                 future.set_exception(NotConnected(f"the connection to {self.address} broke before there was an answer"))
@@ -200,8 +209,47 @@ class Client:
         elif isinstance(message, Reply):
             if (future := self._replies.get(message.id)) is not None and not future.done():
                 future.set_result(message)
+        elif isinstance(message, Ask):
+            if message.what in SCRIPT_REQUESTS:
+                self._take_script(attachment, message)
         elif isinstance(message, Error):
             attachment.refusal = message
+
+    def _take_script(self, attachment: Attachment, ask: Ask) -> None:
+        """The broker passes on code of an operator, or the end of it."""
+        connection = attachment.connection
+        assert connection is not None
+        if not self.options.allow_scripts:
+            answer: dict[str, Any] = {"error": "this worker takes no code: allow_scripts is off", "handlers": 0}
+        elif not is_trusted_peer(self._attacher.transport, connection.peer):
+            answer = {"error": "this worker takes code only over a unix socket", "handlers": 0}
+        else:
+            if self._scripts is None:
+                from eventsh.runtime.scripts import Scripts
+
+                self._scripts = Scripts(self._registry, self._write_output)
+            answer = self._scripts.take(ask.what, ask.arguments)
+            if ask.what == ADD_SCRIPT and answer["error"] is None:
+                self.session.release()
+                self._schedule_pump()
+        if answer["error"] is not None:
+            _log.warning("%s: script %s: %s", self.address, ask.arguments.get("name"), answer["error"])
+        self.session.answer(ask.id, answer)
+        self._wake_here()
+
+    def _write_output(self, script: str, text: str) -> None:
+        """A script printed; it may have done so in a thread of its own."""
+        plain = text.encode("utf-8", "backslashreplace").decode()
+
+        def write() -> None:
+            if self.session.write_output(script, plain):
+                self._wake_here()
+
+        # In place where that is possible: what a handler that prints without end prints must not pile up.
+        if asyncio._get_running_loop() is self._loop:
+            write()
+        else:
+            self._loop.call_soon_threadsafe(write)
 
     def _tell_gap(self) -> None:
         self._gaps_told = self.session.gaps

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -36,6 +38,7 @@ def run_shell(
     is_interactive = commands is None and sys.stdin.isatty() and sys.stdout.isatty()
     paint = Paint(wants_color(sys.stdout, os.environ))
     shell = Shell(found, make_verbs(), paint, sys.stdout, is_interactive=is_interactive)
+    _log_here(shell)
     try:
         if is_interactive:
             from eventsh.shell.prompt import run_prompt
@@ -82,10 +85,19 @@ def _open(shell: Shell, workers: int | None, handlers: Sequence[str]) -> dict[st
         answer = status(shell.address, timeout_s=_TIMEOUT_S)
     from eventsh.shell.link import Link
 
-    link = Link(shell.address, shell.watcher, lambda attached: None)
+    link = Link(shell.address, shell.watcher, lambda attached: _tell_state(shell, attached))
     link.open()
     shell.link = link
     return answer
+
+
+def _tell_state(shell: Shell, attached: bool) -> None:
+    """The connection is lost, or back. Called in its thread, which must not wait for itself."""
+    if attached:
+        shell.show(shell.paint("yellow", "attached again; what was posted in between was not seen"))
+        threading.Thread(target=shell.attached_again, name="eventsh-shell-again", daemon=True).start()
+    elif not shell.is_closing:
+        shell.show(shell.paint("yellow", "the broker is gone; attaching again as soon as there is one"))
 
 
 def _offer_pool(shell: Shell, error: EventError) -> bool:
@@ -108,13 +120,26 @@ def start_pool(shell: Shell, workers: int, handlers: Sequence[str]) -> None:
         shell.show(
             shell.paint("dim", f"starting {workers} worker{'' if workers == 1 else 's'} at {escape(shell.address)}")
         )
-    pool = HostedPool(shell.address, workers, handlers, shell.show_pool_line, shell.show_warning)
+    pool = HostedPool(shell.address, workers, handlers, shell.show_pool_line, shell.show_pool_log)
     shell.pool = pool
     pool.wait_ready()
 
 
+def _log_here(shell: Shell) -> None:
+    """What eventsh warns of in this process is shown as all else is; Python would write it into the prompt."""
+
+    class Above(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            shell.show_record(record)
+
+    log = logging.getLogger("eventsh")
+    log.addHandler(Above(logging.WARNING))
+    log.propagate = False
+
+
 def close(shell: Shell) -> None:
     """End what the shell started, and undo what it did to others."""
+    shell.is_closing = True
     for pid in shell.paused:
         with suppress(OSError):
             os.kill(pid, signal.SIGCONT)

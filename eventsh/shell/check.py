@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from eventsh.shell.code import CodeError, is_complete_code, parse_code
+from eventsh.runtime.code import CodeError, is_complete_code, parse_code
 from eventsh.shell.line import Line, Word, parse_line
 from eventsh.shell.registry import Verbs
 

@@ -144,7 +144,7 @@ def _signals(shell: Shell, named: dict[str, str]) -> Iterable[tuple[str, str]]:
 
 
 def _numbers(shell: Shell, named: dict[str, str]) -> Iterable[tuple[str, str]]:
-    return ()
+    return ((str(found.number), f"{found.where}: {found.what}") for found in shell.book.all)
 
 
 # By what a parameter is called in the help.

@@ -15,6 +15,7 @@ from typing import Any
 from eventsh.api import default_events
 from eventsh.errors import EventError
 from eventsh.runtime.bus import default_bus
+from eventsh.runtime.scripts import Scripts
 from eventsh.shell.watch import Tap, Watcher
 
 __all__ = ["Figures", "Link"]
@@ -39,7 +40,8 @@ class Figures:
 
 
 class Link:
-    """One attachment to one address, until `close`. `on_attached` is told of every attachment but the first."""
+    """One attachment to one address, until `close`. `on_state` is told, in the connection's thread, when the connection is
+    lost and when there is another."""
 
     def __init__(self, address: str, watcher: Watcher, on_state: Callable[[bool], None]) -> None:
         self.address = address
@@ -50,6 +52,7 @@ class Link:
         self._bus = default_bus()
         self._on_state = on_state
         self._looking: Any = None
+        self._scripts: Scripts | None = None
         self._last: tuple[int, int, float] | None = None
 
     def open(self) -> None:
@@ -72,6 +75,20 @@ class Link:
         thread = self._bus.thread
         assert thread is not None
         return thread.run(self._bus.working_client().ask(what, arguments or {}, _ASK_TIMEOUT_S))
+
+    def take_script(self, what: str, arguments: dict[str, Any], write: Callable[[str, str], None]) -> dict[str, Any]:
+        """Add or remove a handler in this process. `write` gets what those handlers print, in the connection's thread."""
+        if self._scripts is None:
+            self._scripts = Scripts(self._bus.registry, write)
+        scripts = self._scripts
+
+        async def take() -> dict[str, Any]:
+            # Where handlers run: none of them is called half registered.
+            return scripts.take(what, arguments)
+
+        thread = self._bus.thread
+        assert thread is not None
+        return thread.run(take())
 
     def settle(self) -> None:
         """Wait until what the broker had for this shell before now has arrived and is handled, as far as that is soon."""

@@ -21,7 +21,6 @@ import orjson
 
 from eventsh.commands.serve import ServeArguments, serve
 from eventsh.commands.status import status
-from eventsh.core.scripts import is_script_failure
 from eventsh.errors import EventError, TransportError
 from eventsh.runtime.election import python_command, python_environment
 from eventsh.runtime.endpoint import complete_options, find_endpoint
@@ -113,11 +112,10 @@ class HostedPool:
             level, message = record["level"], record["message"]
         except (orjson.JSONDecodeError, KeyError, TypeError):
             level, message = "error", line
-        # What goes well is seen anyway, and what a script of the shell's raises comes by way of the broker.
+        # What goes well is seen anyway.
         if level not in ("debug", "info"):
             self._last_trouble = message
-            if is_script_failure(message) is None:
-                self._show_log(message)
+            self._show_log(message)
 
     def stop(self) -> None:
         """End it and wait for that."""

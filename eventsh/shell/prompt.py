@@ -5,7 +5,6 @@ Only looks; what a line does is the shell's to know.
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections.abc import Callable
@@ -66,7 +65,6 @@ def run_prompt(shell: Shell, attach: Callable[[], dict[str, Any] | None]) -> int
     """Attach, then read and run lines until the person leaves; gives the exit status. Raises EventError."""
     from eventsh.runtime.capture import redirect_output
 
-    _log_above(shell)
     answer = attach()
     with redirect_output(shell.stdout):
         _welcome(shell, answer)
@@ -146,7 +144,8 @@ class LineValidator(Validator):
             row = document.text.count("\n", 0, fault.position) + 1
             column = fault.position - (document.text.rfind("\n", 0, fault.position) + 1) + 1
             where = f"column {column}" if row == 1 else f"row {row}, column {column}"
-            raise ValidationError(fault.position, f"{fault.message} ({where})")
+            # The place first: a long message is cut off at the edge.
+            raise ValidationError(fault.position, f"{where}: {fault.message}")
 
 
 def _keys(is_open: Condition) -> KeyBindings:
@@ -162,7 +161,17 @@ def _keys(is_open: Condition) -> KeyBindings:
             indent += _INDENT
         buffer.insert_text("\n" + " " * indent)
 
+    @keys.add("backspace", filter=Condition(_is_in_indentation) & has_focus("DEFAULT_BUFFER"))
+    def _(event: KeyPressEvent) -> None:
+        """A level of indentation, and not a blank."""
+        event.current_buffer.delete_before_cursor(_INDENT)
+
     return keys
+
+
+def _is_in_indentation() -> bool:
+    row = get_app().current_buffer.document.current_line_before_cursor
+    return len(row) >= _INDENT and not row.strip() and not len(row) % _INDENT
 
 
 def _bar(shell: Shell) -> FormattedText:
@@ -218,15 +227,3 @@ class _QuietHistory(FileHistory):
     def store_string(self, string: str) -> None:
         with suppress(OSError):
             super().store_string(string)
-
-
-def _log_above(shell: Shell) -> None:
-    """What eventsh warns of in this process is shown above the prompt; without this, Python would write it into it."""
-
-    class Above(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            shell.show_record(record)
-
-    log = logging.getLogger("eventsh")
-    log.addHandler(Above(logging.WARNING))
-    log.propagate = False

@@ -8,17 +8,21 @@ from __future__ import annotations
 import difflib
 import io
 import logging
+import os
+import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO
 
 from eventsh.commands.outcome import advice, exit_status
+from eventsh.commands.register import Book
 from eventsh.errors import EventError, UsageError
 from eventsh.escape import escape
 from eventsh.runtime.capture import redirect_output
+from eventsh.runtime.code import CodeError
 from eventsh.shell.line import Line, parse_line
 from eventsh.shell.names import Names
 from eventsh.shell.output import page, run_system
@@ -37,6 +41,8 @@ __all__ = ["Leave", "Shell"]
 INTERRUPTED = 130
 # A script that loads itself must not go on for ever.
 _MAX_DEPTH = 20
+# As a worker logs a handler that raised.
+_FAILED = re.compile(r"handler (.*) \((.*:\d+)\) failed on event ")
 # Completion asks at every key, and handlers seldom change.
 _LEARN_EACH_S = 5.0
 
@@ -66,9 +72,11 @@ class Shell:
             show_event=self._show_event,
             show_output=self._show_output,
             show_note=lambda text: self.show(self.paint("dim", text)),
-            is_own_script=lambda name: True,
+            find_script=lambda location, handler: self.book.find(location, handler),
         )
+        self.book = Book(os.getpid(), self._ask, self._do_here)
         self.stdout = stdout
+        self.is_closing = False
         self._depth = 0
         self._learn_after = 0.0
         self._pool_lines = Sampler(lambda: 5 * self.settings.rate)
@@ -79,7 +87,7 @@ class Shell:
         """Run one line; gives its exit status. Trouble is told, with `place` before it. Raises Leave."""
         try:
             status = self._execute(text)
-            if self.link is not None and self.has_scripts:
+            if self.link is not None and self.book.is_in_workers:
                 # What it made handlers print is there before the next prompt, or before a script goes on.
                 self.link.settle()
             return status
@@ -106,10 +114,26 @@ class Shell:
         finally:
             self._depth -= 1
 
-    @property
-    def has_scripts(self) -> bool:
-        """Whether anything that this shell wrote runs in workers."""
-        return False
+    @contextmanager
+    def place_of_code(self, code: str, start: int) -> Iterator[None]:
+        """Tell a mistake in a handler's code, which begins at `start` of the line, by its place in that."""
+        try:
+            yield
+        except CodeError as error:
+            row = code.count("\n", 0, error.position) + 1
+            column = error.position - (code.rfind("\n", 0, error.position) + 1) + 1 + (start if row == 1 else 0)
+            raise UsageError(f"the handler is no Python: {error.message} (row {row}, column {column})") from None
+
+    def _ask(self, what: str, arguments: dict[str, Any]) -> Any:
+        return self.working_link().ask(what, arguments)
+
+    def _do_here(self, what: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        return self.working_link().take_script(what, arguments, self._show_local_output)
+
+    def attached_again(self) -> None:
+        """The connection was lost and is back; what ran in workers ended with it."""
+        for number, reason in self.book.register_again():
+            self.show_warning(f"{number} is no longer in the workers: {reason}")
 
     def working_link(self) -> Link:
         """The connection. Raises EventError when there is none."""
@@ -169,7 +193,7 @@ class Shell:
     def show(self, text: str) -> None:
         """Show lines above the prompt. What comes from events is escaped by the caller."""
         # When the terminal is gone, so is who would read.
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError), redirect_output(None):
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
 
@@ -180,6 +204,13 @@ class Shell:
                 self.show(self.paint("dim", f"… {skipped:,} more lines of the workers, not shown"))
             self.show(escape(line))
 
+    def show_pool_log(self, message: str) -> None:
+        """What the shell's own pool logs of trouble."""
+        failed = _FAILED.match(message)
+        # What this shell's handlers raise comes by way of the broker, with the traceback.
+        if failed is None or self.book.find(failed[2], failed[1]) is None:
+            self.show_warning(message)
+
     def show_warning(self, text: str) -> None:
         """Something that went wrong, on one line."""
         self.show(self.paint("yellow", escape(text)))
@@ -189,7 +220,7 @@ class Shell:
         lines = [self.paint("yellow", escape(record.getMessage()))]
         if record.exc_info and record.exc_info[1] is not None:
             text = "".join(traceback.format_exception(record.exc_info[1]))
-            lines.append(render_traceback(text, "<script"))
+            lines.append(render_traceback(text, "<script "))
         self.show("\n".join(lines))
 
     def learn_names(self) -> None:
@@ -205,5 +236,19 @@ class Shell:
     def _show_event(self, seen: Seen) -> None:
         self.show(render_event(seen, self.paint, columns=self.columns(), pretty=self.settings.pretty))
 
+    def _show_local_output(self, script: str, text: str) -> None:
+        self._show_lines("[here]", text, None)
+
     def _show_output(self, output: WorkerOutput) -> None:
-        pass
+        name = f"[worker {output.worker_id}]"
+        if not output.is_error:
+            self._show_lines(name, output.text, None)
+            return
+        if output.script is not None:
+            self.show(self.paint("red", f"{name} handler {output.script} failed:"))
+        self._show_lines(name, render_traceback(output.text, self.book.file_of(output.script)), "red")
+
+    def _show_lines(self, name: str, text: str, color: str | None) -> None:
+        head = self.paint("dim", name)
+        lines = [escape(line) for line in text.splitlines()]
+        self.show("\n".join(f"{head} {self.paint(color, line) if color else line}" for line in lines))

@@ -1,6 +1,7 @@
 """The shell's own verbs: their parameters and their help. Those of the command line are verbs here by themselves.
 
-To add one: a function with typer's parameters here, and its line in VERBS. What it does belongs into commands/.
+To add one: a function with typer's parameters here, and its line in VERBS. What it does belongs into commands/. Those
+that write handlers are in register.py.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import Annotated
 
 import typer
 
+from eventsh.cli.parameters import Json, read_whole
 from eventsh.errors import UsageError
+from eventsh.shell.register import VERBS as HANDLER_VERBS
 from eventsh.shell.registry import Verbs
 from eventsh.shell.settings import SETTINGS
 from eventsh.shell.shell import Leave, Shell
 
 __all__ = ["make_verbs"]
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def tail(
@@ -151,7 +152,8 @@ def history(
     """Show what was typed, the oldest first; a line that begins with a blank is not kept."""
     shell: Shell = ctx.obj
     lines = shell.history()
-    for line in lines[-_number(count, "N") :] if count is not None else lines:
+    wanted = read_whole("N", count)
+    for line in lines if wanted is None else lines[-wanted:]:
         _say(line)
 
 
@@ -195,13 +197,9 @@ def _say(text: str) -> None:
 
 
 def _worker(text: str) -> int:
-    return _number(text, "WORKER")
-
-
-def _number(text: str, name: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise UsageError(f"{name} must be a whole number, not {text[:40]!r}")
-    return int(text)
+    number = read_whole("WORKER", text, minimum=0)
+    assert number is not None
+    return number
 
 
 def _read_file(path: str) -> bytes:
@@ -231,4 +229,4 @@ VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
 
 def make_verbs() -> Verbs:
     """All verbs of a shell."""
-    return Verbs(VERBS, frozenset({"register", "register_weak"}))
+    return Verbs({**VERBS, **HANDLER_VERBS}, frozenset({"register", "register_weak"}))

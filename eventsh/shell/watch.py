@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eventsh.commands.tail import Seen
-from eventsh.core.scripts import SCRIPT_OUTPUT, is_script_location
+from eventsh.core.scripts import SCRIPT_OUTPUT
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.shell.names import Names
 
@@ -56,11 +56,10 @@ class Sampler:
 
 @dataclass(frozen=True, slots=True)
 class WorkerOutput:
-    """What a script wrote in a worker, or `error` where it raised: the traceback from there."""
+    """What a script wrote in a worker; or, with `is_error` and its number, the traceback of what it raised."""
 
-    worker_id: int | None
-    pid: int | None
-    script: str
+    worker_id: int
+    script: int | None
     text: str
     is_error: bool = False
 
@@ -76,7 +75,7 @@ class Watcher:
         show_event: Callable[[Seen], None],
         show_output: Callable[[WorkerOutput], None],
         show_note: Callable[[str], None],
-        is_own_script: Callable[[str], bool],
+        find_script: Callable[[str, str], int | None],
     ) -> None:
         self.pattern: Pattern | None = None
         self.seen = 0
@@ -85,7 +84,7 @@ class Watcher:
         self._show_event = show_event
         self._show_output = show_output
         self._show_note = show_note
-        self._is_own_script = is_own_script
+        self._find_script = find_script
 
     def take(self, delivery: Delivery) -> None:
         """Events arrived."""
@@ -120,14 +119,17 @@ class Watcher:
             match event, data:
                 case "gap", {"missed": int(missed)} if not delivery.first_seq:
                     self._show_note(f"this shell was too slow, or away: it missed {missed:,} events")
-                case _, {"script": str(script), "text": str(text)} if event == SCRIPT_OUTPUT:
-                    self._show_output(WorkerOutput(data.get("worker_id"), data.get("pid"), script, text))
-                case "handler_error", {"location": str(location), "traceback": str(text)} if (
-                    name := is_script_location(location)
-                ) and self._is_own_script(name):
+                case _, {"text": str(text), "worker_id": int(worker_id), "lost": int(lost)} if event == SCRIPT_OUTPUT:
+                    more = f"\n… {lost:,} more characters, not shown" if lost else ""
+                    self._show_output(WorkerOutput(worker_id, None, text.rstrip("\n") + more))
+                case "handler_error", {
+                    "worker_id": int(worker_id),
+                    "location": str(location),
+                    "traceback": str(text),
+                } if script := self._find_script(location, str(data.get("handler"))):
                     more = data.get("failed", 1)
-                    text += f"\n({more - 1} more failures like it)" if isinstance(more, int) and more > 1 else ""
-                    self._show_output(WorkerOutput(data.get("worker_id"), None, name, text, is_error=True))
+                    text += f"({more - 1} more failed)\n" if isinstance(more, int) and more > 1 else ""
+                    self._show_output(WorkerOutput(worker_id, script, text, is_error=True))
 
 
 class Tap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,3 +29,13 @@ def open_shell(directory: Path) -> Iterator[Callable[..., Terminal]]:
     yield open_shell
     for terminal in opened:
         terminal.kill()
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return find

@@ -63,6 +63,14 @@ class Terminal:
             self._at = self.text.find(text, self._at) + len(text)
         return self.text[begin : self._at]
 
+    def wait_shown(self, wanted: str) -> None:
+        """Wait until this stands somewhere, and may go again: what is below the line that is typed, and beside it."""
+        self.wait_until(lambda: wanted in self.text, repr(wanted))
+
+    def wait_row(self, wanted: str) -> None:
+        """Wait until there is a row of just this, wherever."""
+        self.wait_until(lambda: wanted in self.rows, f"a row {wanted!r}")
+
     def wait_bar(self, wanted: str) -> None:
         """Wait until the last row of the screen says this."""
         self.wait_until(lambda: wanted in self.rows[-1], f"{wanted!r} in the bar")
@@ -94,6 +102,16 @@ class Terminal:
         self.wait_until(lambda: line in self.text[self._at :].replace(" \n", ""), f"{line!r}, as it was typed,")
         self.type("\r")
         return self.wait(*wanted)
+
+    def leave(self) -> None:
+        """Ctrl-D at an empty prompt. Not before it is there: until then the terminal itself takes it."""
+
+        def is_at_prompt() -> bool:
+            above = [row for row in self.rows[:-1] if row]
+            return bool(self.rows[-1]) and bool(above) and above[-1] == PROMPT.rstrip()
+
+        self.wait_until(is_at_prompt, "an empty prompt")
+        self.type("\x04")
 
     def resize(self, rows: int, columns: int) -> None:
         self.child.setwinsize(rows, columns)

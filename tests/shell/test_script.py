@@ -6,9 +6,15 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import typer
 
+from eventsh.errors import EventError
+from eventsh.hookspecs import hookimpl
+from eventsh.plugins import DISABLE_ENV, PluginManager
+from eventsh.shell import registry
 from eventsh.shell.render import Paint
 from eventsh.shell.script import read_script
 from eventsh.shell.shell import Shell
@@ -51,7 +57,7 @@ def test_the_first_line_that_fails_ends_it_with_its_status(pool):
         ("pots a b", 2, "there is no command 'pots': did you mean post?"),
         ("post a", 2, "Missing argument 'EVENT' (see help post)"),
         ("workers 1", 2, "Got unexpected extra argument"),
-        ("kill x", 2, "WORKER must be a whole number, not 'x'"),
+        ("kill x", 2, "WORKER must be a whole number of at least 0, not 'x'"),
         ("kill 7", 2, "there is no worker 7 attached; the workers are 0, 1"),
         ("kill 0 --signal NO", 2, "there is no signal 'NO'"),
         ("set rate 0", 2, "rate must be a whole number from 1 to 1000"),
@@ -102,6 +108,36 @@ def test_a_file_is_a_script_and_can_not_run_itself_for_ever(pool, tmp_path: Path
 def test_a_pipe_and_the_systems_shell(pool):
     done = shell(pool, "workers --json | tr -d '[:digit:]' | head -c 15", '!echo "$EVENTSH_ADDRESS"')
     assert (done.status, done.out) == (0, '[{"worker_id":,' + pool.address + "\n")
+
+
+def test_plugins_add_commands_and_take_none_away(pool, monkeypatch):
+    def greet(
+        whom: Annotated[str, typer.Argument(metavar="SOURCE", help="Whom.")] = "you",
+        fail: Annotated[bool, typer.Option("--fail", help="Fail.")] = False,
+    ) -> int:
+        """Greet somebody."""
+        if fail:
+            raise EventError("no greeting today")
+        print(f"hello {whom}")
+        return 0
+
+    class Greeter:
+        @hookimpl
+        def eventsh_shell_commands(self):
+            return {"greet": greet, "post": greet}
+
+    manager = PluginManager({DISABLE_ENV: "all"})
+    manager.register(Greeter(), "greeter")
+    monkeypatch.setattr(registry, "plugins", lambda: manager)
+    output = io.StringIO()
+    shell = Shell(pool.address, make_verbs(), Paint(False), output, is_interactive=True)
+    assert [shell.run("greet all"), shell.run("greet --fail"), shell.run("post --xyz")] == [0, 1, 2]
+    assert output.getvalue().splitlines() == [
+        "hello all",
+        "no greeting today",
+        "No such option: --xyz (see help post)",
+    ]
+    assert "Greet somebody." in [verb.summary for verb in shell.verbs.all(with_plugins=True)]
 
 
 def test_no_broker_is_told_with_the_status_for_it(tmp_path):

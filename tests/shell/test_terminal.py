@@ -17,7 +17,7 @@ def test_a_shell_offers_a_pool_where_there_is_none_and_ends_it(open_shell, direc
     terminal.enter('post cache purge {"key": "k1"}', "posted 1 event to 4 workers")
     for number in range(4):
         wanted = f'[worker {number}] cache purge {{"key":"k1"}}'
-        terminal.wait_until(lambda wanted=wanted: wanted in terminal.rows, wanted)
+        terminal.wait_row(wanted)
     leave(terminal)
     # Nothing of the pool is left, and no socket.
     assert run(f"unix:{directory}/run/e.sock", "status").status == 3
@@ -25,7 +25,7 @@ def test_a_shell_offers_a_pool_where_there_is_none_and_ends_it(open_shell, direc
 
 
 def leave(terminal: Terminal) -> None:
-    terminal.type("\x04")
+    terminal.leave()
     assert terminal.end() == 0
 
 
@@ -42,9 +42,9 @@ def test_events_are_shown_above_what_is_being_typed(open_shell, directory):
     terminal.wait(PROMPT)
     terminal.enter("tail 'ca*'", "tail is on", PROMPT)
     terminal.type("workers --js")
-    terminal.wait("workers --js")
+    terminal.wait_shown("workers --js")
     terminal.type("\t")
-    terminal.wait_until(lambda: "workers --json" in terminal.text, "the whole option")
+    terminal.wait_row("eventsh> workers --json")
     terminal.type("\r")
     terminal.wait('[{"worker_id":0,', PROMPT)
     terminal.wait_bar("tail")
@@ -104,6 +104,31 @@ def test_ctrl_c_clears_the_line_and_stops_a_command(open_shell):
     terminal.enter("set rate 33", PROMPT)
     terminal.enter("set", "rate     33", PROMPT)
     terminal.enter("nothing", "there is no command 'nothing'", PROMPT)
+    leave(terminal)
+
+
+def test_a_handler_is_written_at_the_prompt_and_its_mistakes_are_shown(open_shell):
+    terminal = open_shell("shell", "--workers", "4")
+    terminal.wait(PROMPT)
+    terminal.type("register cache purge --workers: print(data) = 1")
+    terminal.wait_shown("column 33: cannot assign to function call")
+    terminal.type("\x03")
+    terminal.wait(PROMPT)
+    # Enter, four times: below the colon, below the row that ends in one, behind the last row, and in the empty one.
+    terminal.type("register cache purge --workers:\rif data['key'] == 'bad':\rdata.nothing\r\x7fprint('got', data)\r\r")
+    terminal.wait("registered 1 in 4 workers", PROMPT)
+    terminal.enter("post cache purge key=k1", "posted 1 event to 4 workers")
+    for number in range(4):
+        wanted = f"[worker {number}] got {{'key': 'k1'}}"
+        terminal.wait_row(wanted)
+    terminal.enter("post cache purge key=bad", "posted 1 event to 4 workers")
+    for number in range(4):
+        wanted = f"[worker {number}] AttributeError: 'dict' object has no attribute 'nothing'"
+        terminal.wait_row(wanted)
+    terminal.wait_bar("failed 4")
+    terminal.enter("unregister 1", "unregistered 1", PROMPT)
+    terminal.enter("post cache purge key=k2 --wait", "worker 3 (pid", PROMPT)
+    assert "got {'key': 'k2'}" not in terminal.text
     leave(terminal)
 
 

@@ -57,7 +57,11 @@ def offered(shell: Shell, text: str) -> list[str]:
         ("post cache fill ", []),
         ("post --w", ["--wait"]),
         ("post 'my jobs' ", ["run"]),
-        ("help unreg", []),
+        ("help unreg", ["unregister"]),
+        ("register cache p", ["purge"]),
+        ("register cache purge --worker", ["--workers", "--worker"]),
+        ("register cache purge: pri", []),
+        ("unregister ", []),
         ("help st", ["status"]),
         ("set ", ["pager", "pretty", "rate"]),
         ("set pager o", ["on", "off"]),
@@ -98,6 +102,10 @@ def test_files_are_completed(shell, tmp_path, monkeypatch):
         ("tail [ab", None, ""),
         ("!echo {'", None, ""),
         ("nothing [1 2]", None, ""),
+        ("register cache: x = = 1", 20, "invalid syntax"),
+        ("register cache:\n    x = 1\n    y = $", 34, "invalid syntax"),
+        ("register cache: print(", None, ""),
+        ("register cache:", None, ""),
     ],
 )
 def test_a_mistake_in_json_is_shown_at_its_place_and_what_is_not_finished_is_none(shell, text, position, message):
@@ -108,7 +116,7 @@ def test_a_mistake_in_json_is_shown_at_its_place_and_what_is_not_finished_is_non
 
 
 def test_the_prompt_says_where_a_mistake_is(shell):
-    with pytest.raises(ValidationError, match=r"column 13\)") as raised:
+    with pytest.raises(ValidationError, match=r"column 13: JSON") as raised:
         LineValidator(shell).validate(Document("post a b [1 2]"))
     assert raised.value.cursor_position == 12
     LineValidator(shell).validate(Document("post a b [1, 2]"))
@@ -123,6 +131,11 @@ def test_the_prompt_says_where_a_mistake_is(shell):
         ("post 'a", True),
         ("!echo '", False),
         ("# don't", False),
+        ("register a: print(data)", False),
+        ("register a: print(", True),
+        ("register a:", True),
+        ("register a:\n    print(1)", True),
+        ("register a:\n    print(1)\n", False),
     ],
 )
 def test_an_open_bracket_or_quote_goes_on_in_the_next_row(shell, text, more):
@@ -157,6 +170,16 @@ def test_enter_sends_a_line(shell, keyboard):
 
 def test_enter_goes_on_while_a_bracket_is_open(shell, keyboard):
     assert typed(shell, keyboard, 'post a b {\r"k": 1}\r') == 'post a b {\n"k": 1}'
+
+
+def test_rows_of_a_handler_are_indented_and_an_empty_one_ends_it(shell, keyboard):
+    text = typed(shell, keyboard, "register a b:\rif data:\rprint(data)\r\r")
+    assert text.rstrip() == "register a b:\n    if data:\n        print(data)"
+
+
+def test_backspace_takes_a_level_of_indentation(shell, keyboard):
+    text = typed(shell, keyboard, "register a b:\rif data:\rx\r\x7fprint(1)\r\r")
+    assert text.rstrip() == "register a b:\n    if data:\n        x\n    print(1)"
 
 
 def test_enter_does_not_send_a_mistake(shell, keyboard):

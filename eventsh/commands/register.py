@@ -1,0 +1,283 @@
+"""`register`, `unregister` and `load`: handlers written in a shell, in this process and in the workers of a pool.
+
+Decides their numbers and names, and what a file of handlers made of them looks like. The shell hands in how the broker
+is asked and how something is done in this process; nothing is printed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tokenize
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+from typing import Any
+
+from eventsh.core.scripts import ADD_SCRIPT, REMOVE_SCRIPT, is_script_location, script_file
+from eventsh.errors import EventError, UsageError
+from eventsh.runtime.code import is_block, plain_code
+from eventsh.runtime.scripts import compile_handler
+
+__all__ = ["Book", "Outcome", "Registered"]
+
+_MAX_FILE_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """One registration. `workers` is None for this process alone, else the workers asked for; empty: all of them."""
+
+    number: int
+    workers: tuple[int, ...] | None
+    source: str | None
+    events: tuple[str, ...]
+    code: str | None
+    file: str | None
+    function: str | None
+    weak: bool
+    keep: bool
+
+    @property
+    def where(self) -> str:
+        """In words, for people."""
+        if self.workers is None:
+            return "here"
+        return "workers" if not self.workers else f"worker {', '.join(map(str, self.workers))}"
+
+    @property
+    def what(self) -> str:
+        """Its code, or where that is, in one line."""
+        if self.file is not None:
+            return f"@{self.file}" + (f":{self.function}" if self.function else "")
+        rows = plain_code(self.code or "").strip().splitlines()
+        return rows[0] + (" …" if len(rows) > 1 else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of it: how many workers have it, and what went wrong, by worker."""
+
+    registered: Registered
+    workers: int
+    errors: dict[int, str]
+
+
+class Book:
+    """What a shell has registered, by number. `ask` asks the broker, `local` does it in this process; both may raise
+    EventError. `owner` makes its scripts' names different from those of other shells."""
+
+    def __init__(
+        self,
+        owner: int,
+        ask: Callable[[str, dict[str, Any]], Any],
+        local: Callable[[str, dict[str, Any]], dict[str, Any]],
+    ) -> None:
+        self._owner = owner
+        self._ask = ask
+        self._local = local
+        self._last = 0
+        self._registered: dict[int, Registered] = {}
+        self._code: dict[int, str] = {}
+
+    @property
+    def all(self) -> list[Registered]:
+        return list(self._registered.values())
+
+    @property
+    def is_in_workers(self) -> bool:
+        """Whether anything may come back from workers."""
+        return any(each.workers is not None for each in self._registered.values())
+
+    def register(
+        self,
+        words: Sequence[str],
+        code: str | None,
+        *,
+        workers: tuple[int, ...] | None,
+        weak: bool = False,
+        keep: bool = False,
+    ) -> Outcome:
+        """Register what `words` say, a source, events, and `@FILE:FUNCTION` where there is no code. Raises EventError, and
+        nothing has changed."""
+        levels, file, function = _split(words, code)
+        if weak and file is None:
+            raise UsageError("register_weak needs @FILE:FUNCTION: nothing else would hold a handler that is typed")
+        if code is not None:
+            # A mistake is told before anybody else has it.
+            compile_handler(code, "test")
+        return self._add(levels, code, file, function, workers=workers, weak=weak, keep=keep)
+
+    def load(self, file: str, *, workers: tuple[int, ...] | None, keep: bool = False) -> Outcome:
+        """Run a file of handlers, which register themselves. Raises EventError, and nothing has changed."""
+        return self._add([], None, file, None, workers=workers, weak=False, keep=keep)
+
+    def unregister(self, number: int) -> Outcome:
+        """Take back what has this number. Raises UsageError."""
+        found = self._registered.get(number)
+        if found is None:
+            known = ", ".join(map(str, self._registered)) or "none"
+            raise UsageError(f"there is no registration {number} of this shell; there are {known}")
+        arguments = {"name": self._name(number)}
+        if found.workers is None:
+            self._local(REMOVE_SCRIPT, arguments)
+            outcome = Outcome(found, 0, {})
+        else:
+            outcome = _outcome(found, self._ask(REMOVE_SCRIPT, arguments))
+        del self._registered[number], self._code[number]
+        return outcome
+
+    def register_again(self) -> list[tuple[int, str]]:
+        """After a broker's death, or a lost connection, which ended them: have the workers get theirs anew. Gives the
+        numbers of those that could not be, with the reason."""
+        failed = []
+        for number, found in self._registered.items():
+            if found.workers is not None:
+                try:
+                    self._ask(ADD_SCRIPT, self._arguments(found))
+                except EventError as error:
+                    if not (found.keep and "already" in str(error)):
+                        failed.append((number, str(error)))
+        return failed
+
+    def find(self, location: str, handler: str) -> int | None:
+        """The number of the registration that a handler of this name and location is of, where it runs in workers."""
+        name = is_script_location(location)
+        file = location.rpartition(":")[0]
+        for number, found in self._registered.items():
+            is_it = name == self._name(number) if name else file == found.file and found.function in (None, handler)
+            if found.workers is not None and is_it:
+                return number
+        return None
+
+    def file_of(self, number: int | None) -> str:
+        """What tracebacks call the file of a registration."""
+        found = None if number is None else self._registered.get(number)
+        return found.file if found is not None and found.file is not None else script_file(self._name(number or 0))
+
+    def as_file(self) -> str:
+        """A file of handlers with all of it, as `eventsh serve --handlers` takes it."""
+        parts = ["import eventsh\n"]
+        if any(found.file is not None for found in self._registered.values()):
+            parts[0] = "import runpy\n\nimport eventsh\n"
+        return "\n\n".join([*parts, *map(_as_source, self._registered.values())])
+
+    def _add(
+        self,
+        levels: list[str],
+        code: str | None,
+        file: str | None,
+        function: str | None,
+        *,
+        workers: tuple[int, ...] | None,
+        weak: bool,
+        keep: bool,
+    ) -> Outcome:
+        text = _read(file) if file is not None else code or ""
+        path = None if file is None else os.path.abspath(os.path.expanduser(file))
+        number = self._last + 1
+        source = levels[0] if levels else None
+        found = Registered(number, workers, source, tuple(levels[1:]), code, path, function, weak, keep)
+        self._code[number] = text
+        try:
+            outcome = self._place(found)
+        except BaseException:
+            del self._code[number]
+            raise
+        self._last = number
+        self._registered[number] = found
+        return outcome
+
+    def _place(self, found: Registered) -> Outcome:
+        arguments = self._arguments(found)
+        if found.workers is None:
+            answer = self._local(ADD_SCRIPT, arguments)
+            if answer["error"] is not None:
+                raise UsageError(answer["error"])
+            return Outcome(found, 0, {})
+        outcome = _outcome(found, self._ask(ADD_SCRIPT, arguments))
+        if outcome.errors and not outcome.workers:
+            # Nowhere: as if it had not been asked for.
+            self._ask(REMOVE_SCRIPT, {"name": arguments["name"]})
+            raise EventError("; ".join(f"worker {worker}: {error}" for worker, error in outcome.errors.items()))
+        return outcome
+
+    def _arguments(self, found: Registered) -> dict[str, Any]:
+        return {
+            "name": self._name(found.number),
+            "code": self._code[found.number],
+            "file": found.file,
+            "function": found.function,
+            "source": found.source,
+            "events": list(found.events),
+            "workers": list(found.workers) if found.workers else None,
+            "keep": found.keep,
+            "weak": found.weak,
+        }
+
+    def _name(self, number: int) -> str:
+        return f"{self._owner}.{number}"
+
+
+def _split(words: Sequence[str], code: str | None) -> tuple[list[str], str | None, str | None]:
+    """The levels, and the file and function, that were typed."""
+    levels = list(words)
+    if levels and levels[-1].startswith("@"):
+        if code is not None:
+            raise UsageError("a handler is code, or @FILE:FUNCTION, and not both")
+        file, colon, function = levels.pop()[1:].rpartition(":")
+        if not colon or not file or not function.isidentifier():
+            raise UsageError("write @FILE:FUNCTION, as in @handlers.py:purge")
+        return levels, file, function
+    if code is None:
+        raise UsageError("code is missing: write it behind a colon, as in register cache purge: print(data)")
+    return levels, None, None
+
+
+def _read(file: str) -> str:
+    try:
+        with open(os.path.expanduser(file), encoding="utf-8") as stream:
+            text = stream.read(_MAX_FILE_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can't read {file}: {getattr(error, 'strerror', None) or error}") from None
+    if len(text) > _MAX_FILE_BYTES:
+        raise UsageError(f"{file} is longer than {_MAX_FILE_BYTES} characters")
+    return text
+
+
+def _outcome(found: Registered, answer: dict[str, Any]) -> Outcome:
+    errors: dict[int, str] = {}
+    done = 0
+    for row in answer["workers"]:
+        data = row["data"] or {}
+        error = row["error"] or data.get("error")
+        if error is None:
+            done += 1
+        elif found.workers == () or row["worker_id"] in (found.workers or ()):
+            errors[row["worker_id"]] = error
+    return Outcome(found, done, errors)
+
+
+def _as_source(found: Registered) -> str:
+    levels = [repr(word) for word in (found.source, *found.events) if word is not None]
+    if found.file is not None:
+        if found.function is None:
+            return f"runpy.run_path({found.file!r})\n"
+        place = f"runpy.run_path({found.file!r})[{found.function!r}]"
+        return (
+            f"handler_{found.number} = {place}\neventsh.register({', '.join([f'handler_{found.number}', *levels])})\n"
+        )
+    code = found.code or ""
+    kind = "async def" if iscoroutinefunction(compile_handler(code, "test")) else "def"
+    head = f"@eventsh.on({', '.join(levels)})\n{kind} handler_{found.number}(data, event, source, pid):\n"
+    return head + (plain_code(code) if is_block(code) else _indent(plain_code(code)))
+
+
+def _indent(code: str) -> str:
+    """Further to the right, but for the rows that a string goes on in: their blanks are part of it."""
+    inside: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        if token.type == tokenize.STRING or tokenize.tok_name[token.type].startswith("FSTRING"):
+            inside.update(range(token.start[0] + 1, token.end[0] + 1))
+    rows = code.splitlines()
+    return "\n".join(row if number in inside or not row else "    " + row for number, row in enumerate(rows, 1)) + "\n"
