@@ -13,8 +13,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from eventsh.plugins import plugins
-
 __all__ = ["Command", "Group", "UsageException"]
 
 # The base of what a wrong line raises. Older versions of typer have it from click, newer ones bring their own.
@@ -47,6 +45,8 @@ class Group(_Examples, TyperGroup):
 
     def _find_plugged(self) -> dict[str, Any]:
         if self._plugged is None:
+            from eventsh.plugins import plugins
+
             manager = plugins()
             manager.load()
             found = [functions for functions in manager.call("eventsh_cli_commands") if isinstance(functions, Mapping)]
