@@ -68,6 +68,8 @@ class Typist:
         env |= {"HOME": str(prefix), "PREFIX": str(prefix), "TERM": "xterm", "PATH": f"{prefix}/bin:{env['PATH']}"}
         env |= {"XDG_CONFIG_HOME": f"{prefix}/config", "XDG_DATA_HOME": f"{prefix}/data", "PS1": "> "}
         env["XDG_DATA_DIRS"] = f"{prefix}/share:/usr/share"
+        # Where this is missing, fish reads all of the system's manual pages in a process that outlives it.
+        (prefix / "data" / "fish" / "generated_completions").mkdir(parents=True, exist_ok=True)
         command, *flags = COMMANDS[shell]
         self.child: Any = pexpect.spawn(
             command, flags, env=env, cwd=str(prefix), dimensions=(50, 200), encoding="utf-8", codec_errors="replace"
