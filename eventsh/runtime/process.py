@@ -106,7 +106,10 @@ class Process:
     def terminate(self) -> None:
         """Ask it to end by SIGTERM, which also ends a program that is still starting and reads no commands."""
         if not self.ended.done():
-            self._process.send_signal(signal.SIGTERM)
+            # Not the process object's own way: it looks first whether the process has ended, which takes the status, and
+            # what is left for the loop to wait for says 255.
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """End it and whatever it started, now. After its end: no effect, for its number may be somebody else's."""
