@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import Any
 
-from eventsh.core.scripts import ADD_SCRIPT, REMOVE_SCRIPT, is_script_location, script_file
+from eventsh.core.questions import ADD_SCRIPT, REMOVE_SCRIPT
+from eventsh.core.scripts import is_script_location, script_file
 from eventsh.errors import EventError, UsageError
 from eventsh.runtime.code import is_block, plain_code
 from eventsh.runtime.scripts import compile_handler

@@ -17,10 +17,22 @@ if TYPE_CHECKING:
     from eventsh.core.registry import Handler, Registry
     from eventsh.core.slot import Slot
 
-__all__ = ["ANSWER_TIMEOUT_S", "WORKERS_ANSWER", "Questions", "answer_question"]
+__all__ = [
+    "ADD_SCRIPT",
+    "ANSWER_TIMEOUT_S",
+    "REMOVE_SCRIPT",
+    "SCRIPT_REQUESTS",
+    "WORKERS_ANSWER",
+    "Questions",
+    "answer_question",
+]
 
 ANSWER_TIMEOUT_S = 1.0
 WORKERS_ANSWER = frozenset({"handlers"})
+# What an operator's shell asks of the broker, and the broker of the workers: see core/scripts.py.
+ADD_SCRIPT = "add_script"
+REMOVE_SCRIPT = "remove_script"
+SCRIPT_REQUESTS = frozenset({ADD_SCRIPT, REMOVE_SCRIPT})
 
 # At once, of all clients. People ask, and seldom.
 _MAX_OPEN = 64

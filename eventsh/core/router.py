@@ -23,9 +23,9 @@ from eventsh.core.fanout import Fanout
 from eventsh.core.heartbeat import Beat
 from eventsh.core.link import Link
 from eventsh.core.poster import Post, Poster, Posters
-from eventsh.core.questions import WORKERS_ANSWER, Questions
+from eventsh.core.questions import ADD_SCRIPT, REMOVE_SCRIPT, SCRIPT_REQUESTS, WORKERS_ANSWER, Questions
 from eventsh.core.roster import Roster, RosterFull, SlotTaken
-from eventsh.core.scripts import ADD_SCRIPT, REMOVE_SCRIPT, SCRIPT_OUTPUT, SCRIPT_REQUESTS, Script, Scripts
+from eventsh.core.scripts import SCRIPT_OUTPUT, Script, Scripts
 from eventsh.errors import EventError, NotSerializable, ProtocolError, UsageError
 from eventsh.protocol.frame import (
     HEADER,

@@ -16,20 +16,13 @@ if TYPE_CHECKING:
     from eventsh.core.link import Link
 
 __all__ = [
-    "ADD_SCRIPT",
-    "REMOVE_SCRIPT",
     "SCRIPT_OUTPUT",
-    "SCRIPT_REQUESTS",
     "Script",
     "Scripts",
     "is_script_location",
     "script_file",
 ]
 
-# What a shell asks of the broker, and the broker of the workers.
-ADD_SCRIPT = "add_script"
-REMOVE_SCRIPT = "remove_script"
-SCRIPT_REQUESTS = frozenset({ADD_SCRIPT, REMOVE_SCRIPT})
 # The event by which an operator is told what a script wrote.
 SCRIPT_OUTPUT = "script_output"
 

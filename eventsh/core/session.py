@@ -19,8 +19,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from eventsh.core.delivery import Delivery, decode_runs
-from eventsh.core.questions import answer_question
-from eventsh.core.scripts import SCRIPT_REQUESTS
+from eventsh.core.questions import SCRIPT_REQUESTS, answer_question
 from eventsh.core.trace import Trace, Wait
 from eventsh.errors import ProtocolError, QueueOverflow
 from eventsh.event import LIFECYCLE_SOURCE, check_name

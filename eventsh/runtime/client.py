@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
-from eventsh.core.scripts import ADD_SCRIPT, SCRIPT_REQUESTS
+from eventsh.core.questions import ADD_SCRIPT, SCRIPT_REQUESTS
 from eventsh.core.session import SessionState
 from eventsh.core.trace import Wait
 from eventsh.errors import AuthenticationError, EventError, NotConnected, ProtocolError

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from eventsh.core.scripts import ADD_SCRIPT, script_file
+from eventsh.core.questions import ADD_SCRIPT
+from eventsh.core.scripts import script_file
 from eventsh.errors import EventError, UsageError
 from eventsh.runtime.capture import redirect_output
 from eventsh.runtime.code import CodeError, parse_code, plain_code

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from eventsh.core.scripts import ADD_SCRIPT, REMOVE_SCRIPT, is_script_location, script_file
+from eventsh.core.questions import ADD_SCRIPT, REMOVE_SCRIPT
+from eventsh.core.scripts import is_script_location, script_file
 from eventsh.protocol.messages import Ask, Output, Reply
 from tests.core.net import Net, error_codes, observer, poster, worker, workers
 

@@ -8,8 +8,8 @@ import traceback
 
 import pytest
 
+from eventsh.core.questions import ADD_SCRIPT, REMOVE_SCRIPT
 from eventsh.core.registry import Registry
-from eventsh.core.scripts import ADD_SCRIPT, REMOVE_SCRIPT
 from eventsh.runtime.code import CodeError
 from eventsh.runtime.scripts import Scripts, compile_handler
 

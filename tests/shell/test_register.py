@@ -138,6 +138,24 @@ def test_a_worker_that_is_restarted_gets_it_again_and_so_does_a_new_broker(open_
     assert terminal.end() == 0
 
 
+def test_a_shell_that_dies_together_with_the_broker_leaves_nothing_in_the_workers(open_shell, directory: Path):
+    pool = Pool(directory, workers=2)
+    try:
+        terminal = open_shell("shell")
+        terminal.wait("eventsh> ")
+        terminal.enter("register here --workers: print(data)", "registered 1 in 2 workers", "eventsh> ")
+        broker, _ = processes(pool.address)
+        # Without its shell from now on, and without anybody who could tell the workers.
+        os.kill(broker, signal.SIGSTOP)
+        terminal.child.kill(signal.SIGKILL)
+        os.kill(broker, signal.SIGKILL)
+        wait_until(lambda: pool.err.count("broker (pid") >= 2, "another broker")
+        wait_until(lambda: len(processes(pool.address)[1]) == 2, "both workers are attached again")
+        assert "script" not in pool.run("handlers").out
+    finally:
+        assert pool.stop() == 0
+
+
 def post_and_see(terminal: Terminal, data: str) -> None:
     terminal.enter(f"post here x {data}")
     for worker in (0, 1):
