@@ -176,14 +176,15 @@ def run_soak(
         before, started = _worker_pids(pool), time.monotonic()
         due, step = 0, max(1, events // _SAMPLES)
         while any(source.result is None for source in sources):
-            time.sleep(0.05)
+            time.sleep(0.02)
             done = sum(source.done for source in sources)
             if done < due:
                 continue
             due += step
-            report.clients += _come_and_go(pool.address)
+            # Before others come and go: the broker may not have noticed yet that they have gone.
             for growth, pid in watched:
                 growth.take(pid, done)
+            report.clients += _come_and_go(pool.address)
             if len(watched[0][0].samples) % 10 == 0:
                 say(f"{done}/{events} events after {time.monotonic() - started:.0f} s")
         report.took_s = time.monotonic() - started
