@@ -185,6 +185,8 @@ class Outbox:
             prefix = b","
         else:
             buffer += b"]],"
+            # Once decoded, a run is as much as an event.
+            self._stop_at -= 1
         buffer += prefix
         buffer += encoded
         self._source, self._event, self._room = source, event, self._max_payload_len - overhead

@@ -291,6 +291,8 @@ class Client:
                 is_done = True
             if is_done:
                 self._complete_now(delivery)
+            # Before the next one is decoded: with the events of both, the collector of garbage would have its turn.
+            del delivery
             now = time.monotonic()
             if now >= until:
                 self._schedule_pump()

@@ -112,6 +112,7 @@ async def work():
         seen = asyncio.Event()
         events.register(lambda data, event, source, pid: seen.set(), "bench", "tick")
         await events.wait_ready(30)
+        print("attached", flush=True)
         for number in range(20_000 if sys.argv[2] == "post" else 0):
             try:
                 events.post("bench", "other", number)
@@ -138,10 +139,10 @@ def start(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def wait_ready(process: subprocess.Popen[str]) -> None:
+def expect(process: subprocess.Popen[str], word: str) -> None:
     assert process.stdout is not None
-    if process.stdout.readline() != "ready\n":
-        sys.exit("a process did not get ready")
+    if process.stdout.readline() != f"{word}\n":
+        sys.exit(f"a process did not get {word}")
 
 
 def memory_of_worker() -> Figure:
@@ -151,10 +152,13 @@ def memory_of_worker() -> Figure:
         running(*broker_command(f"{directory}/e.sock", Options(linger=None))),
     ):
         wait_for(f"{directory}/e.sock")
-        worker = start(WORKER, f"unix:{directory}/e.sock", "work")
-        processes = [start(BARE), worker, start(WORKER, f"unix:{directory}/e.sock", "post")]
+        processes = [start(BARE)]
+        for part in ("work", "post"):
+            # One after the other, or the one that posts may have done so before the other one is there.
+            processes.append(start(WORKER, f"unix:{directory}/e.sock", part))
+            expect(processes[-1], "attached")
         for process in processes:
-            wait_ready(process)
+            expect(process, "ready")
         bare, used = (status_bytes(process.pid, "VmRSS") for process in processes[:2])
         for process in processes:
             process.communicate("\n")
@@ -188,7 +192,7 @@ def memory_of_broker() -> Figure:
         try:
             wait_for(path)
             stalled = start(STALLED, f"unix:{path}")
-            wait_ready(stalled)
+            expect(stalled, "ready")
             before = status_bytes(broker.pid, "VmRSS")
             stalled.send_signal(signal.SIGSTOP)
             with eventsh.Events(f"unix:{path}", broker="never") as events:
@@ -313,7 +317,8 @@ def measure_all(rounds: int, scale: float) -> str:
     played = []
     for number in range(rounds):
         played.append(Round(Load(int(1_000_000 * scale)), 4, list(ROWS), "unix"))
-        note(f"throughput: round {number + 1}")
+        shares = "  ".join(f"{row} {played[-1].share(row):.2f}" for row in ROWS)
+        note(f"throughput: round {number + 1}: of the ceiling, {shares}")
     results = compare(installed(), rounds, scale, ["throughput", "single", "latency"])
     note("CPU, memory, posts")
     figures = [*throughput(played), *peers(results), cpu_of_many(min(rounds, 3), scale)]

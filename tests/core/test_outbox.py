@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import orjson
@@ -108,6 +109,36 @@ def test_a_batch_holds_no_more_events_than_its_limit():
     for _ in range(2 * BATCH_EVENTS + 5):
         outbox.post("s", "e", 1)
     assert [decode_header(frame).count for frame in outbox.take()] == [BATCH_EVENTS, BATCH_EVENTS, 5]
+
+
+def test_a_run_counts_towards_that_limit_too():
+    outbox = make()
+    for number in range(2 * BATCH_EVENTS):
+        outbox.post("s", "ef"[number % 2], 1)
+    frames = outbox.take()
+    assert [number for number, _ in events_of(frames)] == list(range(1, 2 * BATCH_EVENTS + 1))
+    assert max(decode_header(frame).count for frame in frames) == BATCH_EVENTS // 2 + 1
+
+
+@pytest.mark.parametrize("events", ["e", "ef"])
+def test_a_full_batch_is_decoded_and_let_go_without_a_garbage_collection(events):
+    outbox = make()
+    for number in range(10 * BATCH_EVENTS):
+        outbox.post("s", events[number % len(events)], {"id": number, "tags": ["a", "b"]})
+    frames = outbox.take()
+    collected: list[str] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        collected.append(phase)
+
+    gc.collect()
+    gc.callbacks.append(note)
+    try:
+        for frame in frames:
+            decode(memoryview(frame)[HEADER_BYTES:])
+    finally:
+        gc.callbacks.remove(note)
+    assert not collected
 
 
 def test_the_owner_is_told_when_a_batch_begins_and_when_one_is_closed_early():
