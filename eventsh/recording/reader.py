@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
@@ -72,19 +72,20 @@ class Reader:
     def __init__(self, path: str, *, one_file: bool = False, start: Start | None = None) -> None:
         self.path = path
         self.paths = [path] if one_file else segment_paths(path)
+        self._one_file = one_file
         self._start = start
         for each in self.paths:
-            if not os.path.exists(each):
+            if not os.path.exists(each) and not os.path.exists(each + ZSTD_SUFFIX) and not self._list_again():
                 raise RecordingError(f"there is no file {each!r}")
 
     @property
     def size_bytes(self) -> int:
         """How much the files take, compressed ones as they are."""
-        return sum(os.path.getsize(path) for path in self.paths)
+        return sum(_size(path) or 0 for path in self.paths)
 
     def header(self) -> FileHeader:
         """The first file's header. Raises RecordingError."""
-        with _opened(self.paths[0]) as file:
+        with self._opened(0) as file:
             try:
                 return decode_file_header(_read(file, FILE_HEADER_BYTES, self.paths[0]))
             except RecordingError as error:
@@ -94,14 +95,18 @@ class Reader:
         first, checkpoint = self._find_start()
         state = _State()
         expected: int | None = None
-        for number, path in enumerate(self.paths):
-            if number < first:
-                continue
-            with _opened(path) as file:
+        number = first - 1
+        while (number := number + 1) < len(self.paths):
+            with self._opened(number) as file:
+                path = self.paths[number]
                 try:
                     header = decode_file_header(_read(file, FILE_HEADER_BYTES, path))
                 except RecordingError as error:
                     yield Damage(path, 0, str(error), "cut off" in str(error) or "empty" in str(error), _size(path))
+                    continue
+                if header.segment != expected and number == len(self.paths) - 1 and self._list_again():
+                    # What was the last file when they were listed has another name by now.
+                    number -= 1
                     continue
                 if expected is not None and header.segment != expected:
                     yield Damage(path, 0, f"segment {expected} is missing before this one", False, None)
@@ -113,6 +118,34 @@ class Reader:
                     yield from self._items(file, path, RecordDecoder(checkpoint.offset), state)
                 else:
                     yield from self._items(file, path, RecordDecoder(), state)
+
+    def _list_again(self) -> bool:
+        """Whether files were begun since they were listed: they stand before the last one."""
+        if self._one_file or (paths := segment_paths(self.path)) == self.paths or len(paths) < len(self.paths):
+            return False
+        self.paths = paths
+        return True
+
+    @contextmanager
+    def _opened(self, number: int) -> Iterator[IO[bytes]]:
+        """Open a file, by the name that it has now: it may be given another one, or be compressed, at any time."""
+        with ExitStack() as stack:
+            try:
+                file = self._open(number, stack)
+            except OSError as error:
+                raise RecordingError(f"can't read {self.paths[number]}: {error.strerror}") from error
+            yield file
+
+    def _open(self, number: int, stack: ExitStack) -> IO[bytes]:
+        try:
+            return stack.enter_context(open_file(self.paths[number]))
+        except FileNotFoundError:
+            packed = self.paths[number] + ZSTD_SUFFIX
+            if os.path.exists(packed):
+                self.paths[number] = packed
+            elif not self._list_again():
+                raise
+            return stack.enter_context(open_file(self.paths[number]))
 
     def _items(self, file: IO[bytes], path: str, decoder: RecordDecoder, state: _State) -> Iterator[Item]:
         while True:
@@ -145,29 +178,27 @@ class Reader:
             return 0, None
         is_before = self._start.is_before
         for number in range(len(self.paths) - 1, -1, -1):
-            path = self.paths[number]
-            # A compressed file can't be sought in: if another one follows, all that comes before that is in this one.
-            if path.endswith(ZSTD_SUFFIX):
-                if number == 0 or self._begins_before(path):
-                    return number, None
-                continue
-            with _opened(path) as file:
-                found = find_checkpoint(
-                    lambda offset, count, file=file: os.pread(file.fileno(), count, offset),  # type: ignore[misc]
-                    os.fstat(file.fileno()).st_size,
-                    is_before,
-                )
+            found = None
+            with self._opened(number) as file:
+                # A compressed file can't be sought in: if another one follows, all that comes before that is in this one.
+                if not self.paths[number].endswith(ZSTD_SUFFIX):
+                    found = find_checkpoint(
+                        lambda offset, count, file=file: os.pread(file.fileno(), count, offset),  # type: ignore[misc]
+                        os.fstat(file.fileno()).st_size,
+                        is_before,
+                    )
             if found is not None:
                 return number, found
-            if number and self._begins_before(path):
+            if number and self._begins_before(number):
                 return number, None
         return 0, None
 
-    def _begins_before(self, path: str) -> bool:
+    def _begins_before(self, number: int) -> bool:
         """Whether the place that is sought is surely not before this file: judged by its first frame."""
         assert self._start is not None
         state = _State()
-        with _opened(path) as file:
+        with self._opened(number) as file:
+            path = self.paths[number]
             try:
                 header = decode_file_header(_read(file, FILE_HEADER_BYTES, path))
             except RecordingError:
@@ -212,15 +243,6 @@ class _State:
         return Note(RecordKind(record.kind), facts, self.events, self.time_ns)
 
 
-@contextmanager
-def _opened(path: str) -> Iterator[IO[bytes]]:
-    try:
-        with open_file(path) as file:
-            yield file
-    except OSError as error:
-        raise RecordingError(f"can't read {path}: {error.strerror}") from error
-
-
 def _read(file: IO[bytes], count: int, path: str) -> bytes:
     """As much as there is, up to `count`: an unbuffered file, or one that is compressed, may give less at a time."""
     pieces: list[bytes] = []
@@ -240,9 +262,14 @@ def _read(file: IO[bytes], count: int, path: str) -> bytes:
     return b"".join(pieces)
 
 
-def _size(path: str) -> int:
-    return os.path.getsize(path)
+def _size(path: str) -> int | None:
+    try:
+        return os.path.getsize(path)
+    except FileNotFoundError:
+        # It has been compressed meanwhile, or has another name.
+        return None
 
 
 def _left(path: str, offset: int) -> int | None:
-    return None if path.endswith(ZSTD_SUFFIX) else _size(path) - offset
+    size = None if path.endswith(ZSTD_SUFFIX) else _size(path)
+    return None if size is None else size - offset
