@@ -20,7 +20,7 @@ from eventsh.errors import RecordingError
 from eventsh.protocol.frame import HEADER
 from eventsh.recording.format import NO_WORKER, RecordKind
 from eventsh.recording.segments import Compressor
-from eventsh.recording.writer import Fsync, Limits, Writer
+from eventsh.recording.writer import Fsync, Limits, SyncError, Writer
 
 __all__ = ["Recorder", "RecorderOptions"]
 
@@ -64,12 +64,18 @@ class _Hole:
     first_seq: int = 0
     last_seq: int = 0
 
+    @property
+    def is_empty(self) -> bool:
+        return self.missed == 0
+
     def miss(self, frame: bytes | bytearray) -> None:
         _, _, _, count, _, _, _, seq, _ = HEADER.unpack_from(frame)
-        self.first_seq = self.first_seq or seq
-        self.last_seq = seq + count - 1
-        if self.missed is not None:
-            self.missed += count
+        self.add(count, seq, seq + count - 1)
+
+    def add(self, missed: int | None, first_seq: int, last_seq: int) -> None:
+        self.first_seq = self.first_seq or first_seq
+        self.last_seq = last_seq or self.last_seq
+        self.missed = None if self.missed is None or missed is None else self.missed + missed
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -116,8 +122,10 @@ class Recorder:
         self._in_bytes = 0
         self._out_bytes = 0
         self._epoch = int(start["epoch"])
-        # What comes faster than it can be written.
+        # What comes faster than it can be written. Both threads may end it, so it has a lock, which costs nothing where there
+        # is no flood.
         self._flood: _Hole | None = None
+        self._flood_lock = threading.Lock()
         # What can't be written at all, and records of other kinds that came meanwhile.
         self._hole: _Hole | None = None
         self._late: deque[tuple[RecordKind, dict[str, Any]]] = deque(maxlen=_LATE)
@@ -139,6 +147,8 @@ class Recorder:
                 on_finished=self._compressor.add if self._compressor is not None else None,
                 fresh=self.options.fresh,
             )
+            if self._compressor is not None:
+                self._compressor.take_up(path)
             try:
                 self._begin(start)
             except OSError as error:
@@ -166,17 +176,16 @@ class Recorder:
 
     @property
     def synced(self) -> int | None:
-        """The last seq that is on disk; None: nobody need wait for that, as the policy says or as it can't be had."""
-        if not self._waits_for_disk or self._hole is not None or self._flood is not None:
+        """The last seq that is on disk, or that a hole on disk accounts for; None: nobody need wait for that, as the policy
+        says or as it can't be had."""
+        if not self._waits_for_disk or self._hole is not None:
             return None
         return self._synced
 
     def take(self, frame: bytes | bytearray, worker: int = NO_WORKER) -> None:
         """Record a frame of events, with the slot that it was given to. It is not copied and must not change."""
         if self._in_bytes - self._out_bytes > self.options.pending_bytes:
-            if self._flood is None:
-                self._flood = _Hole(self._epoch, "the disk was too slow", time.time_ns())
-            self._flood.miss(frame)
+            self._miss_in_flood(frame)
             return
         if self._flood is not None:
             self._end_flood()
@@ -198,10 +207,25 @@ class Recorder:
         self._is_woken = True
         self._wake.set()
 
+    def _miss_in_flood(self, frame: bytes | bytearray) -> None:
+        with self._flood_lock:
+            is_new = self._flood is None
+            if self._flood is None:
+                self._flood = _Hole(self._epoch, "the disk was too slow", time.time_ns())
+            self._flood.miss(frame)
+        if is_new:
+            # The thread may have caught up just now: it has to look once more, for this.
+            self._is_woken = True
+            self._wake.set()
+
     def _end_flood(self) -> None:
-        assert self._flood is not None
-        hole, self._flood = self._flood, None
-        self._pending.append((RecordKind.HOLE, hole.facts()))
+        with self._flood_lock:
+            hole = self._flood
+            if hole is None:
+                return
+            # In this order: what is taken once there is no flood is behind its hole.
+            self._pending.append((RecordKind.HOLE, hole.facts()))
+            self._flood = None
         self._count(hole)
         _log.warning("%s: %s events are not recorded: %s", self.path, hole.missed, hole.reason)
 
@@ -215,7 +239,7 @@ class Recorder:
             "bytes": self._writer.size_bytes,
             "pending_bytes": self._in_bytes - self._out_bytes,
             "fsync": self.options.fsync,
-            "holes": self.holes + (hole is not None),
+            "holes": self.holes + (hole is not None and not hole.is_empty),
             "missed": self.missed + ((hole.missed or 0) if hole is not None else 0),
             "error": self.error or (self._compressor.error if self._compressor is not None else None),
         }
@@ -227,9 +251,10 @@ class Recorder:
         self._closing = True
         self._wake.set()
         self._is_much.set()
-        self._thread.join()
         if self._compressor is not None:
+            # While the file is still locked: whoever goes on with it takes up what is given up here.
             self._compressor.close()
+        self._thread.join()
 
     # --- in its own thread ---
 
@@ -257,7 +282,9 @@ class Recorder:
             self._drop()
             return
         try:
-            while self._pending:
+            while self._pending or self._flood is not None:
+                if not self._pending:
+                    self._end_flood()
                 self._write(self._next_frames())
             self._writer.rotate_if_due()
             self._sync()
@@ -317,10 +344,7 @@ class Recorder:
         try:
             self._writer.sync_if_due()
         except OSError as error:
-            # What was written since the last time may be gone, and nobody can say how much of it.
             self._pause(error)
-            assert self._hole is not None
-            self._hole.missed = None
             raise
 
     def _tell(self) -> None:
@@ -333,6 +357,9 @@ class Recorder:
         reason = "the disk is full" if error.errno in _FULL else str(error.strerror or error)
         self.error = reason
         self._hole = _Hole(self._writer.epoch, reason, time.time_ns())
+        if isinstance(error, SyncError):
+            # What was written since the last time may be gone, and nobody can say how much of it.
+            self._hole.missed = None
         now = time.monotonic()
         is_again = now - self._went_on_at < _LONGEST_RETRY_S
         self._retry_s = min(self._retry_s * 2, _LONGEST_RETRY_S) if is_again else _RETRY_S
@@ -350,6 +377,9 @@ class Recorder:
 
     def _drop(self) -> None:
         """While it is paused: count what comes."""
+        assert self._hole is not None
+        with self._flood_lock:
+            flood, self._flood = self._flood, None
         for _ in range(len(self._pending)):
             first, second = self._pending.popleft()
             if isinstance(first, RecordKind):
@@ -357,16 +387,17 @@ class Recorder:
                 self._pass_by(first, second)
                 continue
             self._out_bytes += len(first)
-            assert self._hole is not None
             self._hole.miss(first)
+        if flood is not None:
+            self._hole.add(flood.missed, flood.first_seq, flood.last_seq)
 
     def _pass_by(self, kind: RecordKind, facts: dict[str, Any]) -> None:
         """A record that comes while nothing can be written: another hole becomes a part of this one."""
         assert self._hole is not None
         if kind is not RecordKind.HOLE:
             self._late.append((kind, facts))
-        elif self._hole.missed is not None:
-            self._hole.missed = None if facts.get("missed") is None else self._hole.missed + facts["missed"]
+        else:
+            self._hole.add(facts.get("missed"), facts.get("first_seq") or 0, facts.get("last_seq") or 0)
 
     def _try_to_go_on(self) -> bool:
         hole = self._hole
@@ -374,7 +405,11 @@ class Recorder:
         try:
             if self._refused_bytes and not self._writer.has_room(self._refused_bytes):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._writer.add(RecordKind.HOLE, hole.facts())
+            if not hole.is_empty:
+                self._writer.add(RecordKind.HOLE, hole.facts())
+                self._count(hole)
+                # What goes wrong from here on is no part of it: it is in the file.
+                self._hole = _Hole(hole.epoch, hole.reason, time.time_ns(), last_seq=hole.last_seq)
             while self._late:
                 self._add(*self._late[0])
                 self._late.popleft()
@@ -382,7 +417,6 @@ class Recorder:
         except OSError:
             self._retry_at = time.monotonic() + self._retry_s
             return False
-        self._count(hole)
         self._went_on_at = time.monotonic()
         self._hole = None
         self.error = None

@@ -5,6 +5,7 @@ A finished one may be compressed, `incident.0000.evlog.zst`.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -14,9 +15,19 @@ from typing import IO, Any
 
 from eventsh.errors import RecordingError
 
-__all__ = ["ZSTD_SUFFIX", "Compressor", "open_file", "segment_path", "segment_paths", "zstandard"]
+__all__ = [
+    "ZSTD_SUFFIX",
+    "Compressor",
+    "finished_paths",
+    "open_file",
+    "segment_number",
+    "segment_path",
+    "segment_paths",
+    "zstandard",
+]
 
 ZSTD_SUFFIX = ".zst"
+_UNFINISHED_SUFFIX = ".part"
 _PIECE_BYTES = 1024 * 1024
 _WINDOW_BYTES = 8 * 1024 * 1024
 
@@ -40,6 +51,17 @@ def segment_paths(path: str) -> list[str]:
                 found[int(match[1])] = os.path.join(directory, name)
     paths = [found[number] for number in sorted(found)]
     return [*paths, path] if os.path.exists(path) or not paths else paths
+
+
+def finished_paths(path: str) -> list[str]:
+    """The files of a recording that were finished, in order."""
+    return [each for each in segment_paths(path) if each != path]
+
+
+def segment_number(path: str) -> int:
+    """The number in the name of a finished file."""
+    stem, _ = os.path.splitext(path.removesuffix(ZSTD_SUFFIX))
+    return int(stem.rpartition(".")[2])
 
 
 def zstandard() -> Any:
@@ -83,6 +105,15 @@ class Compressor:
             self._paths.append(path)
             self._wake.notify()
 
+    def take_up(self, path: str) -> None:
+        """Go on where an earlier process was stopped. The recording `path` must be locked."""
+        for each in finished_paths(path):
+            plain = each.removesuffix(ZSTD_SUFFIX)
+            with suppress(OSError):
+                os.unlink(plain + ZSTD_SUFFIX + _UNFINISHED_SUFFIX)
+            if each == plain and not os.path.lexists(plain + ZSTD_SUFFIX):
+                self.add(plain)
+
     def close(self) -> None:
         """Stop. What has been begun is given up."""
         with self._wake:
@@ -101,12 +132,14 @@ class Compressor:
             try:
                 self._compress(path)
                 self.error = None
-            except OSError as error:
-                self.error = f"{path} is not compressed: {error.strerror}"
+            except Exception as error:  # noqa: BLE001  the library's own too: the thread must outlive one file
+                self.error = f"{path} is not compressed: {getattr(error, 'strerror', None) or error}"
 
     def _compress(self, path: str) -> None:
         target = path + ZSTD_SUFFIX
-        unfinished = target + ".part"
+        unfinished = target + _UNFINISHED_SUFFIX
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, f"{target} is there already", target)
         try:
             descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(descriptor, "wb") as file, open(path, "rb") as source:

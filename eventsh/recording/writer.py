@@ -5,6 +5,7 @@ Its calls block, and may raise OSError: then the file ends with a whole record, 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -27,10 +28,12 @@ from eventsh.recording.format import (
     decode_start,
     encode_file_header,
 )
+from eventsh.recording.frames import Frame
+from eventsh.recording.reader import Reader
 from eventsh.recording.seek import last_checkpoint
-from eventsh.recording.segments import segment_path
+from eventsh.recording.segments import ZSTD_SUFFIX, finished_paths, segment_number, segment_path
 
-__all__ = ["Fsync", "Limits", "Writer"]
+__all__ = ["Fsync", "Limits", "SyncError", "Writer"]
 
 _log = logging.getLogger("eventsh.recording")
 
@@ -54,6 +57,10 @@ class Limits:
 
     max_bytes: int | None = None
     max_age_s: float | None = None
+
+
+class SyncError(OSError):
+    """The system could not have on disk what it had taken: nobody knows how much of it is."""
 
 
 def open_locked(path: str, flags: int) -> int:
@@ -97,6 +104,8 @@ class Writer:
         self._descriptor = -1
         self._not_before = 0.0
         try:
+            if fresh and (older := finished_paths(path)):
+                raise RecordingError(f"files of an older recording are there, such as {older[0]}")
             if not fresh and not os.path.exists(path) and os.path.exists(_next_path(path)):
                 # Killed in the midst of a rotation.
                 os.rename(_next_path(path), path)
@@ -130,16 +139,18 @@ class Writer:
         return self._encoder.epoch
 
     def _begin(self, size: int) -> None:
-        """A file that was only just begun when its writer was killed is taken; one that is something else is not."""
-        header = encode_file_header(FileHeader(0, time.time_ns(), 0))
+        """A file that was only just begun when its writer was killed is taken; one that is something else is not. Where the
+        last file of a recording was moved away, this one follows those that are left."""
+        segment, events = _end_of(finished_paths(self.path))
+        header = encode_file_header(FileHeader(segment, time.time_ns(), events))
         if os.pread(self._descriptor, 8, 0) != header[: min(size, 8)]:
             raise RecordingError("it is no recording")
         self.repaired_bytes = size
         os.ftruncate(self._descriptor, 0)
         _write_all(self._descriptor, [header], 0)
-        self._encoder = RecordEncoder(FILE_HEADER_BYTES, **self._checkpoint)
-        self._segment = 0
-        self._first_event = 0
+        self._encoder = RecordEncoder(FILE_HEADER_BYTES, events=events, **self._checkpoint)
+        self._segment = segment
+        self._first_event = events
         self._remember()
 
     def _go_on(self, size: int) -> None:
@@ -214,9 +225,13 @@ class Writer:
             return
         try:
             self.rotate()
-        except OSError as error:
+        except SyncError:
+            # That is no matter of the new file.
+            raise
+        except (OSError, RecordingError) as error:
             self._not_before = time.monotonic() + _ROTATE_AGAIN_S
-            _log.warning("%s: no new file can be begun, the old one grows on: %s", self.path, error.strerror)
+            reason = getattr(error, "strerror", None) or error
+            _log.warning("%s: no new file can be begun, the old one grows on: %s", self.path, reason)
 
     def rotate(self) -> None:
         """Finish the file, and go on in another one."""
@@ -225,12 +240,16 @@ class Writer:
         following.time_ns = self._encoder.time_ns
         following.add_facts(RecordKind.START, {**(self._start or {}), "epoch": self._encoder.epoch})
         following.seq = self._encoder.seq
+        finished = segment_path(self.path, self._segment)
+        for each in (finished, finished + ZSTD_SUFFIX):
+            if os.path.lexists(each):
+                raise FileExistsError(errno.EEXIST, f"{each} is there, of another recording", each)
         descriptor = -1
         try:
             descriptor = open_locked(_next_path(self.path), os.O_TRUNC)
             _write_all(descriptor, [encode_file_header(header), *following.take()], 0)
             self.finish()
-            os.rename(self.path, segment_path(self.path, self._segment))
+            os.rename(self.path, finished)
             os.rename(_next_path(self.path), self.path)
         except OSError:
             if descriptor >= 0:
@@ -239,7 +258,6 @@ class Writer:
                     os.unlink(_next_path(self.path))
             raise
         os.close(self._descriptor)
-        finished = segment_path(self.path, self._segment)
         self._descriptor, self._encoder = descriptor, following
         self._segment, self._first_event = header.segment, header.events
         self._begun_at = time.monotonic()
@@ -259,8 +277,11 @@ class Writer:
         return about.f_bavail * about.f_frsize >= size_bytes
 
     def sync(self) -> None:
-        """Have everything on disk."""
-        os.fdatasync(self._descriptor)
+        """Have everything on disk. Raises SyncError."""
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise SyncError(error.errno, error.strerror) from error
         self.is_dirty = False
         self._synced_at = time.monotonic()
 
@@ -296,6 +317,18 @@ class Writer:
 
 def _next_path(path: str) -> str:
     return path + ".next"
+
+
+def _end_of(finished: list[str]) -> tuple[int, int]:
+    """The number of the file that follows these, and how many events are in the recording before it."""
+    if not finished:
+        return 0, 0
+    reader = Reader(finished[-1], one_file=True)
+    events = reader.header().events
+    for item in reader:
+        if isinstance(item, Frame):
+            events = item.first - 1 + item.events
+    return segment_number(finished[-1]) + 1, events
 
 
 def _reader(descriptor: int) -> Callable[[int, int], bytes]:

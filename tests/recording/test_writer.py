@@ -17,8 +17,8 @@ from eventsh.recording.format import RecordKind
 from eventsh.recording.frames import Frame
 from eventsh.recording.reader import Reader, Start
 from eventsh.recording.recorder import Recorder, RecorderOptions
-from eventsh.recording.segments import segment_paths
-from eventsh.recording.writer import Limits, Writer
+from eventsh.recording.segments import Compressor, segment_paths
+from eventsh.recording.writer import Limits, Writer, open_locked
 from tests.recording.sample import (
     EPOCH,
     SECOND,
@@ -168,6 +168,142 @@ def test_killed_in_the_midst_of_a_rotation_nothing_is_lost(tmp_path):
     assert [event.seq for event in events(items(path))] == list(range(1, 52))
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_where_the_last_file_was_moved_away_the_next_one_follows_those_that_are_left(tmp_path, is_packed):
+    path = tmp_path / "a.evlog"
+    limits = Limits(max_bytes=4096)
+    write(path, [frame(number, "x" * 200) for number in range(1, 51)], limits=limits)
+    path.rename(tmp_path / "incident.evlog")
+    before = [event.seq for event in events(items(path))]
+    if is_packed:
+        pack_all(path)
+    write(path, [frame(number, "y" * 200) for number in range(1, 51)], limits=limits, epoch=6)
+    found = items(path)
+    assert not damages(found)
+    assert [event.seq for event in events(found)] == [*before, *range(1, 51)]
+    assert [item.first for item in found if isinstance(item, Frame)] == list(range(1, len(before) + 51))
+    with pytest.raises(RecordingError, match="files of an older recording are there"):
+        Writer(str(tmp_path / "a.evlog"), fresh=path.unlink() is None)
+
+
+def pack_all(path):
+    compressor = Compressor()
+    compressor.take_up(str(path))
+    wait_until(lambda: not list(path.parent.glob("*.????.evlog")), "all are compressed")
+    compressor.close()
+
+
+@pytest.mark.parametrize("name", ["a.0000.evlog", "a.0000.evlog.zst"])
+def test_a_rotation_never_replaces_a_file_that_is_there(tmp_path, name):
+    path = tmp_path / "a.evlog"
+    write(path, [frame(1, "x")])
+    (tmp_path / name).write_bytes(b"another one's")
+    write(path, [frame(number, "x" * 200) for number in range(2, 51)], limits=Limits(max_bytes=4096))
+    assert (tmp_path / name).read_bytes() == b"another one's"
+    assert [event.seq for event in events(items(path, one_file=True))] == list(range(1, 51))
+
+
+def test_while_another_process_has_the_next_file_the_old_one_grows_on(tmp_path):
+    path = tmp_path / "a.evlog"
+    recorder = Recorder(str(path), START, RecorderOptions(limits=Limits(max_bytes=4096)))
+    other = open_locked(f"{path}.next", 0)
+    for number in range(1, 51):
+        recorder.take(frame(number, "x" * 200))
+    wait_until(lambda: recorder.status()["events"] == 50, "all are written")
+    recorder.close()
+    os.close(other)
+    assert [event.seq for event in events(items(path))] == list(range(1, 51))
+
+
+def test_an_error_of_the_disk_in_a_rotation_is_a_hole_of_unknown_size(tmp_path, monkeypatch, caplog):
+    real = os.fdatasync
+    is_broken = False
+
+    def fdatasync(descriptor):
+        if is_broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    path = tmp_path / "a.evlog"
+    recorder = Recorder(str(path), START, RecorderOptions(limits=Limits(max_bytes=4096)))
+    is_broken = True
+    for number in range(1, 31):
+        recorder.take(frame(number, "x" * 200))
+    wait_until(lambda: recorder.status()["state"] == "paused", "it pauses")
+    is_broken = False
+    wait_until(lambda: recorder.status()["state"] == "recording", "it goes on")
+    recorder.close()
+    found = items(path)
+    assert not damages(found)
+    (hole,) = notes(found, RecordKind.HOLE)
+    assert (hole["missed"], hole["reason"]) == (None, os.strerror(errno.EIO))
+    assert "no new file" not in caplog.text
+
+
+def test_what_is_rotated_and_compressed_while_it_is_read_is_read_to_the_end(tmp_path):
+    path = tmp_path / "a.evlog"
+    writer = Writer(str(path), fsync="never", checkpoint_bytes=500)
+    writer.start(START)
+    for number in range(1, 4):
+        writer.write((frame(10 * number + each, "x" * 200), -1) for each in range(10))
+        if number < 3:
+            writer.rotate()
+    whole = Reader(str(path))
+    late = Reader(str(path), start=Start(partial(is_before, 35)))
+    under_way = iter(Reader(str(path)))
+    first = next(item for item in under_way if isinstance(item, Frame))
+    writer.rotate()
+    writer.write([(frame(40, "new"), -1)])
+    pack_all(path)
+    assert [event.seq for event in events([first, *under_way])] == [*range(10, 41)]
+    found = list(whole)
+    assert not damages(found)
+    assert [event.seq for event in events(found)] == [*range(10, 41)]
+    seqs = [event.seq for event in events(late)]
+    assert seqs[0] <= 35
+    assert seqs[-1] == 40
+    writer.close()
+
+
+def test_a_file_that_is_rotated_before_it_is_opened_is_not_passed_over(tmp_path):
+    path = tmp_path / "a.evlog"
+    writer = Writer(str(path), fsync="never")
+    writer.start(START)
+    writer.write([(frame(1, "x"), -1)])
+    reader = Reader(str(path))
+    writer.rotate()
+    writer.write([(frame(2, "x"), -1)])
+    assert [event.seq for event in events(reader)] == [1, 2]
+    writer.close()
+
+
+def test_what_an_earlier_process_left_uncompressed_is_compressed(tmp_path):
+    path = tmp_path / "a.evlog"
+    write(path, [frame(number, "x" * 200) for number in range(1, 51)], limits=Limits(max_bytes=4096))
+    (tmp_path / "a.0001.evlog.zst.part").write_bytes(b"begun")
+    recorder = Recorder(str(path), START, RecorderOptions(compress=True))
+    wait_until(lambda: not list(tmp_path.glob("*.????.evlog")), "all are compressed")
+    recorder.close()
+    assert not list(tmp_path.glob("*.part"))
+    assert [event.seq for event in events(items(path))] == list(range(1, 51))
+
+
+def test_a_file_that_can_not_be_compressed_stops_nothing(tmp_path):
+    (tmp_path / "a.evlog.zst").write_bytes(b"another one's")
+    for name in "ab":
+        write(tmp_path / f"{name}.evlog", [frame(1, "x")])
+    compressor = Compressor()
+    # A path that no system takes is no OSError.
+    compressor.add(f"{tmp_path}/\0")
+    compressor.add(str(tmp_path / "a.evlog"))
+    wait_until(lambda: "is there already" in (compressor.error or ""), "it is told")
+    assert (tmp_path / "a.evlog.zst").read_bytes() == b"another one's"
+    compressor.add(str(tmp_path / "b.evlog"))
+    wait_until(lambda: not (tmp_path / "b.evlog").exists(), "the next one is compressed")
+    compressor.close()
+
+
 def test_finished_files_are_compressed_and_read_as_before(tmp_path):
     path = tmp_path / "a.evlog"
     recorder = Recorder(str(path), START, RecorderOptions(limits=Limits(max_bytes=8192), compress=True))
@@ -290,6 +426,61 @@ def test_on_an_error_recording_pauses_and_goes_on_with_the_hole_recorded(tmp_pat
     assert hole["reason"] in ("the disk is full", os.strerror(errno.EIO))
     assert [marker["name"] for marker in notes(found, RecordKind.MARKER)] == ["meanwhile"]
     assert (recorder.missed, recorder.holes) == (3, 1)
+
+
+def test_a_hole_is_written_once_even_if_going_on_fails_again(tmp_path, monkeypatch):
+    disk = Disk(monkeypatch)
+    path = tmp_path / "a.evlog"
+    recorder = Recorder(str(path), START)
+    disk.full = True
+    recorder.take(frame(1, "lost"))
+    wait_until(lambda: recorder.status()["state"] == "paused", "it pauses")
+    recorder.add(RecordKind.MARKER, {"name": "meanwhile", "time_ns": 1})
+    real = Writer.add
+    refused = threading.Event()
+
+    def add(writer, kind, facts):
+        if kind is RecordKind.MARKER and not refused.is_set():
+            refused.set()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(writer, kind, facts)
+
+    monkeypatch.setattr(Writer, "add", add)
+    disk.full = False
+    assert refused.wait(DEADLINE_S)
+    recorder.take(frame(2, "lost too"))
+    wait_until(lambda: recorder.status()["state"] == "recording", "it goes on")
+    recorder.close()
+    found = items(path)
+    assert [(hole["missed"], hole["last_seq"]) for hole in notes(found, RecordKind.HOLE)] == [(1, 1), (1, 2)]
+    assert (recorder.missed, recorder.holes) == (2, 2)
+    assert len(notes(found, RecordKind.MARKER)) == 1
+
+
+def test_with_always_nothing_that_waits_for_a_slow_disk_counts_as_on_disk(tmp_path, monkeypatch):
+    go_on = threading.Event()
+    real = os.pwritev
+
+    def slow(descriptor, parts, offset):
+        go_on.wait(DEADLINE_S)
+        return real(descriptor, parts, offset)
+
+    path = tmp_path / "a.evlog"
+    changes = threading.Semaphore(0)
+    options = RecorderOptions(fsync="always", pending_bytes=5000)
+    recorder = Recorder(str(path), START, options, on_change=changes.release)
+    monkeypatch.setattr(os, "pwritev", slow)
+    for number in range(1, 51):
+        recorder.take(frame(number, "x" * 500))
+    assert recorder.status()["state"] == "paused"
+    assert recorder.synced == 0
+    go_on.set()
+    # Without anything further: the hole, too, is written by itself.
+    wait_until(lambda: recorder.synced == 50, "all is on disk or accounted for")
+    assert changes.acquire(timeout=DEADLINE_S)
+    (hole,) = notes(items(path), RecordKind.HOLE)
+    assert hole["last_seq"] == 50
+    recorder.close()
 
 
 def test_a_disk_that_is_too_slow_costs_a_hole_and_no_memory(tmp_path, monkeypatch):
