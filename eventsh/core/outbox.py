@@ -125,9 +125,9 @@ class Outbox:
         return self.number - self.confirmed
 
     @property
-    def has_closed_batch(self) -> bool:
-        """Whether a batch waits that will not grow any more."""
-        return len(self._unsent) > 0
+    def closed_batches(self) -> int:
+        """How many batches wait that will not grow any more."""
+        return len(self._unsent)
 
     @property
     def has_open_batch(self) -> bool:

@@ -46,6 +46,8 @@ _REPORT_CHARS = 4000
 # Deliveries are dispatched for this long before the loop gets its turn: acks leave, and an application that shares the
 # loop stays responsive.
 _PUMP_BUDGET_S = 0.005
+# So many full batches leave while the program still posts: two take a tenth less of the broker's time than one.
+_BATCHES_AT_ONCE = 2
 # What a post may wait for others to go with it, where much is under way already.
 _COMPANY_S = 0.001
 # "Received" is acknowledged at once, for posters wait for it. "Handled" only makes room in a queue, so it may wait for
@@ -350,7 +352,7 @@ class Client:
 
     def wake(self) -> None:
         """Something was posted: send it at the end of the loop's turn. Callable in any thread, under the lock."""
-        if not self._is_shared and self.session.outbox.has_closed_batch:
+        if not self._is_shared and self.session.outbox.closed_batches >= _BATCHES_AT_ONCE:
             # A program that posts without giving the loop its turn would else keep the workers waiting until it does.
             self.flush()
         elif not self._woken:
