@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-__all__ = ["Command", "Group", "UsageException"]
+__all__ = ["Command", "Group", "UsageException", "build_plugged"]
 
 # The base of what a wrong line raises. Older versions of typer have it from click, newer ones bring their own.
 UsageException: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -51,7 +51,7 @@ class Group(_Examples, TyperGroup):
             manager.load()
             found = [functions for functions in manager.call("eventsh_cli_commands") if isinstance(functions, Mapping)]
             self._plugged = {
-                name: _build_plugged(name, function)
+                name: build_plugged(name, function)
                 for functions in found
                 for name, function in functions.items()
                 if callable(function)
@@ -59,7 +59,7 @@ class Group(_Examples, TyperGroup):
         return self._plugged
 
 
-def _build_plugged(name: str, function: Callable[..., Any]) -> Any:
+def build_plugged(name: str, function: Callable[..., Any]) -> Any:
     """With typer's own parsing: a plugin's parameters may be of any type."""
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
     app.command(name)(function)

@@ -16,6 +16,7 @@ import typer
 
 from eventsh.cli.parameters import Json, read_whole
 from eventsh.cli.report import columns, say, say_json
+from eventsh.cli.terminal import leave_interrupts
 from eventsh.errors import UsageError
 from eventsh.escape import escape, render_data
 
@@ -267,15 +268,16 @@ def _pager() -> Iterator[Any]:
     process = subprocess.Popen(command, shell=True, stdin=subprocess.PIPE, text=True, errors="backslashreplace")
     assert process.stdin is not None
     stdin = process.stdin
-    try:
-        yield lambda line: stdin.write(line + "\n")
-    except BrokenPipeError:
-        # Whoever reads has seen enough.
-        pass
-    finally:
-        with suppress(BrokenPipeError):
-            stdin.close()
-        process.wait()
+    with leave_interrupts(lambda: process.poll() is None):
+        try:
+            yield lambda line: stdin.write(line + "\n")
+        except BrokenPipeError:
+            # Whoever reads has seen enough.
+            pass
+        finally:
+            with suppress(BrokenPipeError):
+                stdin.close()
+            process.wait()
 
 
 # --- stats, verify, diff ---

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from typing import TextIO
 
+from eventsh.cli.terminal import leave_interrupts
 from eventsh.errors import UsageError
 
 __all__ = ["page", "run_system"]
@@ -17,12 +19,12 @@ __all__ = ["page", "run_system"]
 _LESS = ("less", "-FRX")
 
 
-def run_system(command: str, stdin: str | None = None) -> int:
-    """Run a command of the system's shell on this terminal, with `stdin` as its input; gives its exit status."""
+def run_system(command: str, stdin: bytes | None = None) -> int:
+    """Run a command of the system's shell on this terminal, with `stdin` as its input; gives its exit status. Raises
+    KeyboardInterrupt when Ctrl-C ended it."""
     if not command:
         raise UsageError("a command of the system's shell is missing")
-    done = subprocess.run(["/bin/sh", "-c", command], input=None if stdin is None else stdin.encode(), check=False)
-    return done.returncode if done.returncode >= 0 else 128 - done.returncode
+    return _run(["/bin/sh", "-c", command], stdin)
 
 
 def page(text: str, stream: TextIO, *, wanted: bool) -> None:
@@ -34,7 +36,16 @@ def page(text: str, stream: TextIO, *, wanted: bool) -> None:
         return
     stream.flush()
     # Who leaves the pager before the end has seen enough.
-    subprocess.run(pager, input=text.encode(errors="backslashreplace"), check=False)
+    _run(pager, text.encode(errors="backslashreplace"))
+
+
+def _run(command: list[str], stdin: bytes | None) -> int:
+    with leave_interrupts() as interrupts:
+        ended = subprocess.run(command, input=stdin, check=False).returncode
+    status = ended if ended >= 0 else 128 - ended
+    if interrupts and status == 128 + signal.SIGINT:
+        raise KeyboardInterrupt
+    return status
 
 
 def _pager() -> list[str] | None:

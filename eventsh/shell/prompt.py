@@ -70,7 +70,7 @@ def run_prompt(shell: Shell, attach: Callable[[], dict[str, Any] | None]) -> int
         _welcome(shell, answer)
     session = make_session(shell, _history())
     shell.history = lambda: list(session.history.get_strings())
-    shell.columns = lambda: session.output.get_size().columns
+    shell.columns = lambda: _columns(shell)
     with patch_stdout(raw=True):
         while True:
             try:
@@ -86,6 +86,14 @@ def run_prompt(shell: Shell, attach: Callable[[], dict[str, Any] | None]) -> int
             except KeyboardInterrupt:
                 # In the moment between two commands.
                 continue
+
+
+def _columns(shell: Shell) -> int:
+    """Of the terminal itself: what is printed may be kept for a pager meanwhile."""
+    try:
+        return os.get_terminal_size(shell.stdout.fileno()).columns
+    except OSError:
+        return 80
 
 
 def _welcome(shell: Shell, answer: dict[str, Any] | None) -> None:
@@ -201,9 +209,9 @@ def _short(text: str, width: int) -> str:
 def _history() -> History:
     """The lines that were typed in earlier shells, in a file of the user's own."""
     state = os.environ.get("XDG_STATE_HOME", "")
-    directory = Path(state if os.path.isabs(state) else Path.home() / ".local" / "state") / "eventsh"
-    path = directory / "history"
     try:
+        directory = Path(state if os.path.isabs(state) else Path.home() / ".local" / "state") / "eventsh"
+        path = directory / "history"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
@@ -211,8 +219,8 @@ def _history() -> History:
                 os.fchmod(descriptor, 0o600)
         finally:
             os.close(descriptor)
-    except OSError:
-        # A home that can't be written to is no reason not to have a shell.
+    except (OSError, RuntimeError):
+        # A home that nobody knows, or that can't be written to, is no reason not to have a shell.
         return InMemoryHistory()
     return _QuietHistory(str(path))
 

@@ -14,7 +14,7 @@ from typing import Any
 import typer
 from typer.main import get_command
 
-from eventsh.cli.command import Command, UsageException
+from eventsh.cli.command import Command, UsageException, build_plugged
 from eventsh.cli.verbs import VERBS as COMMAND_LINE
 from eventsh.cli.verbs import load_verb
 from eventsh.errors import UsageError
@@ -27,6 +27,8 @@ __all__ = ["CODE", "Verb", "Verbs"]
 CODE = "eventsh.code"
 # A verb of the command line that the shell is, or whose output never ends.
 _NOT_HERE = frozenset({"serve", "shell", "tail"})
+# It has a pager of its own.
+_PAGES_ITSELF = frozenset({"log"})
 # What may be longer than the screen, and is shown when it is complete.
 _PAGED = frozenset({"status", "handlers", "workers", "help", "history"})
 
@@ -62,6 +64,10 @@ class Verb:
     @property
     def is_paged(self) -> bool:
         return self.name in _PAGED
+
+    @property
+    def pages_itself(self) -> bool:
+        return self.name in _PAGES_ITSELF
 
     @cached_property
     def command(self) -> Any:
@@ -139,6 +145,14 @@ class Verb:
         return options, arguments
 
 
+class PluginVerb(Verb):
+    """One of a plugin's."""
+
+    @cached_property
+    def command(self) -> Any:
+        return build_plugged(self.name, self.function)
+
+
 class Verbs:
     """All verbs of a shell, by name: its own, those of the command line, those of plugins."""
 
@@ -171,10 +185,12 @@ class Verbs:
         manager = plugins()
         manager.load()
         for found in manager.call("eventsh_shell_commands"):
+            if not isinstance(found, Mapping):
+                continue
             for name, function in found.items():
                 # A plugin can't take the place of what people know.
                 if name not in self._verbs and callable(function):
-                    self._verbs[name] = Verb(name, partial(_identity, (function, "")))
+                    self._verbs[name] = PluginVerb(name, partial(_identity, (function, "")))
 
 
 def _identity(found: _Loaded) -> _Loaded:

@@ -11,10 +11,11 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from eventsh.commands.outcome import advice, exit_status
@@ -45,6 +46,10 @@ _MAX_DEPTH = 20
 _FAILED = re.compile(r"handler (.*) \((.*:\d+)\) failed on event ")
 # Completion asks at every key, and handlers seldom change.
 _LEARN_EACH_S = 5.0
+# What is shown while a program has the terminal waits for its end, so many texts of it.
+_MAX_HELD = 1000
+
+_log = logging.getLogger(__name__)
 
 
 class Leave(Exception):
@@ -78,6 +83,10 @@ class Shell:
         self.stdout = stdout
         self.is_closing = False
         self._depth = 0
+        # None while nobody else has the terminal; else what was to be shown, and how many texts more.
+        self._held: list[str] | None = None
+        self._held_back = 0
+        self._holding = threading.Lock()
         self._learn_after = 0.0
         self._pool_lines = Sampler(lambda: 5 * self.settings.rate)
 
@@ -100,6 +109,14 @@ class Shell:
             if not self.is_interactive:
                 raise
             return INTERRUPTED
+        except Leave:
+            raise
+        # Whatever the code of a plugin does: the shell, its pool and its handlers go on.
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+            _log.debug("%r failed", text, exc_info=True)
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+            return self._complain(place + what, 1)
 
     def run_lines(self, lines: list[tuple[int, str]], name: str) -> int:
         """Run the lines of a script with their numbers, until one fails; gives its exit status."""
@@ -146,17 +163,21 @@ class Shell:
         if not stripped or stripped.startswith("#"):
             return 0
         if stripped.startswith("!"):
-            return run_system(stripped[1:].strip())
+            with self._hold():
+                return run_system(stripped[1:].strip())
         line = parse_line(text, self.verbs.code_verbs)
         verb = self._find(line)
         if line.pipe is not None:
-            buffer = io.StringIO()
-            with redirect_output(buffer):
+            sink = _make_sink()
+            with redirect_output(sink):
                 status = verb.run(line, self)
-            return status or run_system(line.pipe, buffer.getvalue())
+            # Also what is not all well is worth to be looked at: a status of its own does not mean that there is nothing.
+            with self._hold():
+                end = run_system(line.pipe, _written(sink))
+            return status or end
         if verb.is_paged and self.is_interactive:
             return self._page(verb, line)
-        with redirect_output(self.stdout):
+        with redirect_output(self.stdout), self._hold() if verb.pages_itself else nullcontext():
             return verb.run(line, self)
 
     def _find(self, line: Line) -> Verb:
@@ -171,12 +192,32 @@ class Shell:
         return verb
 
     def _page(self, verb: Verb, line: Line) -> int:
-        buffer = io.StringIO()
+        sink = _make_sink()
         try:
-            with redirect_output(buffer):
+            with redirect_output(sink):
                 return verb.run(line, self)
         finally:
-            page(buffer.getvalue(), self.stdout, wanted=self.settings.pager)
+            with self._hold():
+                page(_written(sink).decode(), self.stdout, wanted=self.settings.pager)
+
+    @contextmanager
+    def _hold(self) -> Iterator[None]:
+        """Another program has the terminal: what is shown meanwhile is shown when it has ended."""
+        if not self.is_interactive:
+            yield
+            return
+        with self._holding:
+            self._held = []
+        try:
+            yield
+        finally:
+            with self._holding:
+                held, self._held = self._held, None
+                more, self._held_back = self._held_back, 0
+            for text in held:
+                self.show(text)
+            if more:
+                self.show(self.paint("dim", f"… {more:,} more, not shown: another program had the terminal"))
 
     def _complain(self, message: str, status: int) -> int:
         if self.is_interactive:
@@ -192,6 +233,13 @@ class Shell:
 
     def show(self, text: str) -> None:
         """Show lines above the prompt. What comes from events is escaped by the caller."""
+        with self._holding:
+            if self._held is not None:
+                if len(self._held) < _MAX_HELD:
+                    self._held.append(text)
+                else:
+                    self._held_back += 1
+                return
         # When the terminal is gone, so is who would read.
         with suppress(OSError, ValueError), redirect_output(None):
             sys.stdout.write(text + "\n")
@@ -252,3 +300,14 @@ class Shell:
         head = self.paint("dim", name)
         lines = [escape(line) for line in text.splitlines()]
         self.show("\n".join(f"{head} {self.paint(color, line) if color else line}" for line in lines))
+
+
+def _make_sink() -> io.TextIOWrapper:
+    """What a command prints is kept here; also the bytes that it writes below the text."""
+    return io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace", write_through=True)
+
+
+def _written(sink: io.TextIOWrapper) -> bytes:
+    sink.flush()
+    written: bytes = sink.buffer.getvalue()  # type: ignore[attr-defined]
+    return written

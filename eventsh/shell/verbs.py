@@ -176,7 +176,7 @@ def help_(
     shell: Shell = ctx.obj
     if command is None:
         for verb in shell.verbs.all(with_plugins=True):
-            _say(f"{verb.name:15}{shorten(verb.summary, shell.columns() - 15, placeholder=' …')}")
+            _say(f"{verb.name:15}{shorten(verb.summary, max(shell.columns() - 15, 20), placeholder=' …')}")
         _say("!PROGRAM       Run a program of the system; COMMAND | PROGRAM pipes into one.")
         _say("\nhelp COMMAND tells more. Tab completes, Ctrl-R searches, Ctrl-D leaves.")
         return

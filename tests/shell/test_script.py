@@ -20,6 +20,7 @@ from eventsh.shell.script import read_script
 from eventsh.shell.shell import Shell
 from eventsh.shell.verbs import make_verbs
 from tests.cli.pool import Done, Pool, run, wait_until
+from tests.recording.sample import small_file
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,17 @@ def test_a_pipe_and_the_systems_shell(pool):
     assert (done.status, done.out) == (0, '[{"worker_id":,' + pool.address + "\n")
 
 
+def test_bytes_go_into_a_pipe_and_so_does_what_comes_with_a_bad_status(pool, tmp_path: Path):
+    whole, cut = tmp_path / "whole.evlog", tmp_path / "cut.evlog"
+    whole.write_bytes(small_file())
+    cut.write_bytes(small_file()[:-3])
+    done = shell(pool, f"log cat {whole} | wc -l")
+    assert (done.status, done.err) == (0, "")
+    assert int(done.out) > 0
+    done = shell(pool, f"log verify {cut} | sed s/^/-/")
+    assert (done.status, done.out.startswith(f"-{cut}: DAMAGED")) == (1, True)
+
+
 def test_plugins_add_commands_and_take_none_away(pool, monkeypatch):
     def greet(
         whom: Annotated[str, typer.Argument(metavar="SOURCE", help="Whom.")] = "you",
@@ -138,6 +150,35 @@ def test_plugins_add_commands_and_take_none_away(pool, monkeypatch):
         "No such option: --xyz (see help post)",
     ]
     assert "Greet somebody." in [verb.summary for verb in shell.verbs.all(with_plugins=True)]
+
+
+def test_a_plugin_that_fails_ends_nothing(pool, monkeypatch):
+    def broken(number: int) -> None:
+        """Divide."""
+        print(10 // number)
+
+    class Broken:
+        @hookimpl
+        def eventsh_shell_commands(self):
+            return {"broken": broken}
+
+    class Odd:
+        @hookimpl
+        def eventsh_shell_commands(self):
+            return ["no", "mapping"]
+
+    manager = PluginManager({DISABLE_ENV: "all"})
+    manager.register(Broken(), "broken")
+    manager.register(Odd(), "odd")
+    monkeypatch.setattr(registry, "plugins", lambda: manager)
+    output = io.StringIO()
+    shell = Shell(pool.address, make_verbs(), Paint(False), output, is_interactive=True)
+    assert [shell.run("broken 5"), shell.run("broken 0"), shell.run("broken x")] == [0, 1, 2]
+    lines = output.getvalue().splitlines()
+    assert lines[0] == "2"
+    assert lines[1].startswith("ZeroDivisionError: integer division or modulo by zero (")
+    assert __file__ in lines[1]
+    assert "valid integer" in lines[2]
 
 
 def test_no_broker_is_told_with_the_status_for_it(tmp_path):

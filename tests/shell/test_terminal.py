@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 
 from tests.cli.pool import run, wait_until
 from tests.shell.terminal import PROMPT, Terminal
@@ -143,3 +144,67 @@ def test_a_dumb_terminal_without_colours_has_the_same(open_shell):
     terminal.enter("exit")
     assert terminal.end() == 0
     assert "\x1b[3" not in terminal.raw
+
+
+def test_what_is_longer_than_the_screen_is_shown_in_less(open_shell):
+    terminal = open_shell("shell", "--workers", "1", PAGER="less")
+    terminal.wait(PROMPT)
+    # What fits is not paged: the prompt is there again by itself.
+    terminal.enter("set", "rate", PROMPT)
+    terminal.enter("help", "bench", "\n:")
+    assert "Tab completes" not in terminal.text[terminal.text.rindex("bench") :]
+    # Neither less nor the shell ends by Ctrl-C; q leaves less, and the keys are the shell's again.
+    terminal.type("\x03")
+    terminal.type("G")
+    terminal.wait("help COMMAND tells more", "(END)")
+    assert "interrupted" not in terminal.text
+    terminal.type("q")
+    terminal.enter("set pager off", PROMPT)
+    terminal.enter("help", "bench", "help COMMAND tells more", PROMPT)
+    leave(terminal)
+
+
+# Shows how wide its terminal is, waits for a line, and says what came in.
+PAGER = """\
+import os, sys
+size = os.get_terminal_size(2)
+tty = open("/dev/tty")
+print(f"my pager {size.columns}", flush=True)
+key = tty.readline()
+text = sys.stdin.read()
+print("read", len(text.splitlines()), max(map(len, text.splitlines())) > 80, key.strip(), flush=True)
+"""
+
+
+def test_a_pager_of_ones_own_has_the_terminal_for_itself_at_any_width(open_shell, directory):
+    (directory / "pager.py").write_text(PAGER)
+    pager = f"{sys.executable} {directory}/pager.py"
+    terminal = open_shell("shell", "--workers", "1", PAGER=pager, COLUMNS="")
+    terminal.wait(PROMPT)
+    terminal.enter("tail", "tail is on", PROMPT)
+    address = f"unix:{directory}/run/e.sock"
+    for columns, is_wide in ((120, True), (40, False), (80, False)):
+        terminal.resize(24, columns)
+        terminal.wait_until(lambda: PROMPT.rstrip() in terminal.rows, "the prompt, drawn again")
+        terminal.type("help\r")
+        terminal.wait(f"my pager {columns}")
+        assert run(address, "post", "seen", f"at{columns}", "--wait").status == 0
+        assert f"seen at{columns}" not in terminal.text
+        terminal.type("enough\n")
+        terminal.wait("read ", f"{is_wide} enough", f"seen at{columns}")
+    terminal.resize(24, 80)
+    leave(terminal)
+
+
+def test_a_program_may_do_something_else_at_ctrl_c(open_shell, directory):
+    (directory / "trap.sh").write_text(
+        "trap 'sleep 1; echo still; exit 5' INT\necho begun\nwhile :; do sleep 0.1; done\n"
+    )
+    terminal = open_shell("shell", "--workers", "1")
+    terminal.wait(PROMPT)
+    terminal.enter("!exec sh trap.sh", "begun")
+    terminal.type("\x03")
+    terminal.wait("still", PROMPT)
+    assert "interrupted" not in terminal.text
+    terminal.enter("post a b", "posted 1 event to 1 worker")
+    leave(terminal)
