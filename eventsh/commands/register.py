@@ -10,6 +10,7 @@ import io
 import os
 import tokenize
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import Any
@@ -81,6 +82,10 @@ class Book:
         self._registered: dict[int, Registered] = {}
         self._code: dict[int, str] = {}
 
+    def name_of(self, number: int) -> str:
+        """What the broker, and every other shell, calls the script of this number."""
+        return self._name(number)
+
     @property
     def all(self) -> list[Registered]:
         return list(self._registered.values())
@@ -88,7 +93,7 @@ class Book:
     @property
     def is_in_workers(self) -> bool:
         """Whether anything may come back from workers."""
-        return any(each.workers is not None for each in self._registered.values())
+        return any(each.workers is not None for each in self.all)
 
     def register(
         self,
@@ -113,42 +118,63 @@ class Book:
         """Run a file of handlers, which register themselves. Raises EventError, and nothing has changed."""
         return self._add([], None, file, None, workers=workers, weak=False, keep=keep)
 
-    def unregister(self, number: int) -> Outcome:
-        """Take back what has this number. Raises UsageError."""
+    def unregister(self, number: int) -> dict[int, str]:
+        """Take back what has this number; gives what went wrong, by worker. Raises EventError."""
         found = self._registered.get(number)
         if found is None:
-            known = ", ".join(map(str, self._registered)) or "none"
+            known = ", ".join(str(each.number) for each in self.all) or "none"
             raise UsageError(f"there is no registration {number} of this shell; there are {known}")
-        arguments = {"name": self._name(number)}
+        errors: dict[int, str] = {}
         if found.workers is None:
-            self._local(REMOVE_SCRIPT, arguments)
-            outcome = Outcome(found, 0, {})
+            self._local(REMOVE_SCRIPT, {"name": self._name(number)})
         else:
-            outcome = _outcome(found, self._ask(REMOVE_SCRIPT, arguments))
+            try:
+                errors = self._withdraw(self._name(number), found.workers)
+            except EventError as error:
+                # Another shell took it back.
+                if not _says(error, f"there is no script {self._name(number)}"):
+                    raise
         del self._registered[number], self._code[number]
-        return outcome
+        return errors
+
+    def unregister_name(self, name: str) -> dict[int, str]:
+        """Take back the script of this name in all workers, whichever shell it is of; gives what went wrong, by worker.
+        Raises EventError."""
+        owner, _, number = name.partition(".")
+        if owner == str(self._owner) and int(number) in self._registered:
+            return self.unregister(int(number))
+        return self._withdraw(name, ())
 
     def register_again(self) -> list[tuple[int, str]]:
         """After a broker's death, or a lost connection, which ended them: have the workers get theirs anew. Gives the
         numbers of those that could not be, with the reason."""
         failed = []
-        for number, found in self._registered.items():
-            if found.workers is not None:
-                try:
-                    self._ask(ADD_SCRIPT, self._arguments(found))
-                except EventError as error:
-                    if not (found.keep and "already" in str(error)):
-                        failed.append((number, str(error)))
+        for found in self.all:
+            # Called in a thread of its own, while others are taken back.
+            code = self._code.get(found.number)
+            if found.workers is None or code is None:
+                continue
+            try:
+                self._ask(ADD_SCRIPT, self._arguments(found, code))
+            except EventError as error:
+                if not (found.keep and _says(error, f"there is a script {self._name(found.number)} already")):
+                    failed.append((found.number, str(error)))
+                continue
+            if found.number not in self._registered:
+                # Taken back in between.
+                with suppress(EventError):
+                    self._withdraw(self._name(found.number), found.workers)
         return failed
 
     def find(self, location: str, handler: str) -> int | None:
         """The number of the registration that a handler of this name and location is of, where it runs in workers."""
         name = is_script_location(location)
         file = location.rpartition(":")[0]
-        for number, found in self._registered.items():
-            is_it = name == self._name(number) if name else file == found.file and found.function in (None, handler)
-            if found.workers is not None and is_it:
-                return number
+        # Called in the connection's thread, while the prompt registers.
+        for found in self.all:
+            is_it = name == self._name(found.number) if name else file == found.file
+            if found.workers is not None and is_it and (name or found.function in (None, handler)):
+                return found.number
         return None
 
     def file_of(self, number: int | None) -> str:
@@ -159,9 +185,9 @@ class Book:
     def as_file(self) -> str:
         """A file of handlers with all of it, as `eventsh serve --handlers` takes it."""
         parts = ["import eventsh\n"]
-        if any(found.file is not None for found in self._registered.values()):
+        if any(found.file is not None for found in self.all):
             parts[0] = "import runpy\n\nimport eventsh\n"
-        return "\n\n".join([*parts, *map(_as_source, self._registered.values())])
+        return "\n\n".join([*parts, *map(_as_source, self.all)])
 
     def _add(
         self,
@@ -176,37 +202,45 @@ class Book:
     ) -> Outcome:
         text = _read(file) if file is not None else code or ""
         path = None if file is None else os.path.abspath(os.path.expanduser(file))
-        number = self._last + 1
         source = levels[0] if levels else None
-        found = Registered(number, workers, source, tuple(levels[1:]), code, path, function, weak, keep)
-        self._code[number] = text
-        try:
-            outcome = self._place(found)
-        except BaseException:
-            del self._code[number]
-            raise
-        self._last = number
-        self._registered[number] = found
-        return outcome
+        while True:
+            number = self._last + 1
+            found = Registered(number, workers, source, tuple(levels[1:]), code, path, function, weak, keep)
+            try:
+                outcome = self._place(found, text)
+            except EventError as error:
+                # Of an earlier shell that had this one's pid, and kept it.
+                if not _says(error, f"there is a script {self._name(number)} already"):
+                    raise
+                self._last = number
+                continue
+            self._last = number
+            self._code[number] = text
+            self._registered[number] = found
+            return outcome
 
-    def _place(self, found: Registered) -> Outcome:
-        arguments = self._arguments(found)
+    def _place(self, found: Registered, code: str) -> Outcome:
+        arguments = self._arguments(found, code)
         if found.workers is None:
             answer = self._local(ADD_SCRIPT, arguments)
             if answer["error"] is not None:
                 raise UsageError(answer["error"])
             return Outcome(found, 0, {})
-        outcome = _outcome(found, self._ask(ADD_SCRIPT, arguments))
+        outcome = Outcome(found, *_sorted(self._ask(ADD_SCRIPT, arguments), found.workers))
         if outcome.errors and not outcome.workers:
             # Nowhere: as if it had not been asked for.
             self._ask(REMOVE_SCRIPT, {"name": arguments["name"]})
             raise EventError("; ".join(f"worker {worker}: {error}" for worker, error in outcome.errors.items()))
         return outcome
 
-    def _arguments(self, found: Registered) -> dict[str, Any]:
+    def _withdraw(self, name: str, workers: tuple[int, ...]) -> dict[int, str]:
+        _, errors = _sorted(self._ask(REMOVE_SCRIPT, {"name": name}), workers)
+        return errors
+
+    def _arguments(self, found: Registered, code: str) -> dict[str, Any]:
         return {
             "name": self._name(found.number),
-            "code": self._code[found.number],
+            "code": code,
             "file": found.file,
             "function": found.function,
             "source": found.source,
@@ -246,7 +280,12 @@ def _read(file: str) -> str:
     return text
 
 
-def _outcome(found: Registered, answer: dict[str, Any]) -> Outcome:
+def _says(error: EventError, text: str) -> bool:
+    return text in str(error)
+
+
+def _sorted(answer: dict[str, Any], workers: tuple[int, ...]) -> tuple[int, dict[int, str]]:
+    """How many of those that it is for have done it, and what went wrong in the others."""
     errors: dict[int, str] = {}
     done = 0
     for row in answer["workers"]:
@@ -254,9 +293,9 @@ def _outcome(found: Registered, answer: dict[str, Any]) -> Outcome:
         error = row["error"] or data.get("error")
         if error is None:
             done += 1
-        elif found.workers == () or row["worker_id"] in (found.workers or ()):
+        elif not workers or row["worker_id"] in workers:
             errors[row["worker_id"]] = error
-    return Outcome(found, done, errors)
+    return done, errors
 
 
 def _as_source(found: Registered) -> str:

@@ -80,7 +80,9 @@ class Scripts:
                 pass
             case _:
                 raise UsageError("a script needs a name, code, and where it is to be registered")
-        if len(name) > _MAX_NAME_CHARS or len(code) > _MAX_CODE_CHARS:
+        if len(name) > _MAX_NAME_CHARS:
+            raise UsageError(f"a script's name may have {_MAX_NAME_CHARS} characters, not {len(name)}")
+        if len(code) > _MAX_CODE_CHARS:
             raise UsageError(f"a script may have {_MAX_CODE_CHARS} characters: put it into a file for serve --handlers")
         if name in self._scripts:
             raise UsageError(f"there is a script {name} already")

@@ -221,8 +221,12 @@ class Client:
         """The broker passes on code of an operator, or the end of it."""
         connection = attachment.connection
         assert connection is not None
-        if not self.options.allow_scripts:
-            answer: dict[str, Any] = {"error": "this worker takes no code: allow_scripts is off", "handlers": 0}
+        answer: dict[str, Any]
+        if ask.what != ADD_SCRIPT and self._scripts is None:
+            # What never came here is not missed.
+            answer = {"error": None, "handlers": 0}
+        elif not self.options.allow_scripts:
+            answer = {"error": "this worker takes no code: allow_scripts is off", "handlers": 0}
         elif not is_trusted_peer(self._attacher.transport, connection.peer):
             answer = {"error": "this worker takes code only over a unix socket", "handlers": 0}
         else:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from eventsh.cli.parameters import Json, Timeout, read_seconds, read_whole
 from eventsh.commands.register import Outcome, Registered
+from eventsh.core.scripts import is_script_location
 from eventsh.errors import UsageError
 from eventsh.escape import escape
 from eventsh.shell.registry import CODE
@@ -17,13 +19,18 @@ from eventsh.shell.shell import Shell
 
 __all__ = ["VERBS"]
 
+# Of a script at the broker: its shell's pid, and the number there.
+_NAME = re.compile(r"[0-9]{1,20}\.[0-9]{1,20}")
+
 Workers = Annotated[bool, typer.Option("--workers", "-w", help="In every worker of the pool, not in this shell.")]
 OneWorker = Annotated[
     list[str] | None, typer.Option("--worker", metavar="WORKER", help="In this worker; may be given again.")
 ]
 Keep = Annotated[
     bool,
-    typer.Option("--keep", help="It stays in the workers when this shell ends; what it prints is printed there."),
+    typer.Option(
+        "--keep", help="It stays when this shell ends, as long as the broker lives; what it prints is printed there."
+    ),
 ]
 Source = Annotated[str | None, typer.Argument(metavar="[SOURCE]", help="Of which source; without it, all events.")]
 Events = Annotated[
@@ -75,7 +82,7 @@ def _register(
     words = [word for word in (source, *(events or [])) if word is not None]
     with shell.place_of_code(code or "", start):
         outcome = shell.book.register(words, code, workers=_chosen(workers, worker, keep), weak=weak, keep=keep)
-    _tell(outcome)
+    _tell(shell, outcome)
 
 
 def load(
@@ -88,21 +95,26 @@ def load(
     """Run a file of handlers in this shell, or with --workers in the pool. Gives a number for unregister."""
     shell: Shell = ctx.obj
     shell.working_link()
-    _tell(shell.book.load(file, workers=_chosen(workers, worker, keep), keep=keep))
+    _tell(shell, shell.book.load(file, workers=_chosen(workers, worker, keep), keep=keep))
 
 
 def unregister(
     ctx: typer.Context,
-    number: Annotated[str, typer.Argument(metavar="NUMBER", help="What register or load gave.")],
+    number: Annotated[
+        str, typer.Argument(metavar="NUMBER", help="What register or load gave; or the name of what any shell kept.")
+    ],
 ) -> None:
-    """Take back what was registered."""
+    """Take back what was registered, by its number; what any shell registered with --keep, by its name."""
     shell: Shell = ctx.obj
-    chosen = read_whole("NUMBER", number)
-    assert chosen is not None
-    outcome = shell.book.unregister(chosen)
-    for worker, error in outcome.errors.items():
+    if _NAME.fullmatch(number):
+        errors = shell.book.unregister_name(number)
+    else:
+        chosen = read_whole("NUMBER", number)
+        assert chosen is not None
+        errors = shell.book.unregister(chosen)
+    for worker, error in errors.items():
         _say(f"worker {worker}: {escape(error)}")
-    _say(f"unregistered {chosen}")
+    _say(f"unregistered {number}")
 
 
 def handlers(
@@ -124,11 +136,30 @@ def handlers(
     if save is not None:
         _save(shell, save)
         return
-    show_handlers(ask(shell.address, timeout_s=read_seconds(timeout)), as_json=json)
-    if not json and shell.book.all:
+    answer = ask(shell.address, timeout_s=read_seconds(timeout))
+    show_handlers(answer, as_json=json)
+    if json:
+        return
+    if others := _of_others(shell, answer):
+        _say("\nkept, or of other shells; unregister NAME takes one back:")
+        for name, levels in others.items():
+            _say(f"  {name}  {levels}")
+    if shell.book.all:
         _say("\nregistered by this shell:")
         for found in shell.book.all:
             _say(f"  {found.number:3}  {_levels(found)}  {found.where}  {escape(found.what)}")
+
+
+def _of_others(shell: Shell, workers: list[dict[str, Any]]) -> dict[str, str]:
+    """The scripts that were typed in other shells, by name, with what they are registered for."""
+    own = {shell.book.name_of(found.number) for found in shell.book.all}
+    found: dict[str, str] = {}
+    for handler in (handler for worker in workers for handler in worker["handlers"]):
+        name = is_script_location(handler["location"])
+        if name is not None and name not in own:
+            levels = [handler["source"] or "(all)", handler["event"] or ""]
+            found.setdefault(name, " ".join(map(escape, filter(None, levels))))
+    return found
 
 
 def _save(shell: Shell, path: str) -> None:
@@ -151,14 +182,18 @@ def _chosen(workers: bool, worker: list[str] | None, keep: bool) -> tuple[int, .
     return () if workers else None
 
 
-def _tell(outcome: Outcome) -> None:
+def _tell(shell: Shell, outcome: Outcome) -> None:
     found = outcome.registered
     where = "in this shell"
     if found.workers is not None:
         where = f"in {outcome.workers} worker{'' if outcome.workers == 1 else 's'}"
         if not outcome.workers and not outcome.errors:
             where = "for workers that attach; none is there now"
-    _say(f"registered {found.number} {where}; unregister {found.number} takes it back")
+    if found.keep:
+        name = shell.book.name_of(found.number)
+        _say(f"registered {found.number} {where} until the broker ends; unregister {name} takes it back in any shell")
+    else:
+        _say(f"registered {found.number} {where}; unregister {found.number} takes it back")
     for worker, error in outcome.errors.items():
         _say(f"worker {worker}: {escape(error)}")
 
@@ -182,7 +217,7 @@ register cache purge --workers: print(pid, data)
 register jobs --worker 2 @handlers.py:run""",
     ),
     "register_weak": (register_weak, "register_weak cache purge @handlers.py:purge"),
-    "unregister": (unregister, "unregister 1"),
+    "unregister": (unregister, "unregister 1\nunregister 4711.1"),
     "load": (load, "load handlers.py\nload handlers.py --workers"),
     "handlers": (handlers, "handlers\nhandlers --save handlers.py\nhandlers --json | jq '.[0]'"),
 }

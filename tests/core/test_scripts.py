@@ -185,6 +185,7 @@ def test_a_poster_that_sends_output_breaks_the_protocol():
         ({"code": None}, "a script needs a name, code"),
         ({"events": [1]}, "a script needs"),
         ({"name": ""}, "a script needs"),
+        ({"name": "7" * 101}, "a script's name may have 100 characters, not 101"),
         ({"code": "x" * 300_000}, "may have 262144 characters"),
     ],
 )

@@ -6,12 +6,14 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.pool import Done, Pool, run, wait_until
+from tests.cli.pool import Done, Pool, environment, run, wait_until
 from tests.shell.terminal import Terminal
 
 
@@ -110,11 +112,52 @@ def test_a_file_of_handlers_is_loaded_here_and_in_the_workers(pool, tmp_path: Pa
 
 
 def test_a_handler_that_is_kept_stays_when_the_shell_ends(pool):
-    done = script(pool, "register kept --workers --keep: eventsh.post('test', 'kept', data)\n")
+    done = script(pool, "register kept x --workers --keep: eventsh.post('test', 'kept', data)\nhandlers\n")
     assert (done.status, done.err) == (0, "")
+    told = re.search(
+        r"registered 1 in 2 workers until the broker ends; unregister (\S+) takes it back in any", done.out
+    )
+    assert told is not None
+    assert "of other shells" not in done.out
     assert pool.run("post", "kept", "x", "5", "--wait").status == 0
     wait_until(lambda: sum(map(len, pool.handled("kept").values())) == 4, "both workers posted it to both")
     wait_until(lambda: pool.run("handlers").out.count("(<script ") == 2, "it is still there")
+    name = told[1]
+    done = script(pool, f"handlers\nunregister {name}\nhandlers\nunregister {name}\n")
+    assert done.out.count(f"unregister NAME takes one back:\n  {name}  kept x\n") == 1
+    assert (done.status, f"there is no script {name}" in done.err) == (1, True)
+    assert "script" not in pool.run("handlers").out
+
+
+# A worker of its own that takes no code.
+REFUSING = """
+import sys, eventsh
+eventsh.register(lambda *event: None, "refusing")
+eventsh.configure(broker="never", allow_scripts=False)
+eventsh.wait_ready()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_worker_may_take_no_code_while_the_others_do(pool):
+    process = subprocess.Popen(
+        [sys.executable, "-c", REFUSING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(pool.address),
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        done = script(pool, "register here x --workers: print('got', data)\npost here x 5 --wait\nunregister 1\n")
+        assert (done.status, done.err) == (0, "")
+        assert lines(done) == ["[worker 0] got 5", "[worker 1] got 5"]
+        assert "registered 1 in 2 workers" in done.out
+        assert done.out.count("worker 2: this worker takes no code: allow_scripts is off\n") == 1
+    finally:
+        process.communicate()
 
 
 def test_a_worker_that_is_restarted_gets_it_again_and_so_does_a_new_broker(open_shell, directory: Path):
