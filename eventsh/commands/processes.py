@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 from eventsh.commands.status import status
@@ -38,7 +39,7 @@ def kill(address: str | None, worker: int, signal_name: str) -> int:
 
 
 def pause(address: str | None, worker: int | None) -> dict[int, int]:
-    """Stop a worker, or all, until `resume`; gives the pids by worker. Raises EventError."""
+    """Stop a worker, or all, until `resume`; gives the pids by worker. Raises EventError, and none is stopped by it."""
     return _signal_all(address, worker, signal.SIGSTOP)
 
 
@@ -49,8 +50,17 @@ def resume(address: str | None, worker: int | None) -> dict[int, int]:
 
 def _signal_all(address: str | None, worker: int | None, number: signal.Signals) -> dict[int, int]:
     found = {row["worker_id"]: row["pid"] for row in _workers(address, worker)}
-    for worker_id, pid in found.items():
-        _signal(pid, number, f"worker {worker_id}")
+    done: list[int] = []
+    try:
+        for worker_id, pid in found.items():
+            _signal(pid, number, f"worker {worker_id}")
+            done.append(pid)
+    except BaseException:
+        # Who asked for it does not get to know which are stopped, and would leave them so.
+        for pid in done if number is signal.SIGSTOP else ():
+            with suppress(OSError):
+                os.kill(pid, signal.SIGCONT)
+        raise
     return found
 
 

@@ -38,6 +38,7 @@ def run_shell(
     is_interactive = commands is None and sys.stdin.isatty() and sys.stdout.isatty()
     paint = Paint(wants_color(sys.stdout, os.environ))
     shell = Shell(found, make_verbs(), paint, sys.stdout, is_interactive=is_interactive)
+    shell.attach = lambda: _attach(shell)
     _log_here(shell)
     try:
         if is_interactive:
@@ -83,12 +84,21 @@ def _open(shell: Shell, workers: int | None, handlers: Sequence[str]) -> dict[st
         if not _offer_pool(shell, error):
             return None
         answer = status(shell.address, timeout_s=_TIMEOUT_S)
+    _attach(shell)
+    return answer
+
+
+def _attach(shell: Shell) -> None:
+    """Attach to the broker that is there. Raises EventError."""
+    # Tells at once when there is none; the connection would wait for one.
+    status(shell.address, timeout_s=_TIMEOUT_S)
     from eventsh.shell.link import Link
 
-    link = Link(shell.address, shell.watcher, lambda attached: _tell_state(shell, attached))
+    link = Link(
+        shell.address, shell.watcher, on_state=lambda attached: _tell_state(shell, attached), on_look=shell.tick
+    )
     link.open()
     shell.link = link
-    return answer
 
 
 def _tell_state(shell: Shell, attached: bool) -> None:

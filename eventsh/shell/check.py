@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from eventsh.runtime.code import CodeError, is_complete_code, parse_code
 from eventsh.shell.line import Line, Word, parse_line
-from eventsh.shell.registry import Verbs
+from eventsh.shell.registry import Verbs, takes_text
 
 __all__ = ["Fault", "find_fault", "goes_on"]
 
@@ -47,7 +47,10 @@ def find_fault(text: str, verbs: Verbs) -> Fault | None:
     if verb is None:
         return None
     words = line.words[1:]
-    for word, kind in zip(words, verb.kinds(words), strict=True):
+    kinds = verb.kinds(words)
+    if takes_text(words, kinds):
+        return None
+    for word, kind in zip(words, kinds, strict=True):
         if kind == "DATA" and (fault := _find_json_fault(word)) is not None:
             return fault
     return None
@@ -68,10 +71,10 @@ def _find_json_fault(word: Word) -> Fault | None:
     """In `{...}`, `[...]`, `<...>`, a string, or the value of a `key:=` pair."""
     data, start = word.data, word.start
     if not data.startswith(("{", "[", "<", '"')):
-        key, found, data = data.partition(":=")
-        if not found:
+        key, _, data = data.partition("=")
+        if not key.endswith(":"):
             return None
-        start += len(key) + 2
+        start += len(key) + 1
         if not data.strip():
             return None
     if data.startswith("<"):
@@ -83,6 +86,9 @@ def _find_json_fault(word: Word) -> Fault | None:
         if word.is_open and _is_end(error, data):
             return None
         return Fault(start + min(error.pos, len(data)), f"JSON: {_plain(error.msg)}")
+    except (ValueError, RecursionError):
+        # A number of more digits, or more brackets, than Python reads: the command has the words for it.
+        return None
     return None
 
 

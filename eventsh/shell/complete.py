@@ -12,6 +12,7 @@ from prompt_toolkit.completion import Completer, Completion
 
 from eventsh.escape import escape
 from eventsh.shell.line import Line, Word, parse_line
+from eventsh.shell.registry import FILES
 from eventsh.shell.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _values(verb: Verb, line: Line, word: Word, shell: Shell) -> Iterator[Candid
         for text, about in source(shell, _named(verb, words)):
             if text.startswith(word.text):
                 yield Candidate(_quoted(text), word.start, about)
-    elif kind in ("FILE", "FILE_OR_MODULE"):
+    elif kind in FILES:
         yield from (Candidate(_quoted(path), word.start) for path in _files(word.text))
 
 

@@ -41,9 +41,11 @@ class Figures:
 
 class Link:
     """One attachment to one address, until `close`. `on_state` is told, in the connection's thread, when the connection is
-    lost and when there is another."""
+    lost and when there is another; `on_look` is called there each second."""
 
-    def __init__(self, address: str, watcher: Watcher, on_state: Callable[[bool], None]) -> None:
+    def __init__(
+        self, address: str, watcher: Watcher, *, on_state: Callable[[bool], None], on_look: Callable[[], None]
+    ) -> None:
         self.address = address
         self.figures = Figures()
         self.workers: list[dict[str, Any]] = []
@@ -51,6 +53,7 @@ class Link:
         self._events = default_events()
         self._bus = default_bus()
         self._on_state = on_state
+        self._on_look = on_look
         self._looking: Any = None
         self._scripts: Scripts | None = None
         self._last: tuple[int, int, float] | None = None
@@ -115,7 +118,7 @@ class Link:
             except EventError:
                 self.figures = replace(self.figures, is_attached=False, events_per_s=0.0)
                 self._last = None
-            self._watcher.tick()
+            self._on_look()
             await asyncio.sleep(_LOOK_EACH_S)
 
     def _take_status(self, status: dict[str, Any], now: float) -> None:

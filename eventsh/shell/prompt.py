@@ -102,7 +102,7 @@ def _welcome(shell: Shell, answer: dict[str, Any] | None) -> None:
 
     say(f"eventsh {__version__}; help lists the commands, Tab completes, Ctrl-D leaves")
     if answer is None:
-        say("not attached: posts and questions fail until a broker runs there")
+        say("not attached: no broker runs there; tail, or whatever needs one, attaches when there is one")
         return
     answer["broker"]["address"] = shell.address
     show_status(answer, as_json=False)

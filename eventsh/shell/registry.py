@@ -7,6 +7,7 @@ with: SOURCE, EVENT, WORKER, FILE. Knows nothing of a terminal.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
@@ -21,7 +22,7 @@ from eventsh.errors import UsageError
 from eventsh.plugins import plugins
 from eventsh.shell.line import Line, Word
 
-__all__ = ["CODE", "Verb", "Verbs"]
+__all__ = ["CODE", "FILES", "Verb", "Verbs", "takes_text"]
 
 # Where a verb that takes code finds it: in the `meta` of its context, as the text and its place in the line.
 CODE = "eventsh.code"
@@ -31,6 +32,9 @@ _NOT_HERE = frozenset({"serve", "shell", "tail"})
 _PAGES_ITSELF = frozenset({"log"})
 # What may be longer than the screen, and is shown when it is complete.
 _PAGED = frozenset({"status", "handlers", "workers", "help", "history"})
+
+# What a parameter is called that is the name of a file.
+FILES = frozenset({"FILE", "FILE_OR_MODULE"})
 
 _Loaded = tuple[Callable[..., int | None], str]
 
@@ -90,10 +94,20 @@ class Verb:
             raise UsageError(f"{text} (see help {self.name})") from None
 
     def arguments(self, line: Line) -> list[str]:
-        """The words behind the verb, each as its parameter wants it: data keeps the quotes that make it a string."""
+        """The words behind the verb, each as its parameter wants it: data keeps the quotes that make it a string, unless it
+        is a plain text, and `~` is the home in the name of a file."""
         words = line.words[1:]
         kinds = self.kinds(words)
-        return [word.data if kind == "DATA" else word.text for word, kind in zip(words, kinds, strict=True)]
+        is_text = takes_text(words, kinds)
+        arguments = []
+        for word, kind in zip(words, kinds, strict=True):
+            if kind in FILES:
+                arguments.append(os.path.expanduser(word.text))
+            elif kind == "DATA" and word.text.startswith("@~"):
+                arguments.append("@" + os.path.expanduser(word.text[1:]))
+            else:
+                arguments.append(word.data if kind == "DATA" and not is_text else word.text)
+        return arguments
 
     def kinds(self, words: tuple[Word, ...]) -> list[str]:
         """What each of these words is: the metavar of its parameter without brackets, "OPTION" for a name of one, and
@@ -143,6 +157,11 @@ class Verb:
             else:
                 options |= dict.fromkeys(param.opts, None if param.is_flag else kind)
         return options, arguments
+
+
+def takes_text(words: tuple[Word, ...], kinds: list[str]) -> bool:
+    """Whether an option among these makes data a plain text."""
+    return any(kind == "OPTION" and word.text == "--text" for word, kind in zip(words, kinds, strict=True))
 
 
 class PluginVerb(Verb):

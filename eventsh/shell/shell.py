@@ -67,6 +67,8 @@ class Shell:
         self.settings = Settings()
         self.names = Names()
         self.link: Link | None = None
+        # Opens the link; the broker may have come after the shell.
+        self.attach: Callable[[], None] | None = None
         self.pool: HostedPool | None = None
         self.paused: set[int] = set()
         self.history: Callable[[], list[str]] = list
@@ -153,7 +155,9 @@ class Shell:
             self.show_warning(f"{number} is no longer in the workers: {reason}")
 
     def working_link(self) -> Link:
-        """The connection. Raises EventError when there is none."""
+        """The connection, opened where it is not. Raises EventError."""
+        if self.link is None and self.attach is not None:
+            self.attach()
         if self.link is None:
             raise EventError("not attached")
         return self.link
@@ -248,9 +252,18 @@ class Shell:
     def show_pool_line(self, line: str) -> None:
         """What the shell's own pool prints, of much a sample."""
         if self._pool_lines.admit(1):
-            if skipped := self._pool_lines.take_skipped():
-                self.show(self.paint("dim", f"… {skipped:,} more lines of the workers, not shown"))
+            self._tell_skipped_lines()
             self.show(escape(line))
+
+    def tick(self) -> None:
+        """A second has passed: tell what was not shown."""
+        self.watcher.tick()
+        self._tell_skipped_lines()
+
+    def _tell_skipped_lines(self) -> None:
+        if skipped := self._pool_lines.take_skipped():
+            more = f"… {skipped:,} more line{'' if skipped == 1 else 's'} of the workers, not shown"
+            self.show(self.paint("dim", more))
 
     def show_pool_log(self, message: str) -> None:
         """What the shell's own pool logs of trouble."""

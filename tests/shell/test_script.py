@@ -43,6 +43,21 @@ def test_lines_of_the_command_line_are_run_in_turn(pool):
     pool.wait_handled("one", [{"k": 1}], workers=2)
 
 
+def test_a_text_is_taken_without_its_quotes_and_is_no_json(pool):
+    done = shell(pool, 'post test text --text "hello world"', "post test text '[draft] hi' --text")
+    assert (done.status, done.err) == (0, "")
+    pool.wait_handled("text", ["hello world", "[draft] hi"], workers=2)
+
+
+def test_the_home_is_known_in_names_of_files(pool, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.json").write_text("[1]")
+    (tmp_path / "my script").write_text("post test home @~/x.json\n")
+    done = shell(pool, "source '~/my script'", "post_local test home @~/x.json")
+    assert (done.status, done.err, done.out) == (0, "", "posted 1 event to 2 workers\n")
+    pool.wait_handled("home", [[1]], workers=2)
+
+
 def test_the_first_line_that_fails_ends_it_with_its_status(pool):
     done = shell(pool, "post test never {", "post test never 1")
     assert (done.status, done.out) == (2, "")

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-from tests.cli.pool import run, wait_until
+from tests.cli.pool import Pool, run, wait_until
 from tests.shell.terminal import PROMPT, Terminal
 
 
@@ -23,6 +23,37 @@ def test_a_shell_offers_a_pool_where_there_is_none_and_ends_it(open_shell, direc
     # Nothing of the pool is left, and no socket.
     assert run(f"unix:{directory}/run/e.sock", "status").status == 3
     assert list((directory / "run").iterdir()) == []
+
+
+def test_a_shell_without_a_broker_attaches_once_there_is_one(open_shell, directory):
+    terminal = open_shell()
+    terminal.wait("Start a pool of 4 workers here")
+    terminal.enter("n", "not attached", PROMPT)
+    terminal.enter("tail", "nobody listens at unix:", PROMPT)
+    pool = Pool(directory, workers=1)
+    try:
+        terminal.enter("tail", "tail is on", PROMPT)
+        terminal.wait_bar("workers 1/1")
+        terminal.enter("post test seen 5")
+        terminal.wait_until(lambda: re.search(r"\d test seen 5", terminal.text) is not None, "the event")
+        leave(terminal)
+    finally:
+        assert pool.stop() == 0
+
+
+def test_what_a_pool_prints_too_much_of_is_counted_without_more_of_it(open_shell):
+    terminal = open_shell("shell", "--workers", "1")
+    terminal.wait(PROMPT)
+    terminal.enter("set rate 1", PROMPT)
+    terminal.enter("post a b --count 50", "posted 50 events")
+    terminal.wait_until(lambda: lines_of_workers(terminal.text) == 50, "all 50")
+    leave(terminal)
+
+
+def lines_of_workers(text: str) -> int:
+    """How many were shown, and how many counted."""
+    counted = [int(number) for number in re.findall(r"… ([0-9]+) more line", text)]
+    return text.count("[worker 0] a b null") + sum(counted)
 
 
 def leave(terminal: Terminal) -> None:
