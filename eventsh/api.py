@@ -86,8 +86,7 @@ class _Face:
         bus = self._bus
         with bus.lock:
             bus.session.post_local(source, event, data)
-        if bus.client is not None:
-            bus.client.wake_local()
+        bus.wake_local()
         return True
 
     def register(self, callback: Callable[..., Any], source: str | None = None, *events: str) -> bool:
@@ -256,6 +255,7 @@ class AsyncEvents(_Face):
 
     def __init__(self, address: str | None = None, **options: Any) -> None:
         super().__init__(Bus(threaded=False), address, options)
+        _warn_at_exit()
 
     def configure(self, address: str | None = None, **options: Any) -> Self:
         """As `Events.configure`, in the running loop."""
@@ -319,7 +319,7 @@ _closes_at_exit = False
 
 
 def _warn_at_exit() -> None:
-    """Have the end of the process tell of posts that waited for a `configure` in vain."""
+    """Have the end of the process tell of posts that waited for a `configure`, or for their confirmation, in vain."""
     global _warns_at_exit
     if not _warns_at_exit:
         _warns_at_exit = True
@@ -330,6 +330,10 @@ def _warn_of_unsent() -> None:
     for bus in unconfigured_buses():
         if bus.outbox.queued:
             _log.warning("%d posts were never sent: configure() was not called for them", bus.outbox.queued)
+    for bus in open_buses():
+        # Those with a thread are closed, which tells it.
+        if bus.thread is None and bus.outbox.queued:
+            _log.warning("%s: ended with %d posts that were not confirmed: close() it", bus.address, bus.outbox.queued)
 
 
 def _close_at_exit() -> None:

@@ -12,7 +12,7 @@ from unicodedata import category
 from eventsh.errors import NotSerializable
 from eventsh.protocol.codec import encode_data
 
-__all__ = ["escape", "render_data"]
+__all__ = ["escape", "plain", "render_data"]
 
 # Controls (C0, C1, DEL), formats (bidi, zero width, tags), lone surrogates, and the separators of lines and paragraphs.
 # Asked of Python's own tables, so that characters of later versions of Unicode are covered by later versions of Python.
@@ -28,6 +28,11 @@ def escape(text: str) -> str:
     """
     # Everything in _UNSAFE is unprintable to Python as well.
     return text if text.isprintable() else _SUSPECT.sub(_escape_character, text)
+
+
+def plain(text: str) -> str:
+    """Give `text` with what JSON can't express, the lone surrogates of file names and of errors that quote them, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def render_data(data: Any, *, max_chars: int | None = None) -> str:

@@ -10,13 +10,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
 
 from eventsh.api import AsyncEvents, Events
-from eventsh.errors import ConfigureError, EventError, NotConnected
+from eventsh.errors import ConfigureError, EventError, NotConnected, QueueOverflow
 from eventsh.runtime.election import python_environment
 
 DEADLINE_S = 30.0
@@ -629,3 +630,132 @@ def test_a_bus_in_the_programs_own_loop_is_not_configured_in_a_forked_child(addr
         address,
     )
     assert facts == [0, ["after"]]
+
+
+# --- what must not happen at its end, or to what it says ---
+
+
+def test_an_error_that_quotes_a_file_name_which_is_no_unicode_keeps_nobody_from_sending(
+    address: str, make_events: Callable[..., Events]
+) -> None:
+    events = make_events(address)
+    seen = Collector()
+
+    def fail(data: Any, event: str, source: str, pid: int | None) -> None:
+        raise ValueError("can't read bad-\udcff.txt")
+
+    events.register(fail, "app", "fail")
+    events.register(seen, "app")
+    events.configure()
+    for number in range(3):
+        events.post("app", "fail", number)
+        events.flush(timeout=DEADLINE_S)
+    events.post("app", "after")
+    seen.wait("after")
+    events.flush(timeout=DEADLINE_S)
+    assert [one[:2] for one in seen.seen] == [("fail", 0), ("fail", 1), ("fail", 2), ("after", None)]
+
+
+def test_local_events_count_until_their_async_handlers_have_returned_and_drain_waits_for_them() -> None:
+    async def program() -> int:
+        handled = begun = 0
+        gate = asyncio.Event()
+
+        async def handler(data: Any, event: str, source: str, pid: int | None) -> None:
+            nonlocal handled, begun
+            begun += 1
+            await gate.wait()
+            handled += 1
+
+        async with AsyncEvents("inproc:local-room", max_queue_len=16) as events:
+            events.register(handler, "app")
+            await events.wait_ready(DEADLINE_S)
+            for number in range(16):
+                events.post_local("app", "e", number)
+            # Given to the handler, which does not return.
+            while begun < 1:
+                await asyncio.sleep(0)
+            with pytest.raises(QueueOverflow, match=r"local queue holds 16 events"):
+                events.post_local("app", "e", 16)
+            with pytest.raises(NotConnected):
+                await events.drain(timeout=0.01)
+            gate.set()
+            await events.drain(DEADLINE_S)
+            assert events.post_local("app", "e")
+        return handled
+
+    assert asyncio.run(program()) == 17
+
+
+def test_a_wait_that_begins_while_it_closes_ends() -> None:
+    async def program() -> None:
+        events = AsyncEvents("inproc:closing")
+        events.configure()
+        await events.wait_ready(DEADLINE_S)
+        client = events._bus.working_client()
+        await events.close()
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises(NotConnected, match="closed while waiting for inproc:closing"):
+                await client.wait_until(lambda: False, None, "nothing")
+
+    asyncio.run(program())
+
+
+def test_a_close_that_ends_late_leaves_the_next_configuration_alone() -> None:
+    async def program() -> list[int]:
+        seen: list[int] = []
+        events = AsyncEvents("inproc:closed-twice")
+        events.register(lambda data, event, source, pid: seen.append(data), "app")
+        events.configure()
+        await events.wait_ready(DEADLINE_S)
+        late = asyncio.create_task(events.close())
+        early = asyncio.create_task(events.close())
+        await asyncio.wait((late, early), return_when=asyncio.FIRST_COMPLETED)
+        events.configure()
+        events.post("app", "e", 1)
+        await asyncio.gather(late, early)
+        assert events.configured()
+        await events.flush(DEADLINE_S)
+        await events.close()
+        return seen
+
+    assert asyncio.run(program()) == [1]
+
+
+def test_a_loop_that_ended_without_a_close_is_told_with_its_posts_and_hinders_nobody(address: str) -> None:
+    code = """
+        import asyncio, sys
+        from eventsh import AsyncEvents
+
+        events = AsyncEvents(sys.argv[1], broker="never")
+
+        async def program():
+            events.configure()
+            for number in range(3):
+                events.post("app", "e", number)
+
+        asyncio.run(program())
+        events.register(print, "app")
+        events.post_local("app", "local")
+        """
+    command = [sys.executable, "-c", dedent(code), address]
+    done = subprocess.run(
+        command, env=python_environment(), capture_output=True, timeout=DEADLINE_S, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert f"{address}: ended with 3 posts that were not confirmed: close() it" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broker_in_this_process_that_can_not_start_leaves_no_threads(tmp_path: Path) -> None:
+    async def program() -> None:
+        before = threading.active_count()
+        events = AsyncEvents("inproc:no-record", record=str(tmp_path / "nowhere" / "x.evlog"))
+        events.configure()
+        with pytest.raises(NotConnected):
+            await events.wait_ready(0.5)
+        # Its own and the executor's; one for each attempt, and there were many, would be more.
+        assert threading.active_count() <= before + 4
+        await events.close(timeout=0.1)
+
+    asyncio.run(program())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from eventsh.escape import plain
 from eventsh.protocol.messages import Answer, Ask, Reply, Request
 
 if TYPE_CHECKING:
@@ -139,4 +140,4 @@ def _describe(handler: Handler) -> dict[str, Any]:
 
 def _plain(text: str | None) -> str | None:
     # A file name can hold what JSON can't express.
-    return None if text is None else text[:_MAX_CHARS].encode("utf-8", "backslashreplace").decode()
+    return None if text is None else plain(text[:_MAX_CHARS])

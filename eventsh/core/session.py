@@ -22,6 +22,7 @@ from eventsh.core.delivery import Delivery, decode_runs
 from eventsh.core.questions import SCRIPT_REQUESTS, answer_question
 from eventsh.core.trace import Trace, Wait
 from eventsh.errors import ProtocolError, QueueOverflow
+from eventsh.escape import plain
 from eventsh.event import LIFECYCLE_SOURCE, check_name
 from eventsh.protocol.frame import (
     HEADER,
@@ -164,7 +165,7 @@ class Session:
         self._holding = True
         self.hold_until: float | None = None
         self._held_events = 0
-        # Counted in and out apart, for local events are posted in other threads than the one that takes them.
+        # Counted in and out apart, for local events are posted in other threads than the one that handles them.
         self._local_in = 0
         self._local_out = 0
         self._control: list[bytearray] = []
@@ -176,7 +177,7 @@ class Session:
         # What each script has written and nobody was told yet, and how much more it was.
         self._outputs: dict[str, tuple[str, int]] = {}
         self._failed = 0
-        self._last_failure: dict[str, Any] = {}
+        self._last_failure: dict[str, str] = {}
 
     # --- attaching ---
 
@@ -414,11 +415,15 @@ class Session:
         """Put an event into this process's own queue, behind what has arrived. Raises QueueOverflow, UsageError."""
         check_name(source, "source")
         check_name(event, "event")
-        queued = self._local_in - self._local_out
-        if queued >= self.max_queue_len:
-            raise QueueOverflow(queued, self.max_queue_len, queue="local")
+        if self.local_queued >= self.max_queue_len:
+            raise QueueOverflow(self.local_queued, self.max_queue_len, queue="local")
         self._local_in += 1
         self._inbox.append(Delivery(0, 1, None, [[source, event, [data]]]))
+
+    @property
+    def local_queued(self) -> int:
+        """How many local events have not been handled."""
+        return self._local_in - self._local_out
 
     def post_first(self, source: str, event: str, data: Any) -> None:
         """Put an event of eventsh's own before everything that waits."""
@@ -442,8 +447,6 @@ class Session:
         assert isinstance(item, Delivery)
         if item.last_seq:
             self._give_out(item)
-        else:
-            self._local_out += 1
         return item
 
     def _give_out(self, delivery: Delivery) -> None:
@@ -488,6 +491,7 @@ class Session:
     def complete(self, delivery: Delivery) -> None:
         """Every handler of this delivery has returned."""
         if not delivery.last_seq:
+            self._local_out += 1
             return
         if delivery.trace is not None:
             self._control.append(delivery.trace.answer().encode())
@@ -511,10 +515,11 @@ class Session:
 
     # --- frames out ---
 
-    def report_failure(self, failure: dict[str, Any]) -> None:
+    def report_failure(self, failure: dict[str, str]) -> None:
         """A handler failed; the broker counts it and tells observers."""
         self._failed += 1
-        self._last_failure = failure
+        # Whatever the text of an exception quotes, it must not keep this process from sending.
+        self._last_failure = {name: plain(text) for name, text in failure.items()}
 
     def take_ack(self) -> bytearray | None:
         """The Ack to send now, or None when the broker already knows everything."""
@@ -548,6 +553,7 @@ class Session:
         if self._failed:
             frames.append(Report(self._failed, self._last_failure).encode())
             self._failed = 0
+            self._last_failure = {}
         if self._control:
             # A goodbye follows the posts that were made before it.
             frames += self._control

@@ -101,8 +101,18 @@ class Bus:
             self.on_posted = tell
 
     def _wake(self) -> None:
-        if self.client is not None and self.loop is not None and not self.loop.is_closed():
-            self.client.wake()
+        if (client := self._client_at_work()) is not None:
+            client.wake()
+
+    def wake_local(self) -> None:
+        """Something was posted to this process alone."""
+        if (client := self._client_at_work()) is not None:
+            client.wake_local()
+
+    def _client_at_work(self) -> Client | None:
+        # Another thread may close the bus at any time.
+        client, loop = self.client, self.loop
+        return None if loop is None or loop.is_closed() else client
 
     def apply(self, options: Options) -> None:
         """Take options into use, now and in the next configuration."""
@@ -166,8 +176,8 @@ class Bus:
 
     def registered(self) -> None:
         """A handler was registered: it may be the first, for which events wait."""
-        if self.client is not None and self.session.has_work:
-            self.client.wake_local()
+        if self.session.has_work:
+            self.wake_local()
 
     def working_client(self) -> Client:
         if self.client is None or self.loop is None or self.loop.is_closed():
@@ -199,8 +209,12 @@ class Bus:
             self.forget_client()
         elif client is not None:
             await client.close(leave=leave, timeout=self.options.timeout if timeout is None else timeout)
-            self.client = self.loop = self.address = None
-            self.renew()
+            # Another call may have closed it meanwhile, and a third one configured the bus anew.
+            if self.client is client:
+                # What is posted in another thread comes before this, or waits for the next `configure`.
+                with self.lock:
+                    self.client = self.loop = self.address = None
+                    self.renew()
 
     def give_up(self) -> None:
         """Let go of a client whose thread a handler does not give back. Should it ever, the thread ends."""

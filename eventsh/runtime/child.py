@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from eventsh.escape import plain
 from eventsh.runtime.log import LogFormat, configure_logging
 
 if TYPE_CHECKING:
@@ -162,5 +163,5 @@ def _commands(control_fd: int) -> Iterator[str]:
 def _shortened(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    text = value.encode("utf-8", "backslashreplace").decode()
+    text = plain(value)
     return text if len(text) <= REPORT_TEXT_CHARS else text[: REPORT_TEXT_CHARS - 3] + "..."

@@ -19,6 +19,7 @@ from eventsh.core.questions import ADD_SCRIPT, SCRIPT_REQUESTS
 from eventsh.core.session import SessionState
 from eventsh.core.trace import Wait
 from eventsh.errors import AuthenticationError, EventError, NotConnected, ProtocolError
+from eventsh.escape import plain
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.plugins import plugins
 from eventsh.protocol.messages import Ask, Error, Message, Reply, Welcome
@@ -117,6 +118,8 @@ class Client:
         self._company_ends_at: asyncio.TimerHandle | None = None
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._gaps_told = 0
+        # Nobody can wait for anything any more.
+        self._is_over = False
         self._attacher = Attacher(transport, address, session, self._lock, self)
         self._runner: asyncio.Task[None] | None = None
 
@@ -239,16 +242,17 @@ class Client:
                 self.session.release()
                 self._schedule_pump()
         if answer["error"] is not None:
+            answer["error"] = plain(answer["error"])
             _log.warning("%s: script %s: %s", self.address, ask.arguments.get("name"), answer["error"])
         self.session.answer(ask.id, answer)
         self._wake_here()
 
     def _write_output(self, script: str, text: str) -> None:
         """A script printed; it may have done so in a thread of its own."""
-        plain = text.encode("utf-8", "backslashreplace").decode()
+        told = plain(text)
 
         def write() -> None:
-            if self.session.write_output(script, plain):
+            if self.session.write_output(script, told):
                 self._wake_here()
 
         # In place where that is possible: what a handler that prints without end prints must not pile up.
@@ -411,6 +415,8 @@ class Client:
         """
         if condition():
             return
+        if self._is_over:
+            raise NotConnected(f"closed while waiting for {self.address}")
         future: asyncio.Future[None] = self._loop.create_future()
         waiter = (condition, future)
         self._waiters.append(waiter)
@@ -432,6 +438,7 @@ class Client:
 
     def _fail_waiters(self) -> None:
         """It is closed: what others wait for does not come."""
+        self._is_over = True
         for _, future in self._waiters:
             if not future.done():
                 future.set_exception(NotConnected(f"closed while waiting for {self.address}"))
@@ -466,10 +473,14 @@ class Client:
         await self.wait_until(lambda: outbox.confirmed >= number, timeout, "not confirmed")
 
     async def wait_room(self, timeout: float | None) -> None:
-        """Wait until the queue of posts is at most half full. Raises NotConnected."""
-        outbox = self.session.outbox
+        """Wait until the queues of posts and of local events are at most half full. Raises NotConnected."""
+        session, outbox = self.session, self.session.outbox
+
+        def has_room() -> bool:
+            return max(outbox.queued, session.local_queued) <= outbox.max_queue_len // 2
+
         self.flush()
-        await self.wait_until(lambda: outbox.queued <= outbox.max_queue_len // 2, timeout, "no room for posts")
+        await self.wait_until(has_room, timeout, "no room for posts")
 
     async def post_and_wait(
         self, source: str, event: str, data: Any, unique: str | None, timeout: float | None
@@ -571,8 +582,7 @@ class Client:
         self._fail_waiters()
         if self._runner is not None:
             self._runner.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._runner
+            await asyncio.wait((self._runner,))
         await self._attacher.close()
         if self._company_ends_at is not None:
             self._company_ends_at.cancel()

@@ -74,7 +74,11 @@ def start_hosted_broker(transport: Transport, address: Address, options: Options
             return None
         return broker
 
-    broker = thread.run(start())
+    try:
+        broker = thread.run(start())
+    except BaseException:
+        thread.stop()
+        raise
     if broker is None:
         thread.stop()
         return False

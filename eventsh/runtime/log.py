@@ -12,7 +12,7 @@ from typing import Literal
 
 import orjson
 
-from eventsh.escape import escape
+from eventsh.escape import escape, plain
 
 __all__ = ["JsonFormatter", "LogFormat", "TextFormatter", "configure_logging"]
 
@@ -52,12 +52,8 @@ class JsonFormatter(logging.Formatter):
             return orjson.dumps(facts).decode()
         except orjson.JSONEncodeError:
             # Lone surrogates, as in file names that are not UTF-8.
-            plain = {key: _without_surrogates(value) for key, value in facts.items()}
-            return orjson.dumps(plain).decode()
-
-
-def _without_surrogates(value: object) -> object:
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+            texts = {key: plain(value) if isinstance(value, str) else value for key, value in facts.items()}
+            return orjson.dumps(texts).decode()
 
 
 def configure_logging(log_format: LogFormat = "text", level: int = logging.INFO) -> None:

@@ -290,13 +290,16 @@ def test_a_local_event_needs_its_names(source, event):
     assert not session.has_work
 
 
-def test_a_full_local_queue_refuses_until_one_is_taken():
+def test_a_full_local_queue_refuses_until_one_is_handled():
     session = make(max_queue_len=2)
     session.post_local("s", "e", 1)
     session.post_local("s", "e", 2)
     with pytest.raises(QueueOverflow, match="local queue holds 2 events, its limit is 2"):
         session.post_local("s", "e", 3)
-    session.next_delivery(NOW)
+    delivery = session.next_delivery(NOW)
+    with pytest.raises(QueueOverflow, match="local queue holds 2 events, its limit is 2"):
+        session.post_local("s", "e", 3)
+    session.complete(delivery)
     session.post_local("s", "e", 4)
     assert handle(session) == [2, 4]
 
