@@ -23,6 +23,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         status = _run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         status = 130
+    try:
+        sys.stderr.flush()
+    except OSError:
+        # What nobody reads any more changes no exit status.
+        _drop_output(2)
     # Or Python looks through all of typer for garbage twice before it ends: a seventh of the time that a post takes.
     gc.freeze()
     sys.exit(status)

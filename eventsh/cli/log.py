@@ -51,6 +51,20 @@ _FILES: dict[str, tuple[int, int | None]] = {
     "export": (2, 2),
 }
 ACTIONS = tuple(_FILES)
+_FILTERS = frozenset(("--source", "--event", "--from", "--until", "--worker", "--pid", "--where"))
+# What an action takes beside files; anything else has no meaning for it.
+_FLAGS: dict[str, frozenset[str]] = {
+    "show": _FILTERS | {"--count", "--json"},
+    "stats": _FILTERS | {"--json"},
+    "verify": frozenset(("--json",)),
+    "repair": frozenset(("--json",)),
+    "cat": _FILTERS | {"--json"},
+    "filter": _FILTERS | {"--json"},
+    "merge": frozenset(("--json",)),
+    "diff": _FILTERS | {"--count", "--strict", "--json"},
+    "import": frozenset(("--json",)),
+    "export": _FILTERS | {"--csv"},
+}
 
 
 def log(
@@ -90,8 +104,8 @@ def log(
     NEW: a part of it. merge A B... NEW: several by time. diff A B: what only one has. import TEXT NEW: a recording out of
     such lines. export FILE TEXT: the lines, or CSV.
 
-    Exit status: 0; verify: 1 damaged; repair: 3 repaired with loss; diff: 1 they differ; 1 a file can't be read or
-    written, 2 refused.
+    Exit status: 0; 1 a file is damaged, or can't be read or written; diff: 1 they differ; repair: 3 repaired with loss;
+    2 refused.
     """
     from eventsh.commands.log import Filter
 
@@ -100,6 +114,22 @@ def log(
     least, most = _FILES[action]
     if len(files) < least or (most is not None and len(files) > most):
         raise UsageError(f"log {action} takes {least}{' or more' if most is None else ''} files, not {len(files)}")
+    given = {
+        "--source": source,
+        "--event": event,
+        "--from": begin,
+        "--until": end,
+        "--worker": worker,
+        "--pid": pid,
+        "--where": where,
+        "--count": count,
+        "--strict": strict or None,
+        "--csv": csv or None,
+        "--json": json or None,
+    }
+    for flag, value in given.items():
+        if value is not None and flag not in _FLAGS[action]:
+            raise UsageError(f"{flag} has no meaning for log {action}: leave it out")
     chosen = Filter(
         source,
         event,
@@ -147,7 +177,7 @@ def _make(action: str, files: list[str], chosen: Filter, *, as_json: bool) -> in
     else:
         written = log_filter(files[0], chosen, files[1]) if action == "filter" else log_merge(files[:-1], files[-1])
     _tell_written(written, as_json=as_json)
-    return 0
+    return 1 if written.damages else 0
 
 
 def _tell_written(written: Written, *, as_json: bool) -> None:
@@ -184,8 +214,13 @@ def _export(path: str, target: str, chosen: Filter, *, as_csv: bool) -> int:
     else:
         try:
             # Others must not read what an event may hold.
-            with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-                damages = log_export(path, chosen, file.write, as_csv=as_csv)
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                with open(descriptor, "wb") as file:
+                    damages = log_export(path, chosen, file.write, as_csv=as_csv)
+            except BaseException:
+                os.unlink(target)
+                raise
         except OSError as error:
             raise UsageError(f"can't write {target}: {error.strerror}") from error
     _warn(damages)
@@ -359,7 +394,8 @@ def _diff(first: str, second: str, chosen: Filter, limit: int | None, *, strict:
     from eventsh.recording.text import event_members
 
     counts = {"-": 0, "+": 0}
-    for shown, difference in enumerate(log_diff(first, second, chosen, strict=strict)):
+    damages: list[str] = []
+    for shown, difference in enumerate(log_diff(first, second, chosen, damages.append, strict=strict)):
         counts[difference.side] += 1
         if limit is not None and shown >= limit:
             continue
@@ -369,6 +405,8 @@ def _diff(first: str, second: str, chosen: Filter, limit: int | None, *, strict:
         else:
             say(f"{difference.side} {_event_line(difference.event)}")
     if not as_json:
+        same = "no difference in what can be read" if damages else "no difference"
         is_same = not any(counts.values())
-        say("no difference" if is_same else f"{counts['-']:,} only in the first, {counts['+']:,} only in the second")
-    return 1 if any(counts.values()) else 0
+        say(same if is_same else f"{counts['-']:,} only in the first, {counts['+']:,} only in the second")
+    _warn(damages)
+    return 1 if damages or any(counts.values()) else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -101,5 +102,6 @@ def record(
 
 def _tell_state(attached: bool) -> None:
     text = "recording; Ctrl-C ends it" if attached else "the broker is gone; attaching again as soon as there is one"
-    sys.stderr.write(f"eventsh: {text}\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # nothing depends on it
+        sys.stderr.write(f"eventsh: {text}\n")
+        sys.stderr.flush()

@@ -224,5 +224,13 @@ def _duration(seconds: float) -> str:
 
 
 def say_json(value: Any) -> None:
-    """Write it as JSON in one line."""
-    say(render_data(value))
+    """Write it as JSON in one line. What of it is no UTF-8, as a path can be, is written as \\udcff."""
+    say(render_data(_expressible(value)))
+
+
+def _expressible(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_expressible(key): _expressible(each) for key, each in value.items()}
+    return [_expressible(each) for each in value] if isinstance(value, list | tuple) else value

@@ -232,7 +232,7 @@ def serve(
     from eventsh.commands.serve import serve as run
     from eventsh.errors import ConfigureError
     from eventsh.options import parse_option
-    from eventsh.runtime.endpoint import complete_options, find_endpoint
+    from eventsh.runtime.endpoint import check_reachable, complete_options, find_endpoint
 
     formats: dict[str, LogFormat] = {"text": "text", "json": "json"}
     if log_format not in formats:
@@ -259,8 +259,10 @@ def serve(
     }
     options = complete_options({name: parse_option(name, text) for name, text in given.items() if text is not None})
     wanted = read_whole("--workers", workers, minimum=0)
+    transport, address = find_endpoint(listen, options)
+    check_reachable(transport, address)
     arguments = ServeArguments(
-        address=find_endpoint(listen, options)[1],
+        address=address,
         workers=DEFAULT_WORKERS if wanted is None else wanted,
         handlers=tuple(handlers or ()),
         options=options,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from eventsh.recording.format import (
     Record,
     RecordDecoder,
     RecordKind,
+    decode_checkpoint,
     decode_facts,
     decode_file_header,
     decode_start,
@@ -27,7 +28,17 @@ from eventsh.recording.reader import Damage, Item, Note, Reader
 from eventsh.recording.seek import first_checkpoint
 from eventsh.recording.writer import Writer
 
-__all__ = ["Filter", "LogStats", "Repaired", "Verdict", "log_items", "log_repair", "log_stats", "log_verify"]
+__all__ = [
+    "Filter",
+    "LogStats",
+    "Repaired",
+    "Verdict",
+    "log_items",
+    "log_repair",
+    "log_stats",
+    "log_verify",
+    "new_recording",
+]
 
 _BARS = 60
 
@@ -249,17 +260,18 @@ def log_repair(path: str, target: str) -> Repaired:
         file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed below
     except OSError as error:
         raise RecordingError(f"can't read {path}: {error.strerror}") from error
-    with file, closing(Writer(target, fresh=True)) as writer:
+    with file, new_recording(target) as writer:
         read = _reader(file.fileno())
         size = os.fstat(file.fileno()).st_size
         lost = damages = 0
         offset = FILE_HEADER_BYTES
+        copier = _Copier(writer)
         try:
-            decode_file_header(read(0, FILE_HEADER_BYTES))
+            copier.before = decode_file_header(read(0, FILE_HEADER_BYTES)).events
         except RecordingError:
             damages += 1
         while offset < size:
-            end = _copy(read, offset, writer)
+            end = copier.copy(read, offset)
             if end >= size:
                 break
             damages += 1
@@ -267,7 +279,7 @@ def log_repair(path: str, target: str) -> Repaired:
             begin = size if following is None else following.offset
             lost += begin - end
             if following is not None:
-                missed = max(0, following.events - writer.events)
+                missed = copier.miss(following.events)
                 facts = {"missed": missed, "reason": "damaged", "epoch": following.epoch, "first_seq": 0, "last_seq": 0}
                 writer.add(RecordKind.HOLE, facts)
                 if following.epoch != writer.epoch:
@@ -281,28 +293,61 @@ def _reader(descriptor: int) -> Callable[[int, int], bytes]:
     return lambda offset, count: os.pread(descriptor, count, offset)
 
 
-def _copy(read: Callable[[int, int], bytes], offset: int, writer: Writer) -> int:
-    """Copy the records from `offset` on; gives where the first one begins that can't be read, or the end."""
-    decoder = RecordDecoder(offset)
-    while decoder.error is None and (data := read(offset, CHECKPOINT_BYTES)):
-        offset += len(data)
-        for record in decoder.receive_data(data):
-            _copy_record(record, writer)
-    return decoder.offset
+class _Copier:
+    """Copies records of a file, and counts. `before`: how many events of the recording are not in the new file, as they
+    are in earlier files or lost; None: not known yet."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.before: int | None = None
+        self._writer = writer
+
+    def copy(self, read: Callable[[int, int], bytes], offset: int) -> int:
+        """Copy the records from `offset` on; gives where the first one begins that can't be read, or the end."""
+        decoder = RecordDecoder(offset)
+        while decoder.error is None and (data := read(offset, CHECKPOINT_BYTES)):
+            offset += len(data)
+            for record in decoder.receive_data(data):
+                self._copy_record(record)
+        return decoder.offset
+
+    def _copy_record(self, record: Record) -> None:
+        """Append a record of another file. Ends are its own."""
+        writer = self._writer
+        if record.kind == RecordKind.EVENTS:
+            writer.write([(record.payload, record.worker)])
+        elif record.kind == RecordKind.START:
+            writer.start(decode_start(record))
+        elif record.kind in (RecordKind.HOLE, RecordKind.MARKER):
+            writer.add(RecordKind(record.kind), decode_facts(record))
+        elif record.kind == RecordKind.CHECKPOINT and self.before is None:
+            self.before = decode_checkpoint(record).events - writer.events
+
+    def miss(self, events: int) -> int | None:
+        """Go on at a place before which the recording has so many events; gives how many are lost, None where that can't
+        be known."""
+        before, self.before = self.before, events - self._writer.events
+        return None if before is None else max(0, self.before - before)
 
 
-def _copy_record(record: Record, writer: Writer) -> None:
-    """Append a record of another file. Ends are its own."""
-    if record.kind == RecordKind.EVENTS:
-        writer.write([(record.payload, record.worker)])
-    elif record.kind == RecordKind.START:
-        writer.start(decode_start(record))
-    elif record.kind in (RecordKind.HOLE, RecordKind.MARKER):
-        writer.add(RecordKind(record.kind), decode_facts(record))
+@contextmanager
+def new_recording(path: str) -> Iterator[Writer]:
+    """A recording that was not there before, and is not left behind if its user fails. Its user finishes it."""
+    writer = Writer(path, fresh=True)
+    try:
+        yield writer
+    except BaseException as error:
+        os.unlink(path)
+        if isinstance(error, OSError):
+            raise RecordingError(f"can't write {path}: {error.strerror}") from error
+        raise
+    finally:
+        writer.close()
 
 
-def all_events(path: str, chosen: Filter) -> Iterator[RecordedEvent]:
-    """The single events that are meant. Damage ends the file that it is in."""
+def all_events(path: str, chosen: Filter, on_damage: Callable[[str], None]) -> Iterator[RecordedEvent]:
+    """The single events that are meant. Damage, which is told, ends the file that it is in."""
     for item in log_items(path, chosen):
         if isinstance(item, Frame):
             yield from events_of(item)
+        elif isinstance(item, Damage):
+            on_damage(f"{item.path}: {item.reason}")

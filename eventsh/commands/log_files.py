@@ -5,17 +5,19 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from eventsh.commands.log import Filter, all_events, log_items
-from eventsh.errors import EventError, RecordingError, UsageError
+from eventsh.commands.log import Filter, all_events, log_items, new_recording
+from eventsh.errors import EventError, UsageError
 from eventsh.protocol.codec import encode_data
 from eventsh.recording.format import RecordKind
 from eventsh.recording.frames import Frame, RecordedEvent, events_of
 from eventsh.recording.reader import Damage, Item, Note
 from eventsh.recording.text import Rows, event_members, note_members, parse_line
-from eventsh.recording.writer import Writer
+
+if TYPE_CHECKING:
+    from eventsh.recording.writer import Writer
 
 __all__ = ["Difference", "Written", "log_diff", "log_export", "log_filter", "log_import", "log_merge", "text_lines"]
 
@@ -31,18 +33,6 @@ class Written:
     events: int
     size_bytes: int
     damages: list[str]
-
-
-@contextmanager
-def _new_file(path: str) -> Iterator[Writer]:
-    """A recording that was not there before. Its user finishes it, if all goes well."""
-    writer = Writer(path, fresh=True)
-    try:
-        yield writer
-    except OSError as error:
-        raise RecordingError(f"can't write {path}: {error.strerror}") from error
-    finally:
-        writer.close()
 
 
 class _Copier:
@@ -72,7 +62,7 @@ class _Copier:
 def log_filter(path: str, chosen: Filter, target: str) -> Written:
     """Write what is meant of a recording into another one. Raises UsageError and RecordingError."""
     items = log_items(path, chosen)
-    with _new_file(target) as writer:
+    with new_recording(target) as writer:
         copier = _Copier(writer)
         for item in items:
             copier.add(item)
@@ -83,7 +73,7 @@ def log_filter(path: str, chosen: Filter, target: str) -> Written:
 def log_merge(paths: Iterable[str], target: str) -> Written:
     """Write several recordings into one, by time; each keeps its own order. Raises RecordingError."""
     streams = [_timed(log_items(path, Filter()), number) for number, path in enumerate(paths)]
-    with _new_file(target) as writer:
+    with new_recording(target) as writer:
         copier = _Copier(writer)
         for _, _, item in heapq.merge(*streams, key=lambda row: row[:2]):
             copier.add(item)
@@ -123,7 +113,7 @@ def _encode(members: dict[str, object]) -> bytes:
 def log_import(lines: Iterable[bytes], target: str) -> Written:
     """Write a recording out of lines of JSON, as `text_lines` gives them or written by hand. Raises UsageError that names
     the line, and RecordingError."""
-    with _new_file(target) as writer:
+    with new_recording(target) as writer:
         importer = _Importer(writer)
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -190,6 +180,7 @@ def log_export(path: str, chosen: Filter, write: Callable[[bytes], object], *, a
             damages.append(f"{item.path}: {item.reason}")
         for event in events_of(item) if isinstance(item, Frame) else ():
             members = event_members(event)
+            members["unique"] = event.unique
             write(b",".join(_cell(members.get(name), name) for name in names) + b"\r\n")
     return damages
 
@@ -218,10 +209,16 @@ class Difference:
     event: RecordedEvent
 
 
-def log_diff(first: str, second: str, chosen: Filter, *, strict: bool) -> Iterator[Difference]:
+def log_diff(
+    first: str, second: str, chosen: Filter, on_damage: Callable[[str], None], *, strict: bool
+) -> Iterator[Difference]:
     """What the two do not have in common, in order: source, event, data, unique key; with `strict` also the poster, the
-    numbers and the time. In constant memory: it looks up to 1000 events ahead for where both go on alike."""
-    sides = (_Side(all_events(first, chosen), strict), _Side(all_events(second, chosen), strict))
+    numbers and the time. In constant memory: it looks up to 1000 events ahead for where both go on alike. What can't be read
+    of either is told: then they are not known to be alike, whatever is found."""
+    sides = (
+        _Side(all_events(first, chosen, on_damage), strict),
+        _Side(all_events(second, chosen, on_damage), strict),
+    )
     one, two = sides
     while one.fill() | two.fill():
         if one.keys and two.keys and one.keys[0] == two.keys[0]:
@@ -251,7 +248,8 @@ class _Side:
     def _key(self, event: RecordedEvent) -> bytes:
         if self._strict:
             return _encode({**event_members(event), "epoch": None})
-        return encode_data([event.source, event.event, event.unique]) + encode_data(event.data)
+        members = event_members(event)
+        return _encode({name: members.get(name) for name in ("source", "event", "data", "unique", "unique_hex")})
 
     def pop(self) -> RecordedEvent:
         self.keys.popleft()

@@ -10,7 +10,7 @@ from eventsh.core.outbox import Outbox
 from eventsh.core.registry import Registry
 from eventsh.core.session import Session
 from eventsh.runtime.client import Client
-from eventsh.runtime.endpoint import complete_options, find_endpoint
+from eventsh.runtime.endpoint import check_reachable, complete_options, find_endpoint
 from eventsh.runtime.host import pid_space
 from eventsh.runtime.token import client_proofs
 
@@ -26,6 +26,7 @@ def new_observer(
     """A client to be started, in the running loop. With `reads_whole` it gives frames as they came."""
     options = complete_options({"role": "observer", "broker": "never"})
     transport, found = find_endpoint(address, options)
+    check_reachable(transport, found)
     outbox = Outbox(
         origin=int.from_bytes(os.urandom(4), "little") or 1,
         pid=os.getpid(),

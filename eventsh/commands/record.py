@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from eventsh.commands.arguments import check_utf8
 from eventsh.commands.observer import new_observer
 from eventsh.errors import EventError, RecordingError
 from eventsh.recording.format import RecordKind
@@ -136,11 +137,15 @@ def record(
 
     `on_state` is told when the recorder is attached, and when it no longer is; it attaches again by itself, and what it
     missed is a hole in the recording. Raises TransportError when no broker listens at the start, NotConnected when it
-    does not answer, RecordingError when the file can't be written. Call it in the main thread.
+    does not answer, RecordingError when the file can't be written, KeyboardInterrupt for a signal that came before it was
+    attached, when there is no file yet. Call it in the main thread.
     """
     options = RecorderOptions(fsync=fsync)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(_record(address, path, pattern, options, seconds, max_bytes, on_state, timeout_s))
+        done = runner.run(_record(address, path, pattern, options, seconds, max_bytes, on_state, timeout_s))
+    if done is None:
+        raise KeyboardInterrupt
+    return done
 
 
 async def _record(
@@ -152,7 +157,7 @@ async def _record(
     max_bytes: int | None,
     on_state: Callable[[bool], None],
     timeout_s: float,
-) -> Recorded:
+) -> Recorded | None:
     loop = asyncio.get_running_loop()
     taker = _Taker(path, pattern, options, max_bytes)
 
@@ -174,17 +179,22 @@ async def _record(
         loop.add_signal_handler(number, taker.finish, "signal")
     began = time.monotonic()
     client.start()
+    first = loop.create_task(client.wait_first_attempt(timeout_s))
     try:
-        await client.wait_first_attempt(timeout_s)
+        await asyncio.wait((first, taker.done), return_when=asyncio.FIRST_COMPLETED)
+        if first.done():
+            await first
         if seconds is not None:
             loop.call_later(seconds, taker.finish, "time")
         reason = await taker.done
     finally:
+        first.cancel()
         taker.done.cancel()
         await client.close(leave=True, timeout=1.0)
         if taker.recorder is not None:
             await loop.run_in_executor(None, taker.recorder.close)
-    assert taker.recorder is not None
+    if taker.recorder is None:
+        return None
     about = taker.recorder.status()
     took = time.monotonic() - began
     return Recorded(path, about["events"], about["bytes"], about["missed"], about["holes"], took, reason)
@@ -193,6 +203,7 @@ async def _record(
 def add_marker(address: str | None, name: str, *, timeout_s: float) -> str:
     """Have the broker put a marker into its recording; gives that recording's path. Raises EventError when it records
     nothing, and as `status` does."""
+    check_utf8(name, "name of a marker")
     with BlockingClient(*find_endpoint(address), timeout_s=timeout_s) as client:
         return str(client.ask("record_mark", {"name": name})["path"])
 

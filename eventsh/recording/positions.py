@@ -46,10 +46,10 @@ def parse_position(text: str, reader: Reader, label: str) -> Position:
             raise UsageError(f"{label}: {text[:40]!r} is no time: write for example 2026-01-31T12:00:00") from None
         return Position("time_ns", int(when.timestamp() * 1000) * 1_000_000)
     try:
-        seconds = parse_seconds(text.removeprefix("+"))
-    except ValueError:
+        after_ns = int(parse_seconds(text.removeprefix("+")) * 1e9)
+    except (ValueError, OverflowError):
         raise UsageError(f"{label}: {text[:40]!r} is no place in a recording: write {POSITION_HELP}") from None
-    return Position("time_ns", first_time_ns(reader) + int(seconds * 1e9))
+    return Position("time_ns", first_time_ns(reader) + after_ns)
 
 
 def first_time_ns(reader: Reader) -> int:

@@ -1,7 +1,8 @@
 """A recording as lines of JSON, one for each event or other record, and back. No I/O.
 
     {"source":"cache","event":"purge","data":{"key":"k1"},"pid":71,"seq":9,"time_ns":1700000000000000000,"epoch":17,
-     "origin":3,"number":4}                      and where it has them "unique", "worker", "replayed" and "resent"
+     "origin":3,"number":4}                      and where it has them "unique" ("unique_hex", its bytes,
+                                                 where they are no text), "worker", "replayed" and "resent"
     {"record":"start","epoch":17,...}            "start", "hole", "marker" or "end", with what it says
 
 Only source, event and data are needed: who writes lines by hand gets the rest by counting.
@@ -48,7 +49,12 @@ def event_members(event: RecordedEvent) -> dict[str, Any]:
         "number": event.origin_number,
     }
     if event.unique is not None:
-        members["unique"] = event.unique
+        try:
+            event.unique.encode()
+            members["unique"] = event.unique
+        except UnicodeEncodeError:
+            # A lone surrogate, as in names of files, which JSON can't express.
+            members["unique_hex"] = event.unique.encode("utf-8", "surrogatepass").hex()
     if event.worker is not None:
         members["worker"] = event.worker
     if event.replayed:
@@ -92,9 +98,16 @@ def _parse_event(members: dict[str, Any], place: str, before: RecordedEvent | No
         if member in members and not _is_number(members[member], bits):
             raise UsageError(f"{place}: {member} must be a whole number of at most {bits} bits")
     worker, unique = members.get("worker"), members.get("unique")
+    if (coded := members.get("unique_hex")) is not None:
+        try:
+            unique = bytes.fromhex(coded).decode("utf-8", "surrogatepass")
+        except (TypeError, ValueError):
+            raise UsageError(f"{place}: unique_hex must be the bytes of a key, in hexadecimal") from None
     if worker is not None and not _is_number(worker, 16):
         raise UsageError(f"{place}: worker must be the number of a slot")
-    if unique is not None and (not isinstance(unique, str) or not 0 < len(unique.encode()) <= 65535):
+    if unique is not None and (
+        not isinstance(unique, str) or not 0 < len(unique.encode("utf-8", "surrogatepass")) <= 65535
+    ):
         raise UsageError(f"{place}: unique must be a key, a string that is not empty")
     assert isinstance(source, str)
     assert isinstance(event, str)

@@ -20,7 +20,7 @@ from eventsh.errors import EventError, NotConnected, QueueOverflow, TransportErr
 from eventsh.options import Options
 from eventsh.protocol.frame import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES, FrameDecoder
 from eventsh.protocol.messages import Error, Message, Receipt, Reply
-from eventsh.runtime.endpoint import complete_options
+from eventsh.runtime.endpoint import check_reachable, complete_options
 from eventsh.runtime.refusal import refusal_error
 from eventsh.runtime.token import client_proofs
 
@@ -54,6 +54,7 @@ class BlockingClient:
     """
 
     def __init__(self, transport: Transport, address: Address, *, timeout_s: float) -> None:
+        check_reachable(transport, address)
         self.transport = transport
         self.address = address
         self.timeout_s = timeout_s

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from eventsh.address import Address
     from eventsh.transport import Transport
 
-__all__ = ["SECURITY_OPTIONS", "absolute_paths", "complete_options", "find_endpoint"]
+__all__ = ["SECURITY_OPTIONS", "absolute_paths", "check_reachable", "complete_options", "find_endpoint"]
 
 # Options that belong to an address rather than to what is done there, and come from the environment as it does. All are
 # paths but the name.
@@ -56,3 +56,9 @@ def find_endpoint(address: str | None, options: Options | None = None) -> tuple[
         found = replace(found, path=os.path.abspath(found.path))
     transport.check_address(found)
     return transport, found
+
+
+def check_reachable(transport: Transport, address: Address) -> None:
+    """For those who can only attach to another process's broker. Raises ConfigureError for an address inside of one."""
+    if not transport.capabilities.crosses_processes:
+        raise ConfigureError(f"address: no other process can be reached at {address}", option="address")

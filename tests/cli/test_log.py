@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from eventsh.protocol.frame import Flag
+from eventsh.protocol.frame import HEADER_BYTES, Flag
 from eventsh.recording.format import FILE_HEADER_BYTES, FileHeader, RecordEncoder, RecordKind, encode_file_header
 from eventsh.recording.writer import Limits, Writer
 from tests.cli.pool import COMMAND, DEADLINE_S, Done, environment
@@ -122,6 +122,30 @@ def test_repair_of_a_file_whose_header_is_damaged_finds_what_is_behind(tmp_path)
     assert datas(items(mended)) == list(range(1, 101))
 
 
+def test_repair_counts_what_is_lost_by_each_damage_and_not_what_earlier_files_hold(tmp_path):
+    path, mended = tmp_path / "a.evlog", tmp_path / "mended.evlog"
+    writer = Writer(str(path), fsync="never", checkpoint_bytes=500)
+    writer.start({"epoch": 5})
+    for begin in (1, 101):
+        writer.write((frame(number, number), -1) for number in range(begin, begin + 100))
+        if begin == 1:
+            writer.rotate()
+    writer.close()
+    whole = path.read_bytes()
+    for is_header_damaged in (False, True):
+        data = bytearray(whole)
+        for place in (len(data) // 3, len(data) * 2 // 3, *([0] if is_header_damaged else [])):
+            data[place] ^= 0xFF
+        path.write_bytes(data)
+        assert log("repair", path, mended).status == 3
+        found = items(mended)
+        holes = notes(found, RecordKind.HOLE)
+        assert len(holes) == 2
+        assert all(hole["missed"] > 0 for hole in holes)
+        assert len(datas(found)) + sum(hole["missed"] for hole in holes) == 100
+        mended.unlink()
+
+
 def test_text_and_recordings_turn_into_each_other_without_loss(small, tmp_path):
     text = log("cat", small, "--json").out
     copy = tmp_path / "copy.evlog"
@@ -196,9 +220,35 @@ def test_lines_written_by_hand_need_only_source_event_and_data(tmp_path):
     ]
 
 
+def test_a_key_that_is_no_text_survives_in_every_form(tmp_path):
+    key = b"name-\xff".decode(errors="surrogateescape")
+    path, copy = tmp_path / "a.evlog", tmp_path / "copy.evlog"
+    whole = frame(1, "u", key="name-x")
+    coded = key.encode("utf-8", "surrogatepass")
+    body = len(coded).to_bytes(2, "little") + coded + whole[whole.index(b"[[") :]
+    write(
+        path,
+        [
+            whole[:HEADER_BYTES].replace(
+                len(whole[HEADER_BYTES:]).to_bytes(4, "little"), len(body).to_bytes(4, "little"), 1
+            )
+            + body
+        ],
+    )
+    text = log("cat", path).out
+    assert json.loads(text.splitlines()[1])["unique_hex"] == coded.hex()
+    assert json.loads(log("show", path, "--json").out.splitlines()[1])["unique_hex"] == coded.hex()
+    assert log("import", "-", copy, stdin=text.encode()).status == 0
+    assert [event.unique for event in events(items(copy))] == [key]
+    assert log("diff", path, copy).out == log("diff", path, copy, "--strict").out == "no difference\n"
+    assert r"name-\udcff" in log("export", path, "-", "--csv").out
+
+
 @pytest.mark.parametrize(
     ("line", "text"),
     [
+        ('{"source":"a","event":"b","unique_hex":"xy"}', "line 2: unique_hex must be the bytes of a key"),
+        ('{"source":"a","event":"b","unique_hex":7}', "line 2: unique_hex must be the bytes of a key"),
         ("{", "line 2: not JSON"),
         ("[]", "line 2: not an object"),
         ("{}", "line 2: source must be a string"),
@@ -266,6 +316,54 @@ def test_diff_finds_what_only_one_has(tmp_path):
     assert log("diff", first, first).out == "no difference\n"
 
 
+def test_what_is_damaged_is_never_alike_and_never_copied_with_status_0(tmp_path):
+    path, broken, new = (tmp_path / f"{name}.evlog" for name in ("a", "broken", "new"))
+    write(path, [frame(number, number) for number in range(1, 101)])
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    broken.write_bytes(data)
+    done = log("diff", broken, broken)
+    assert (done.status, done.out) == (1, "no difference in what can be read\n")
+    assert "damaged at byte" in done.err
+    for arguments in (["filter", broken, new], ["merge", path, broken, new]):
+        done = log(*arguments)
+        assert done.status == 1
+        assert "damaged at byte" in done.err
+        assert log("verify", new).status == 0
+        new.unlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin"),
+    [
+        (["filter", "{small}", "{new}", "--where", "[["], b""),
+        (["filter", "{small}", "{new}", "--where", "nope(data)"], b""),
+        (["filter", "{small}", "{new}", "--from", "marker:x"], b""),
+        (["export", "{small}", "{new}", "--where", "[["], b""),
+        (["export", "nowhere.evlog", "{new}"], b""),
+        (["merge", "{small}", "nowhere.evlog", "{new}"], b""),
+        (["import", "-", "{new}"], b'{"source":"a","event":"b"}\n{'),
+        (["repair", "{hostile}", "{new}"], b""),
+    ],
+)
+def test_what_is_refused_leaves_nothing_behind(small, tmp_path, arguments, stdin):
+    new = tmp_path / "new.evlog"
+    facts = {"small": small, "new": new, "hostile": hostile(tmp_path / "h.evlog", RecordKind.START, {})}
+    assert log(*(each.format(**facts) for each in arguments), stdin=stdin).status in (1, 2)
+    assert not new.exists()
+    # What was there before is not touched.
+    new.write_bytes(b"mine")
+    assert log(*(each.format(**facts) for each in arguments), stdin=stdin).status in (1, 2)
+    assert new.read_bytes() == b"mine"
+
+
+def test_a_path_that_is_no_text_is_told_as_json(small, tmp_path):
+    path = tmp_path / b"b\xff.evlog".decode(errors="surrogateescape")
+    path.write_bytes(small.read_bytes())
+    for action in ("stats", "verify"):
+        assert json.loads(log(action, path, "--json").out)["path"] == str(tmp_path / r"b\udcff.evlog")
+
+
 def test_csv_is_safe_for_a_spreadsheet(tmp_path):
     path = tmp_path / "a.evlog"
     write(path, [frame(1, 'say "hi", you', source="=cmd()", event="@x")])
@@ -295,6 +393,14 @@ def test_all_files_of_a_rotated_recording_are_one(tmp_path):
         (["export", "{small}", "/nowhere/x"], 2, "can't write /nowhere/x"),
         (["import", "/nowhere/x", "y"], 2, "can't read /nowhere/x"),
         (["filter", "{small}", "{small}"], 1, "can't record to"),
+        (["show", "{small}", "--from", "1e400"], 2, "'1e400' is no place in a recording"),
+        (["show", "{small}", "--until", "1e305h"], 2, "'1e305h' is no place in a recording"),
+        (["merge", "{small}", "{small}", "x", "--source", "a"], 2, "--source has no meaning for log merge"),
+        (["verify", "{small}", "--from", "1s"], 2, "--from has no meaning for log verify"),
+        (["show", "{small}", "--strict"], 2, "--strict has no meaning for log show"),
+        (["stats", "{small}", "--count", "1"], 2, "--count has no meaning for log stats"),
+        (["filter", "{small}", "x", "--csv"], 2, "--csv has no meaning for log filter"),
+        (["export", "{small}", "x", "--json"], 2, "--json has no meaning for log export"),
     ],
 )
 def test_what_can_not_be_done_is_one_line(small, arguments, status, text):

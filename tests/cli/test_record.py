@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -220,15 +221,41 @@ def test_the_time_ends_it(pool, tmp_path):
         assert json.loads(finish(process))["reason"] == "time"
 
 
-def test_what_came_while_the_broker_was_gone_is_a_hole(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_it_is_attached_ends_it_without_a_word_or_a_file(tmp_path, number):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{tmp_path}/e.sock")
+        listener.listen()
+        listener.settimeout(DEADLINE_S)
+        process = subprocess.Popen(
+            [*COMMAND, "record", str(tmp_path / "a.evlog")],
+            env=environment(f"unix:{tmp_path}/e.sock"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        connection, _ = listener.accept()
+        with connection:
+            process.send_signal(number)
+            assert process.communicate(timeout=DEADLINE_S) == (b"", b"")
+    assert process.returncode == 130
+    assert not (tmp_path / "a.evlog").exists()
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["", "nobody reads what it says"])
+def test_what_came_while_the_broker_was_gone_is_a_hole(tmp_path, is_read):
     path = tmp_path / "a.evlog"
     with serving(tmp_path, workers=1) as pool, recording(pool, str(path)) as process:
         pool.run("post", "test", "e", "1")
         first = broker_pid(pool)
-        os.kill(first, signal.SIGKILL)
         assert process.stderr is not None
-        assert b"the broker is gone" in process.stderr.readline()
-        assert b"recording" in process.stderr.readline()
+        if not is_read:
+            process.stderr.close()
+        os.kill(first, signal.SIGKILL)
+        if is_read:
+            assert b"the broker is gone" in process.stderr.readline()
+            assert b"recording" in process.stderr.readline()
+        wait_until(lambda: is_served_anew(pool, first), "another broker serves")
+        wait_until(lambda: pool.status()["broker"]["observers"] == 1, "it is attached again")
         pool.run("post", "test", "e", "2")
         wait_until(lambda: len(of_app(path)) == 2, "it is recorded")
         process.send_signal(signal.SIGINT)
@@ -247,6 +274,7 @@ def test_what_came_while_the_broker_was_gone_is_a_hole(tmp_path):
         (["/nowhere/a.evlog"], 1, "can't record to /nowhere/a.evlog"),
         (["--mark", "x"], 1, "this broker records nothing: start it with --record FILE"),
         (["--mark", "x", "--flight"], 2, "--mark and --flight"),
+        (["--mark", b"\xff".decode(errors="surrogateescape")], 2, "is not UTF-8"),
     ],
 )
 def test_what_can_not_be_done_is_one_line(pool, arguments, status, text):
