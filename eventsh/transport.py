@@ -124,7 +124,8 @@ class Connection(ABC):
 
     @abstractmethod
     def limit_body(self, max_body_bytes: int) -> None:
-        """Refuse frames with a longer body from now on. A connection starts at PRE_HELLO_BODY_BYTES."""
+        """Refuse frames with a longer body from now on. A connection starts at PRE_HELLO_BODY_BYTES, and until the first
+        call it may also refuse a peer that has so much under way at once, in several frames."""
 
     @property
     @abstractmethod

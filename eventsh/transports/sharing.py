@@ -14,7 +14,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from eventsh.errors import ProtocolError
-from eventsh.protocol.frame import FRAME_KINDS, HEADER, HEADER_BYTES, KIND_OFFSET, FrameDecoder, decode_header
+from eventsh.protocol.frame import (
+    FRAME_KINDS,
+    HEADER,
+    HEADER_BYTES,
+    KIND_OFFSET,
+    PRE_HELLO_BODY_BYTES,
+    FrameDecoder,
+    decode_header,
+)
 from eventsh.transports import memory
 from eventsh.transports.memory import RingReader, RingWriter
 from eventsh.transports.ring import Lane, Ring
@@ -103,7 +111,10 @@ class SharedRing:
 class RingDecoder(FrameDecoder):
     """A decoder that takes the frames which messages name out of the peer's ring, and hears which of ours are free."""
 
-    __slots__ = ("_lane", "_places", "_read", "_reader", "_release_bytes", "shows", "unreleased_bytes")
+    __slots__ = (
+        *("_lane", "_places", "_read", "_reader", "_release_bytes", "_allowed_bytes"),
+        *("shows", "unreleased_bytes"),
+    )
 
     def __init__(self, lane: Lane, reader: RingReader) -> None:
         super().__init__(kinds=KINDS)
@@ -111,6 +122,9 @@ class RingDecoder(FrameDecoder):
         self.shows = False
         self.unreleased_bytes = 0
         self._release_bytes = min(RELEASE_BYTES, reader.size_bytes // RELEASE_PART)
+        # What the peer may name until we have given some of it back. One that keeps to the rules needs no more than its ring
+        # has; others name the same bytes again and again, each time to be copied.
+        self._allowed_bytes = HEADER_BYTES + PRE_HELLO_BODY_BYTES
         self._lane = lane
         self._reader = reader
         # How many frames of the ring nobody looks at any more, counted from the first; and those after it, in their order.
@@ -129,8 +143,13 @@ class RingDecoder(FrameDecoder):
         """Whether there is so much to give back that it should not wait for company."""
         return self.unreleased_bytes >= self._release_bytes
 
+    def trust(self) -> None:
+        """The peer has said hello: it may name as much as its ring has."""
+        self._allowed_bytes += self._reader.size_bytes - (HEADER_BYTES + PRE_HELLO_BODY_BYTES)
+
     def take_release(self) -> bytes:
         """The message that gives back all that was read."""
+        self._allowed_bytes += self.unreleased_bytes
         self.unreleased_bytes = 0
         return HEADER.pack(0, RELEASE, 0, 0, 0, 0, 0, self._read, 0)
 
@@ -158,6 +177,9 @@ class RingDecoder(FrameDecoder):
         offset, length = header.seq, header.time_ns
         if length > HEADER_BYTES + self.max_body_bytes:
             raise self._refusal(length - HEADER_BYTES, SPAN)
+        self._allowed_bytes -= length
+        if self._allowed_bytes < 0:
+            raise ProtocolError("more shared memory was named than there is, or than may be before a hello")
         frame: Frame = self._reader.view(offset, length)
         if not self.shows:
             # Looked at only once it is our own: the peer can change the ring at any time.
@@ -207,7 +229,10 @@ class SharingConnection(StreamConnection):
         self._reader: RingReader
         self._lane: Lane
         self._rings: RingDecoder
-        # A duplicate of the socket, once this side has ended the connection while the peer has frames to read in the ring.
+        self._trusts_peer = False
+        # Whether it is this side that ended the connection, with frames in the ring that the peer may still read; and then,
+        # unless there was no descriptor to be had, a duplicate of the socket.
+        self._ended_first = False
         self._departing: socket.socket | None = None
 
     def use(self, ring: SharedRing, reader: RingReader) -> None:
@@ -223,6 +248,12 @@ class SharingConnection(StreamConnection):
         super().connection_made(transport)
         if self.early:
             self._take(memoryview(self.early))
+
+    def limit_body(self, max_body_bytes: int) -> None:
+        super().limit_body(max_body_bytes)
+        if self._ring is not None and not self._trusts_peer:
+            self._trusts_peer = True
+            self._rings.trust()
 
     def _choose_method(self) -> Callable[[list[Any]], None]:
         method: Callable[[list[Any]], None] | None = getattr(self._receiver, "views_received", None)
@@ -264,13 +295,16 @@ class SharingConnection(StreamConnection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         was_lost = self._lost
+        if exc is not None and not isinstance(exc, ConnectionError):
+            # Nothing that the peer did: it goes on reading.
+            self._keep_socket()
         super().connection_lost(exc)
         if self._ring is None or was_lost:
             return
         self._reader.close()
         if self._departing is not None:
             self._ring.await_departure(self._departing, self._lane)
-        elif exc is None or isinstance(exc, ConnectionError):
+        elif not self._ended_first or isinstance(exc, ConnectionError):
             # The peer has ended it, and reads no more.
             self._lane.clear()
         self._ring.leave()
@@ -281,7 +315,8 @@ class SharingConnection(StreamConnection):
             self._transport.write(self._rings.take_release())
 
     def _keep_socket(self) -> None:
-        if self._ring is not None and self._ring.is_shared and self._lane and not self._closing:
+        if self._ring is not None and self._ring.is_shared and self._lane and not (self._closing or self._ended_first):
+            self._ended_first = True
             # Without a descriptor to be had, what the peer was given is not used again.
             with contextlib.suppress(OSError):
                 self._departing = socket.socket(fileno=os.dup(self._descriptor))

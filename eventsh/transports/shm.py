@@ -24,13 +24,7 @@ from eventsh.options import Options
 from eventsh.transport import Capabilities
 from eventsh.transports.memory import RingReader, has_memfd
 from eventsh.transports.sharing import SharedRing, SharingConnection
-from eventsh.transports.stream import (
-    StreamConnection,
-    StreamListener,
-    forget_descriptor,
-    note_descriptor,
-    until_readable,
-)
+from eventsh.transports.stream import StreamConnection, StreamListener, until_readable
 from eventsh.transports.unix import UnixTransport, peer_of
 
 if TYPE_CHECKING:
@@ -44,8 +38,7 @@ __all__ = ["ShmTransport"]
 OFFER = Struct("<4sBB2xQ")
 MAGIC = b"eshm\xff"
 VERSION = 1
-# How long the other side may take to say it; and how many may be at it at once: each costs a descriptor or two.
-GREETING_TIMEOUT_S = 2.0
+# How long a listener may take to say it; and how many clients may be at it at once: each costs a descriptor or two.
 CONNECT_TIMEOUT_S = 5.0
 MAX_GREETINGS = 1024
 
@@ -56,11 +49,11 @@ class ShmTransport(UnixTransport):
     scheme: ClassVar[str] = "shm"
     capabilities: ClassVar[Capabilities] = Capabilities(peer_credentials=True)
 
-    def __init__(self, ring_bytes: int = Options().ring_size) -> None:
-        self.ring_bytes = ring_bytes
+    def __init__(self, options: Options | None = None) -> None:
+        self._options = options or Options()
 
     def with_options(self, options: Options) -> ShmTransport:
-        return self if options.ring_size == self.ring_bytes else ShmTransport(options.ring_size)
+        return ShmTransport(options)
 
     def check_address(self, address: Address) -> None:
         super().check_address(address)
@@ -77,7 +70,7 @@ class ShmTransport(UnixTransport):
         on_connection: Callable[[Connection], Receiver],
         removed: Callable[[], None],
     ) -> Listener:
-        ring = SharedRing(self.ring_bytes, is_shared=True)
+        ring = SharedRing(self._options.ring_size, is_shared=True)
         ring.join()
 
         def accepted(peer: socket.socket) -> SharingConnection:
@@ -85,7 +78,7 @@ class ShmTransport(UnixTransport):
 
         async def greet(connection: StreamConnection, peer: socket.socket) -> None:
             assert isinstance(connection, SharingConnection)
-            await _answer(connection, peer, ring)
+            await _answer(connection, peer, ring, self._options.hello_timeout)
 
         def closed() -> None:
             removed()
@@ -95,7 +88,7 @@ class ShmTransport(UnixTransport):
 
     async def _join(self, sock: socket.socket, on_connection: Callable[[Connection], Receiver]) -> StreamConnection:
         connection = SharingConnection(peer_of(sock), on_connection)
-        ring = SharedRing(self.ring_bytes, is_shared=False)
+        ring = SharedRing(self._options.ring_size, is_shared=False)
         try:
             _send_offer(sock, ring)
             reader = await _read_answer(sock)
@@ -111,17 +104,17 @@ class ShmTransport(UnixTransport):
 _greetings = 0
 
 
-async def _answer(connection: SharingConnection, sock: socket.socket, ring: SharedRing) -> None:
+async def _answer(connection: SharingConnection, sock: socket.socket, ring: SharedRing, timeout_s: float) -> None:
     """In a listener: see whether the client has a ring, and exchange it for ours. Raises TransportError."""
     global _greetings
     if _greetings >= MAX_GREETINGS:
         raise TransportError(f"{connection.peer.label} came while {MAX_GREETINGS} others had not said anything yet")
     _greetings += 1
     try:
-        async with asyncio.timeout(GREETING_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             offer, descriptors = await _receive_offer(sock)
     except TimeoutError:
-        raise TransportError(f"{connection.peer.label} said nothing for {GREETING_TIMEOUT_S:g} s") from None
+        raise TransportError(f"{connection.peer.label} said nothing for {timeout_s:g} s (hello_timeout)") from None
     finally:
         _greetings -= 1
     if not offer.startswith(MAGIC):
@@ -156,7 +149,6 @@ async def _read_answer(sock: socket.socket) -> RingReader:
 async def _receive_offer(sock: socket.socket) -> tuple[bytes, list[int]]:
     """What the other side says first: an offer and descriptors, or else the first bytes of something else."""
     said, descriptors = b"", list[int]()
-    note_descriptor(sock.fileno())
     try:
         while len(said) < OFFER.size and said.startswith(MAGIC[: len(said)]):
             try:
@@ -173,8 +165,6 @@ async def _receive_offer(sock: socket.socket) -> tuple[bytes, list[int]]:
     except BaseException:
         _close_all(descriptors)
         raise
-    finally:
-        forget_descriptor(sock.fileno())
     return said, descriptors
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from eventsh.address import Address
+from eventsh.options import Options
 from eventsh.testing.recorder import DEADLINE_S, Recorder, event_frame, turns
 from eventsh.transport import Connection
 from eventsh.transports.shm import ShmTransport
@@ -35,7 +36,7 @@ def _receive(recorder: Recorder, connection: Connection) -> Recorder:
 
 async def come_and_go(path: str, connects: int) -> list[tuple[int, int, int]]:
     """Numbers of descriptors, maps and tasks: with a listener before the first connection, after the last, and without."""
-    transport, address = ShmTransport(1024 * 1024), Address("shm", path)
+    transport, address = ShmTransport(Options(ring_size=1024 * 1024)), Address("shm", path)
     accepted: list[tuple[Connection, Recorder]] = []
 
     def on_connection(connection: Connection) -> Recorder:

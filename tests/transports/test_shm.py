@@ -5,6 +5,7 @@ import errno
 import fcntl
 import gc
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,7 +40,8 @@ both_loops = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asy
 
 # The smallest ring, and frames of which two fit into it, one of them for one of several readers; and smaller ones, so that
 # a reader may hold several.
-RING_BYTES = Options(ring_size=256 * 1024).ring_size
+OPTIONS = Options(ring_size=256 * 1024, hello_timeout=0.2)
+RING_BYTES = OPTIONS.ring_size
 LARGE = 100_000
 MEDIUM = 40_000
 
@@ -59,7 +62,7 @@ class Listening:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self.transport = ShmTransport(RING_BYTES)
+        self.transport = ShmTransport(OPTIONS)
         self.accepted: list[Recorder] = []
 
     async def __aenter__(self) -> Self:
@@ -227,9 +230,39 @@ def test_without_memory_frames_take_the_socket(address, steps, monkeypatch):
 # A reader is never shown other bytes than those that it was sent.
 
 
-@both_loops
-@pytest.mark.parametrize("way", ["close", "abort"])
-def test_what_a_client_was_sent_stays_after_the_listener_has_ended_its_connection(run, address, way):
+@contextmanager
+def without_descriptors() -> Iterator[None]:
+    """In this process, none is to be had."""
+    free = os.dup(0)
+    os.close(free)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def fail_writing(connection: Connection) -> None:
+    """As asyncio does where the kernel has no memory for a write."""
+    assert isinstance(connection, SharingConnection)
+    connection._transport._fatal_error(OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)))
+
+
+WAYS: dict[str, Callable[[Connection], None]] = {
+    "close": lambda connection: connection.close(),
+    "abort": lambda connection: connection.abort(),
+    "no memory": fail_writing,
+}
+
+
+@pytest.mark.parametrize("has_descriptors", [True, False], ids=["", "out of descriptors"])
+@pytest.mark.parametrize(
+    ("run", "way"),
+    [*((run, way) for run in (asyncio.run, uvloop.run) for way in ("close", "abort")), (asyncio.run, "no memory")],
+    ids=["asyncio-close", "asyncio-abort", "uvloop-close", "uvloop-abort", "asyncio-no memory"],
+)
+def test_what_a_client_was_sent_stays_after_the_listener_has_ended_its_connection(run, address, way, has_descriptors):
     async def main() -> None:
         async with Listening(address) as listening:
             late, other = Recorder(), Recorder()
@@ -239,8 +272,9 @@ def test_what_a_client_was_sent_stays_after_the_listener_has_ended_its_connectio
             connection_of(first).send([event_frame(1, LARGE)])
             # Until it has left.
             await turns()
-            getattr(connection_of(first), way)()
-            await first.until(lambda recorder: recorder.lost)
+            with nullcontext() if has_descriptors else without_descriptors():
+                WAYS[way](connection_of(first))
+                await first.until(lambda recorder: recorder.lost)
             second = await listening.connect(other)
             for number in range(100, 110):
                 connection_of(listening.accepted[1]).send([event_frame(number, LARGE)])
@@ -248,6 +282,9 @@ def test_what_a_client_was_sent_stays_after_the_listener_has_ended_its_connectio
             client.resume_reading()
             assert await late.until_frames(1) == [1]
             await late.until(lambda recorder: recorder.lost)
+            if has_descriptors:
+                # And is used again once the client has ended its side too.
+                await until_released(first)
             await end(second, other)
 
     run(main())
@@ -437,6 +474,33 @@ def test_a_peer_whose_messages_are_wrong_loses_its_own_connection(address, messa
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("has_said_hello", [False, True], ids=["before the hello", "after it"])
+def test_a_peer_that_names_the_same_bytes_again_and_again_is_soon_refused(address, has_said_hello):
+    large = bytes(event_frame(1, 32_000))
+
+    class Greeted(Listening):
+        def accept(self, connection: Connection) -> Recorder:
+            self.accepted.append(Recorder(connection=connection))
+            if has_said_hello:
+                connection.limit_body(RING_BYTES)
+            return self.accepted[-1]
+
+    async def main() -> None:
+        async with Greeted(address) as listening:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(address.path)
+                fd = make_ring(content=large)
+                socket.send_fds(sock, [offer()], [fd])
+                os.close(fd)
+                to_server = await listening.until_accepted(1)
+                sock.sendall(span(0, len(large)) * 500)
+                await to_server.until(lambda recorder: recorder.refused)
+                allowed = RING_BYTES if has_said_hello else HEADER_BYTES + PRE_HELLO_BODY_BYTES
+                assert len(to_server.frames) == allowed // len(large)
+
+    asyncio.run(main())
+
+
 def a_pipe() -> int:
     read_end, write_end = os.pipe()
     os.close(write_end)
@@ -470,8 +534,7 @@ OFFERS: dict[str, tuple[bytes, Callable[[], list[int]]]] = {
 
 @pytest.mark.parametrize("name", OFFERS)
 @both_loops
-def test_an_offer_that_is_none_is_turned_away_and_leaves_nothing_behind(run, address, name, monkeypatch, caplog):
-    monkeypatch.setattr(shm, "GREETING_TIMEOUT_S", 0.1)
+def test_an_offer_that_is_none_is_turned_away_and_leaves_nothing_behind(run, address, name, caplog):
     said, make = OFFERS[name]
 
     async def main() -> None:
@@ -498,6 +561,7 @@ def test_an_offer_that_is_none_is_turned_away_and_leaves_nothing_behind(run, add
 
     run(main())
     assert "could not be connected" in caplog.text
+    assert ("said nothing for 0.2 s (hello_timeout)" in caplog.text) == (name in ("silence", "cut short"))
 
 
 def test_a_ring_can_be_written_by_nobody_but_its_maker():
@@ -596,9 +660,18 @@ def test_without_the_seal_listening_is_refused_and_unix_is_named(address, monkey
     assert not os.path.exists(address.path)
 
 
-def test_the_size_of_rings_is_an_option():
-    assert ShmTransport().ring_bytes == Options().ring_size
-    assert ShmTransport().with_options(Options(ring_size=RING_BYTES)).ring_bytes == RING_BYTES
+def test_the_size_of_rings_is_an_option(address):
+    async def main() -> None:
+        async with Listening(address) as listening:
+            listening.transport = ShmTransport().with_options(OPTIONS)
+            recorder = Recorder()
+            client = await listening.connect(recorder)
+            assert isinstance(client, SharingConnection)
+            assert client._ring is not None
+            assert client._ring.writer.size_bytes == RING_BYTES
+            await end(client, recorder)
+
+    asyncio.run(main())
 
 
 # What is left behind.
@@ -627,6 +700,7 @@ async def main():
     recorder = Recorder()
     accepted = []
     def accept(connection):
+        connection.limit_body(100000)
         accepted.append(Recorder(connection=connection))
         return accepted[-1]
     listener = await ShmTransport().listen(Address("shm", sys.argv[1]), accept)

@@ -57,6 +57,7 @@ class FlowCases:
     @case
     async def test_a_sender_is_paused_while_the_peer_takes_nothing_and_resumed_after(self, bench: Bench) -> None:
         async with bench.connected() as pair:
+            pair.raise_limits()
             pair.server.pause_reading()
             pair.server.pause_reading()
             sent = 0
