@@ -9,8 +9,9 @@ A plugin is a module or object named by an entry point of the group "eventsh". I
         return [MyTransport()]
 
 An implementation takes the arguments that it needs, by name, and may leave out the others. What it raises is logged with
-the plugin's name and disturbs nobody. Hooks about events are called in the thread of the bus: one that blocks delays
-that process's events. Wrappers are not supported.
+the plugin's name and disturbs nobody. `eventsh_event_posted` is called in the thread that posts, and one that blocks
+delays that post; the other hooks about events in the thread of the bus, where it delays that process's events. Wrappers
+are not supported.
 """
 
 from __future__ import annotations

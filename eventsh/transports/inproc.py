@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from eventsh.errors import ConfigureError, ProtocolError, TransportError
-from eventsh.protocol.frame import HEADER_BYTES, PRE_HELLO_BODY_BYTES, FrameDecoder, Kind, decode_header
+from eventsh.protocol.frame import FRAME_KINDS, HEADER_BYTES, PRE_HELLO_BODY_BYTES, FrameDecoder, decode_header
 from eventsh.transport import Buffer, Capabilities, Connection, Listener, Peer, Receiver, Transport
+from eventsh.transports.stream import WRITE_HIGH_BYTES, WRITE_LOW_BYTES
 
 if TYPE_CHECKING:
     from eventsh.address import Address
@@ -22,13 +23,8 @@ __all__ = ["InprocTransport"]
 
 logger = logging.getLogger("eventsh")
 
-# Above and below this much that the peer has not taken, the sender is told to pause and to go on: as with streams.
-WRITE_HIGH_BYTES = 256 * 1024
-WRITE_LOW_BYTES = 64 * 1024
 # What is handed over in one turn, as one read of a socket would: a long queue must not hold up the peer's loop.
 TURN_BYTES = 256 * 1024
-
-_KINDS = frozenset(map(int, Kind))
 
 
 class InprocTransport(Transport):
@@ -38,7 +34,7 @@ class InprocTransport(Transport):
     capabilities: ClassVar[Capabilities] = Capabilities(crosses_processes=False)
 
     def check_address(self, address: Address) -> None:
-        if address.host is not None or not address.path:
+        if address.host is not None or not address.path or address.query:
             raise ConfigureError(f"address: {address} is not of the form inproc:NAME", option="address")
 
     async def listen(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Listener:
@@ -286,7 +282,7 @@ class InprocConnection(Connection):
             return False
         header = decode_header(frame)
         length = header.length
-        return length + HEADER_BYTES == len(frame) and length <= self._max_body_bytes and header.kind in _KINDS
+        return length + HEADER_BYTES == len(frame) and length <= self._max_body_bytes and header.kind in FRAME_KINDS
 
     def _refusal(self, frame: bytearray) -> ProtocolError:
         decoder = FrameDecoder(self._max_body_bytes)

@@ -22,12 +22,20 @@ from eventsh.transport import Capabilities, Connection, Listener, Peer, Receiver
 if TYPE_CHECKING:
     from eventsh.transports.stream import StreamConnection
 
-__all__ = ["MAX_PATH_BYTES", "UnixTransport", "check_directory", "peer_of"]
+__all__ = [
+    "MAX_PATH_BYTES",
+    "UnixTransport",
+    "check_directory",
+    "check_path",
+    "connect_socket",
+    "dial_socket",
+    "open_socket",
+    "peer_of",
+    "unlink_if_same",
+]
 
 # sun_path of sockaddr_un, less the zero at its end.
 MAX_PATH_BYTES = 107 if sys.platform == "linux" else 103
-# A pool that starts anew or whose broker died comes all at once. The kernel cuts it to net.core.somaxconn.
-BACKLOG = 1024
 # How long `connect` waits for room in a full backlog, and how often it and `dial` look: the kernel does not tell.
 CONNECT_TIMEOUT_S = 5.0
 CONNECT_RETRY_S = 0.01
@@ -43,21 +51,7 @@ class UnixTransport(Transport):
     capabilities: ClassVar[Capabilities] = Capabilities(peer_credentials=True)
 
     def check_address(self, address: Address) -> None:
-        path = address.path
-        if address.host is not None:
-            raise ConfigureError(f"address: {address} names a host; write {self.scheme}:/path", option="address")
-        if not os.path.basename(path) or "\0" in path:
-            raise ConfigureError(f"address: {path!r} is no path of a socket", option="address")
-        try:
-            size = len(os.fsencode(path))
-        except UnicodeEncodeError as error:
-            raise ConfigureError(f"address: {path!r} can't be a path: {error.reason}", option="address") from error
-        if size > MAX_PATH_BYTES:
-            raise ConfigureError(
-                f"address: the path {path!r} is {size} bytes long, and the system takes at most {MAX_PATH_BYTES} for a"
-                " socket: use a shorter one, for example below /run or /tmp",
-                option="address",
-            )
+        check_path(address)
 
     def lock_path(self, address: Address) -> str | None:
         return f"{address.path}.lock"
@@ -68,10 +62,10 @@ class UnixTransport(Transport):
 
     async def listen(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Listener:
         self.prepare(address)
-        sock, identity = _open_socket(address)
+        sock, identity = open_socket(address)
 
         def removed() -> None:
-            _unlink_if_same(address.path, identity)
+            unlink_if_same(address.path, identity)
 
         try:
             return self._serve(sock, str(address), on_connection, removed)
@@ -94,28 +88,21 @@ class UnixTransport(Transport):
     async def connect(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Connection:
         import asyncio
 
+        from eventsh.transports.stream import forget_descriptor
+
         self.check_address(address)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = await connect_socket(address)
+        descriptor = sock.fileno()
         try:
-            sock.setblocking(False)
-            # The loops' own connect takes a full backlog, which is EAGAIN here, for a connection under way.
-            for _ in range(int(CONNECT_TIMEOUT_S / CONNECT_RETRY_S)):
-                try:
-                    sock.connect(address.path)
-                    break
-                except BlockingIOError:
-                    await asyncio.sleep(CONNECT_RETRY_S)
-            else:
-                sock.connect(address.path)
             connection = await self._join(sock, on_connection)
             # Not create_unix_connection: if the receiver ends the connection at once, uvloop has closed the descriptor while
             # the socket object still holds its number, and would close whatever has that number later.
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
-        except OSError as error:
+        except BaseException as error:
+            forget_descriptor(descriptor)
             sock.close()
-            raise _unreachable(address, error) from error
-        except BaseException:
-            sock.close()
+            if isinstance(error, OSError):
+                raise _unreachable(address, error) from error
             raise
         if connection.failure is not None:
             raise connection.failure
@@ -129,28 +116,87 @@ class UnixTransport(Transport):
 
     def dial(self, address: Address, timeout_s: float) -> socket.socket | None:
         self.check_address(address)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            # Not a blocking connect with SO_SNDTIMEO: a signal during its wait makes Python take it for connected.
-            sock.setblocking(False)
-            deadline_s = time.monotonic() + timeout_s
-            while True:
-                try:
-                    sock.connect(address.path)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline_s:
-                        raise
-                    time.sleep(CONNECT_RETRY_S)
-            peer_of(sock)
-            sock.settimeout(timeout_s)
-        except OSError as error:
-            sock.close()
+        return dial_socket(address, timeout_s)
+
+
+def check_path(address: Address) -> None:
+    """Raise ConfigureError unless `address` is SCHEME:/path, with a path that the system takes for a socket."""
+    path = address.path
+    if address.host is not None:
+        raise ConfigureError(f"address: {address} names a host; write {address.scheme}:/path", option="address")
+    if address.query:
+        raise ConfigureError(
+            f"address: {address} asks for {', '.join(address.query)}, and {address.scheme} knows nothing of the kind;"
+            f" write {address.scheme}:{path}",
+            option="address",
+        )
+    if not os.path.basename(path) or "\0" in path:
+        raise ConfigureError(f"address: {path!r} is no path of a socket", option="address")
+    try:
+        size = len(os.fsencode(path))
+    except UnicodeEncodeError as error:
+        raise ConfigureError(f"address: {path!r} can't be a path: {error.reason}", option="address") from error
+    if size > MAX_PATH_BYTES:
+        raise ConfigureError(
+            f"address: the path {path!r} is {size} bytes long, and the system takes at most {MAX_PATH_BYTES} for a"
+            " socket: use a shorter one, for example below /run or /tmp",
+            option="address",
+        )
+
+
+async def connect_socket(address: Address) -> socket.socket:
+    """A socket that is connected to the path of `address`, does not block, and is noted for forks. Raises TransportError."""
+    import asyncio
+
+    from eventsh.transports.stream import forget_descriptor, note_descriptor
+
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    note_descriptor(sock.fileno())
+    try:
+        sock.setblocking(False)
+        # The loops' own connect takes a full backlog, which is EAGAIN here, for a connection under way.
+        for _ in range(int(CONNECT_TIMEOUT_S / CONNECT_RETRY_S)):
+            try:
+                sock.connect(address.path)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(CONNECT_RETRY_S)
+        else:
+            sock.connect(address.path)
+    except BaseException as error:
+        forget_descriptor(sock.fileno())
+        sock.close()
+        if isinstance(error, OSError):
             raise _unreachable(address, error) from error
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+        raise
+    return sock
+
+
+def dial_socket(address: Address, timeout_s: float) -> socket.socket:
+    """A blocking socket that is connected to the path of `address`, where the same user or root listens. Connecting, and
+    then each call, takes at most `timeout_s`. Raises TransportError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # Not a blocking connect with SO_SNDTIMEO: a signal during its wait makes Python take it for connected.
+        sock.setblocking(False)
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                sock.connect(address.path)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline_s:
+                    raise
+                time.sleep(CONNECT_RETRY_S)
+        peer_of(sock)
+        sock.settimeout(timeout_s)
+    except OSError as error:
+        sock.close()
+        raise _unreachable(address, error) from error
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def peer_of(sock: socket.socket) -> Peer:
@@ -217,8 +263,11 @@ def _is_default(address: Address, uid: int) -> bool:
     return address.path in (default_address(runtime_dir, uid, parent).path, default_address({}, uid, parent).path)
 
 
-def _open_socket(address: Address) -> tuple[socket.socket, tuple[int, int]]:
-    """A listening socket at the path of `address`, mode 0600, and the identity of its file."""
+def open_socket(address: Address) -> tuple[socket.socket, tuple[int, int]]:
+    """A listening socket at the path of `address`, mode 0600, and the identity of its file. To be called with the lock of
+    the address: a socket of this user's that stands there is stale, and removed. Raises TransportError."""
+    from eventsh.transports.stream import BACKLOG
+
     path = address.path
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     bound = False
@@ -263,7 +312,8 @@ def _remove_stale(address: Address) -> None:
     raise TransportError(f"can't listen at {address}: {address.path} {why}: remove it, or choose another address")
 
 
-def _unlink_if_same(path: str, identity: tuple[int, int]) -> None:
+def unlink_if_same(path: str, identity: tuple[int, int]) -> None:
+    """Remove what `open_socket` made, unless somebody else's stands there by now."""
     with contextlib.suppress(FileNotFoundError):
         info = os.lstat(path)
         if (info.st_dev, info.st_ino) == identity:

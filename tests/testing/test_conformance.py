@@ -91,6 +91,31 @@ FAULTS = {
         "unix:{directory}/s",
         "test_of_a_listener_killed_in_the_midst_of_a_frame_only_whole_frames_arrive",
     ),
+    "every address will do": (
+        "    InprocTransport.check_address = lambda self, address: None\n",
+        "inproc:{directory}",
+        "test_an_address_that_can_not_be_one_is_refused_everywhere",
+    ),
+    "a plain socket has words of its own for not now": (
+        """
+    import socket
+    from eventsh.transports.unix import UnixTransport
+    class Socket(socket.socket):
+        def recv(self, *arguments):
+            try:
+                return super().recv(*arguments)
+            except BlockingIOError as error:
+                raise RuntimeError("not now") from error
+    true_dial = UnixTransport.dial
+    def dial(self, address, timeout_s):
+        sock = Socket(fileno=true_dial(self, address, timeout_s).detach())
+        sock.settimeout(timeout_s)
+        return sock
+    UnixTransport.dial = dial
+""",
+        "unix:{directory}/s",
+        "test_a_plain_socket_is_a_connection_too",
+    ),
     "a stale endpoint stays": (
         """
     import eventsh.transports.unix

@@ -20,9 +20,14 @@ class TestConformance(TransportConformance):
         return f"inproc:of {directory}"
 
 
-def test_an_address_is_a_name():
+@pytest.mark.parametrize(
+    "address",
+    [Address("inproc", host="name"), Address("inproc", "name", query={"a": "b"})],
+    ids=["a host", "a query"],
+)
+def test_an_address_is_a_name(address):
     with pytest.raises(ConfigureError, match="inproc:NAME") as caught:
-        InprocTransport().check_address(Address("inproc", host="name"))
+        InprocTransport().check_address(address)
     assert caught.value.option == "address"
 
 

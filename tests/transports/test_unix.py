@@ -13,6 +13,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,14 @@ def test_what_can_be_no_path_of_a_socket_is_refused(address):
     assert caught.value.option == "address"
 
 
+def test_an_option_that_is_not_known_is_refused(address):
+    with pytest.raises(
+        ConfigureError, match=r"asks for cut, and unix knows nothing of the kind; write unix:/"
+    ) as caught:
+        UnixTransport().check_address(replace(address, query={"cut": "0.1"}))
+    assert caught.value.option == "address"
+
+
 def test_the_lock_stands_beside_the_socket(address):
     assert UnixTransport().lock_path(address) == f"{address.path}.lock"
 
@@ -356,7 +365,7 @@ def test_a_failure_to_listen_leaves_no_file_and_no_descriptor_behind(tmp_path, a
     monkeypatch.setattr(os, "chmod", fail)
     descriptors = len(os.listdir("/proc/self/fd"))
     with pytest.raises(TransportError, match="can't listen") as caught:
-        unix._open_socket(address)
+        unix.open_socket(address)
     assert isinstance(caught.value.__cause__, PermissionError)
     assert os.listdir(tmp_path) == []
     assert len(os.listdir("/proc/self/fd")) == descriptors

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
-from eventsh.address import parse_address
-from eventsh.errors import TransportError
+from eventsh.address import Address, parse_address
+from eventsh.errors import ConfigureError, TransportError
 from eventsh.testing.bench import Bench, case, open_descriptors
 from eventsh.testing.recorder import DEADLINE_S, Recorder, event_frame, numbers
 from eventsh.transport import Capabilities
@@ -147,6 +148,28 @@ class EndpointCases:
         bench.transport.check_address(bench.address)
 
     @case
+    async def test_an_address_that_can_not_be_one_is_refused_everywhere(self, bench: Bench) -> None:
+        """One with next to nothing in it, or one with something of everything."""
+        scheme, transport = bench.transport.scheme, bench.transport
+        everything = Address(scheme, "/path", "127.0.0.1", 1, {"no_option_of_eventsh": "1"})
+        refused = []
+        for address in (Address(scheme, "/"), everything):
+            with suppress(ConfigureError):
+                transport.check_address(address)
+                continue
+            refused.append(address)
+        assert refused, "check_address takes all that there is"
+        for address in refused:
+            with pytest.raises(ConfigureError):
+                transport.prepare(address)
+            with pytest.raises(ConfigureError):
+                await transport.listen(address, lambda connection: Recorder())
+            with pytest.raises(ConfigureError):
+                await transport.connect(address, lambda connection: Recorder())
+            with suppress(ConfigureError):
+                assert transport.dial(address, DEADLINE_S) is None
+
+    @case
     async def test_what_the_lock_of_the_address_needs_is_prepared(self, bench: Bench) -> None:
         bench.transport.prepare(bench.address)
         bench.transport.prepare(bench.address)
@@ -165,6 +188,10 @@ class EndpointCases:
                 pytest.skip("the transport has no dial")
             with sock:
                 assert sock.gettimeout() == DEADLINE_S
+                sock.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    sock.recv(1)
+                sock.settimeout(DEADLINE_S)
                 await asyncio.to_thread(sock.sendall, event_frame(1) + event_frame(2))
                 await bench.until_count(accepted, 1)
                 assert await accepted[0].until_frames(2) == [1, 2]

@@ -141,6 +141,7 @@ def test_a_stall_holds_up_all_that_follows() -> None:
         ("delay=soon", "delay"),
         ("life=-1", "life"),
         ("seed=1.5", "seed must be a whole number"),
+        ("dleay=5ms", "asks for dleay, and unix knows nothing of the kind"),
     ],
 )
 def test_a_fault_that_can_t_be_is_refused_by_its_name(query: str, why: str) -> None:
