@@ -19,7 +19,14 @@ from eventsh.protocol.frame import FrameDecoder
 from eventsh.protocol.messages import Error
 from eventsh.transport import Buffer, Connection, Listener, Peer, Receiver
 
-__all__ = ["StreamConnection", "StreamListener", "forget_descriptor", "note_descriptor", "until_readable"]
+__all__ = [
+    "BACKLOG",
+    "StreamConnection",
+    "StreamListener",
+    "forget_descriptor",
+    "note_descriptor",
+    "until_readable",
+]
 
 # The open descriptors of connections and listeners, each with the process that opened it.
 _opened: dict[int, int] = {}
@@ -62,10 +69,16 @@ WRITE_LOW_BYTES = 64 * 1024
 JOIN_BYTES = 64 * 1024
 # What is read at most after writing has failed: more than the kernel holds for one socket.
 LAST_READ_BYTES = 1024 * 1024
+# Of a listener's queue. A pool that starts anew or whose broker died comes all at once. The kernel cuts it to
+# net.core.somaxconn.
+BACKLOG = 1024
 # Connections that are accepted in one turn of the loop, so that a crowd at the door does not stop those inside.
 ACCEPTS_A_TURN = 64
 # TLS handshakes under way at once: the loops hold up to half a megabyte for each.
-OPENING_LIMIT = 64
+HANDSHAKE_LIMIT = 64
+# Connections that TLS is not agreed with yet, at once. One that has said nothing costs its descriptor; with the first limit
+# for all, 64 that say nothing would keep everybody else away.
+OPENING_LIMIT = 512
 # What the peer may take to end TLS in good order. What was sent has left by then, and its own end is the connection's.
 TLS_END_TIMEOUT_S = 2.0
 # How long accepting rests when descriptors or memory have run out, and the shortest time between two warnings.
@@ -335,8 +348,9 @@ class StreamListener(Listener):
 
     `accepted` makes the connection for each socket, and raises TransportError to refuse who is there; `greet` is awaited
     before the first frame, with the socket, and refuses likewise; `removed` is called once when the listener has closed,
-    to remove what it left behind. With an `ssl` context it speaks TLS, whose handshake may take `ssl_timeout_s`; few are
-    under way at once, for each holds memory before anybody has said who they are.
+    to remove what it left behind. With an `ssl` context it speaks TLS, which may take `ssl_timeout_s` from the first turn to
+    the end of the handshake; few handshakes are under way at once, for each holds memory before anybody has said who they
+    are.
 
     Not the loop's own server: out of descriptors, uvloop takes connections only to drop them, and gives up listening
     without a word if its spare descriptor goes as well; asyncio logs a traceback for each place in the backlog, each second.
@@ -364,10 +378,11 @@ class StreamListener(Listener):
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
         self._opening: dict[asyncio.Task[None], StreamConnection] = {}
+        self._handshakes = asyncio.Semaphore(HANDSHAKE_LIMIT)
         self._next_warning_s = 0.0
         self._closed = False
         sock.setblocking(False)
-        _opened[sock.fileno()] = os.getpid()
+        note_descriptor(sock.fileno())
         self._loop.add_reader(sock.fileno(), self._accept)
 
     async def close(self) -> None:
@@ -384,7 +399,7 @@ class StreamListener(Listener):
         # What is to be removed goes first: a client that comes now finds nobody rather than a socket that refuses.
         if self._removed is not None:
             self._removed()
-        _opened.pop(self._sock.fileno(), None)
+        forget_descriptor(self._sock.fileno())
         self._sock.close()
 
     def _accept(self) -> None:
@@ -406,6 +421,7 @@ class StreamListener(Listener):
                 self._warn(f"{self.address}: refused a connection: {error}")
                 continue
             sock.setblocking(False)
+            note_descriptor(sock.fileno())
             connection.accepted_at = self._loop.time()
             task = self._loop.create_task(self._open(connection, sock))
             self._opening[task] = connection
@@ -424,6 +440,8 @@ class StreamListener(Listener):
                 self._loop.add_reader(self._sock.fileno(), self._accept)
 
     async def _open(self, connection: StreamConnection, sock: socket.socket) -> None:
+        # Known still when a loop has closed the socket.
+        descriptor = sock.fileno()
         try:
             if self._greet is not None:
                 await self._greet(connection, sock)
@@ -432,39 +450,48 @@ class StreamListener(Listener):
             else:
                 await self._open_tls(connection, sock)
         except (TransportError, OSError, RuntimeError) as error:
-            sock.close()
+            self._drop(sock, descriptor)
             self._warn(
                 f"{self.address}: {connection.peer.label} could not be connected: {str(error) or type(error).__name__}"
             )
         except asyncio.CancelledError:
-            sock.close()
+            self._drop(sock, descriptor)
             raise
         if connection.failure is not None:
             logger.error("%s: opening its connection failed", connection.peer.label, exc_info=connection.failure)
 
+    @staticmethod
+    def _drop(sock: socket.socket, descriptor: int) -> None:
+        forget_descriptor(descriptor)
+        sock.close()
+
     async def _open_tls(self, connection: StreamConnection, sock: socket.socket) -> None:
         from eventsh.transports.tls import is_plain
 
-        started = self._loop.time()
+        end_s = self._loop.time() + self._ssl_timeout_s
         try:
-            async with asyncio.timeout(self._ssl_timeout_s):
+            async with asyncio.timeout_at(end_s):
                 await until_readable(sock)
         except TimeoutError:
             raise TimeoutError(f"it said nothing for {self._ssl_timeout_s:g} s") from None
-        if is_plain(first := sock.recv(2, socket.MSG_PEEK)):
-            if first:
-                # In words that a client without TLS can read. What it sent is read first, or the kernel would say nothing.
-                sock.recv(READ_BYTES)
-                sock.send(Error("tls_needed", "it speaks TLS: give tls_ca (--tls-ca)").encode())
-            sock.close()
+        if is_plain(sock.recv(2, socket.MSG_PEEK)):
+            # In words that a client without TLS can read. What it sent is read first, or the kernel would say nothing.
+            sock.recv(READ_BYTES)
+            sock.send(Error("tls_needed", "it speaks TLS: give tls_ca (--tls-ca)").encode())
+            self._drop(sock, sock.fileno())
             return
-        await self._loop.connect_accepted_socket(
-            lambda: connection,
-            sock,
-            ssl=self._ssl,
-            ssl_handshake_timeout=max(0.01, self._ssl_timeout_s - (self._loop.time() - started)),
-            ssl_shutdown_timeout=TLS_END_TIMEOUT_S,
-        )
+        async with asyncio.timeout_at(end_s):
+            await self._handshakes.acquire()
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: connection,
+                sock,
+                ssl=self._ssl,
+                ssl_handshake_timeout=max(0.01, end_s - self._loop.time()),
+                ssl_shutdown_timeout=TLS_END_TIMEOUT_S,
+            )
+        finally:
+            self._handshakes.release()
 
     def _rest(self, error: OSError) -> None:
         self._warn(f"{self.address}: can't accept connections for now: {error.strerror}")

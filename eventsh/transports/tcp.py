@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TcpTransport", "is_loopback"]
 
-# A pool that starts anew or whose broker died comes all at once. The kernel cuts it to net.core.somaxconn.
-BACKLOG = 1024
 # How long `connect` tries each address of a host: longer than a lost packet or two take to be sent again (1 s, then 2 s).
 CONNECT_TIMEOUT_S = 5.0
 # For firewalls on the way that forget idle connections, most of them after minutes. Heartbeats find a lost peer sooner.
@@ -103,15 +101,16 @@ class TcpTransport(Transport):
     async def connect(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Connection:
         import asyncio
 
-        from eventsh.transports.stream import StreamConnection
+        from eventsh.transports.stream import StreamConnection, forget_descriptor
 
         self._check_connectable(address)
         loop = asyncio.get_running_loop()
         with _unreachable(address):
             targets = await _resolve_in_loop(address)
-            sock = await _connect_first(targets, loop)
+            sock, host = await _connect_first(targets, loop)
+        descriptor = sock.fileno()
         try:
-            needs_tls = self._needs_tls(sock)
+            needs_tls = self._needs_tls(host)
             connection = StreamConnection(_peer_of(sock), on_connection, begins_later=needs_tls)
             if needs_tls:
                 await self._connect_tls(address, connection, sock)
@@ -119,6 +118,7 @@ class TcpTransport(Transport):
                 # Not create_connection, for the reason that the unix transport has.
                 await loop.connect_accepted_socket(lambda: connection, sock)
         except BaseException:
+            forget_descriptor(descriptor)
             sock.close()
             raise
         if isinstance(connection.failure, OSError):
@@ -133,16 +133,16 @@ class TcpTransport(Transport):
         self._check_connectable(address)
         deadline_s = time.monotonic() + timeout_s
         with _unreachable(address):
-            sock = _dial_first(_resolve(address), deadline_s)
-        if self._needs_tls(sock):
+            sock, host = _dial_first(_resolve(address), deadline_s)
+        if self._needs_tls(host):
             sock = self._wrap(address, sock)
         sock.settimeout(timeout_s)
         return sock
 
-    def _needs_tls(self, sock: socket.socket) -> bool:
+    def _needs_tls(self, host: str) -> bool:
         options = self._options
         wanted = (options.tls_ca, options.tls_cert, options.tls_name)
-        return any(wanted) or not is_loopback(sock.getpeername()[0])
+        return any(wanted) or not is_loopback(host)
 
     def _client_context(self) -> ssl.SSLContext:
         # Made once: reading the system's certificates takes longer than a handshake.
@@ -265,6 +265,8 @@ def _peer_of(sock: socket.socket) -> Peer:
 
 
 def _open_socket(address: Address, target: _Target) -> socket.socket:
+    from eventsh.transports.stream import BACKLOG
+
     family, sockaddr = target
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -282,9 +284,12 @@ def _open_socket(address: Address, target: _Target) -> socket.socket:
     return sock
 
 
-async def _connect_first(targets: list[_Target], loop: asyncio.AbstractEventLoop) -> socket.socket:
-    """A socket that is connected to the first target that can be reached. Raises what the last one raised."""
+async def _connect_first(targets: list[_Target], loop: asyncio.AbstractEventLoop) -> tuple[socket.socket, str]:
+    """A socket that is connected to the first target that can be reached, its descriptor noted; and that host's number.
+    Raises what the last one raised."""
     import asyncio
+
+    from eventsh.transports.stream import forget_descriptor, note_descriptor
 
     for family, sockaddr in targets[:-1]:
         try:
@@ -293,19 +298,20 @@ async def _connect_first(targets: list[_Target], loop: asyncio.AbstractEventLoop
             continue
     family, sockaddr = targets[-1]
     sock = socket.socket(family, socket.SOCK_STREAM)
+    note_descriptor(sock.fileno())
     try:
         sock.setblocking(False)
         _tune(sock)
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await loop.sock_connect(sock, sockaddr)
-        _check_other(sock)
+        return sock, _other_end(sock)
     except BaseException:
+        forget_descriptor(sock.fileno())
         sock.close()
         raise
-    return sock
 
 
-def _dial_first(targets: list[_Target], deadline_s: float) -> socket.socket:
+def _dial_first(targets: list[_Target], deadline_s: float) -> tuple[socket.socket, str]:
     """As `_connect_first`, blocking; all of it until `deadline_s` of the monotonic clock."""
     for target in targets[:-1]:
         try:
@@ -318,18 +324,20 @@ def _dial_first(targets: list[_Target], deadline_s: float) -> socket.socket:
         sock.settimeout(max(deadline_s - time.monotonic(), 0.001))
         _tune(sock)
         sock.connect(sockaddr)
-        _check_other(sock)
+        return sock, _other_end(sock)
     except BaseException:
         sock.close()
         raise
-    return sock
 
 
-def _check_other(sock: socket.socket) -> None:
-    """A port that nobody listens at may be given to the very socket that connects to it: then it is connected to itself,
-    and would keep the broker from listening there again."""
-    if sock.getsockname() == sock.getpeername():
+def _other_end(sock: socket.socket) -> str:
+    """The host at the other end. Raises OSError where there is nobody any more; and where it is this socket: a port that
+    nobody listens at may be given to the very socket that connects to it, which would keep the broker from listening
+    there again."""
+    other = sock.getpeername()
+    if sock.getsockname() == other:
         raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    return str(other[0])
 
 
 @contextmanager

@@ -157,7 +157,7 @@ def test_a_socket_that_met_itself_is_not_taken_for_a_broker():
             sock.bind(("127.0.0.1", port))
             sock.connect(("127.0.0.1", port))
             with pytest.raises(ConnectionRefusedError):
-                tcp._check_other(sock)
+                tcp._other_end(sock)
 
 
 @both_loops

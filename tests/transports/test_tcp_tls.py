@@ -6,6 +6,8 @@ import asyncio
 import os
 import socket
 import ssl
+import subprocess
+import sys
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -374,18 +376,87 @@ def test_the_time_that_tls_took_is_taken_from_the_hello_s(run, certificates):
 
 
 @both_loops
-def test_a_crowd_that_never_finishes_its_handshake_keeps_nobody_out(run, certificates, monkeypatch):
-    monkeypatch.setattr(stream, "OPENING_LIMIT", 4)
+@pytest.mark.parametrize("limit", ["OPENING_LIMIT", "HANDSHAKE_LIMIT"])
+def test_a_crowd_that_never_finishes_its_handshake_keeps_nobody_out(run, limit, certificates, monkeypatch):
+    monkeypatch.setattr(stream, limit, 4)
 
     async def main() -> None:
         async with serving(tls_cert=certificates.cert, hello_timeout=0.3) as broker:
             port = parse_address(broker.listening).port
             crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(12)]
+            if limit == "HANDSHAKE_LIMIT":
+                for _, writer in crowd:
+                    writer.write(b"\x16")
             await attach(broker.listening, tls_ca=certificates.ca)
             for _, writer in crowd:
                 writer.close()
 
     run(main())
+
+
+@both_loops
+def test_a_crowd_that_says_nothing_is_not_waited_for(run, certificates):
+    async def main() -> None:
+        async with serving(tls_cert=certificates.cert, hello_timeout=DEADLINE_S) as broker:
+            port = parse_address(broker.listening).port
+            crowd = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2 * stream.HANDSHAKE_LIMIT)]
+            await attach(broker.listening, tls_ca=certificates.ca)
+            for _, writer in crowd:
+                writer.close()
+
+    run(main())
+
+
+FORKING = """
+import asyncio, os, socket, sys, uvloop
+from eventsh.address import Address
+from eventsh.options import Options
+from eventsh.testing.recorder import Recorder
+from eventsh.transports.tcp import TcpTransport
+
+def connected():
+    found = 0
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            with socket.socket(fileno=os.dup(fd)) as sock:
+                sock.getpeername()
+                found += 1
+        except OSError:
+            pass
+    return found
+
+async def main():
+    transport = TcpTransport(Options(tls_cert=sys.argv[1], tls_ca=sys.argv[2]))
+    if sys.argv[3] == "connecting":
+        sock = socket.create_server(("127.0.0.1", 0))
+        task = asyncio.ensure_future(transport.connect(
+            Address("tcp", host="127.0.0.1", port=sock.getsockname()[1]), lambda connection: Recorder()))
+    else:
+        listener = await transport.listen(Address("tcp", host="127.0.0.1", port=0), lambda connection: Recorder())
+        sock = socket.create_connection(listener.address.removeprefix("tcp://").split(":"))
+        sock.send(b"\\x16")
+    standing = connected() + 1
+    while connected() < standing: await asyncio.sleep(0.001)
+    # Until its handshake is under way.
+    await asyncio.sleep(0.1)
+    if (pid := os.fork()) == 0:
+        os._exit(connected())
+    print(standing - os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    os._exit(0)
+uvloop.run(main()) if sys.argv[4] == "uvloop" else asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("end", ["connecting", "accepting"])
+def test_a_child_that_is_forked_during_a_handshake_does_not_have_the_connection(end, loop, certificates):
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING, certificates.cert, certificates.ca, end, loop],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert (done.stdout.strip(), done.stderr) == ("1", "")
 
 
 @pytest.mark.parametrize(
