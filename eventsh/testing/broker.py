@@ -38,7 +38,8 @@ class BrokerHandle(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """End it in good order and wait for that. No effect after its end."""
+        """End it in good order and wait for that. No effect after its end. Raises TimeoutExpired, and kills it, when it
+        takes too long."""
 
     @abstractmethod
     def kill(self) -> None:
@@ -93,7 +94,12 @@ class BrokerProcess(BrokerHandle):
         if self._control >= 0:
             os.close(self._control)
             self._control = -1
-        self.process.wait(DEADLINE_S)
+        try:
+            self.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(DEADLINE_S)
+            raise
 
     def complaints(self) -> str:
         return "".join(line for line in self._log.read_text().splitlines(keepends=True) if " INFO " not in line)
@@ -128,13 +134,19 @@ class HostedBroker(BrokerHandle):
 
     def stop(self) -> None:
         if not self._stopped:
-            self._stopped = True
+            self._end()
             self._thread.run(self._broker.close())
             self._thread.stop()
 
     def kill(self) -> None:
-        self._stopped = True
+        self._end()
         self._thread.stop()
+
+    def _end(self) -> None:
+        self._stopped = True
+        # Unless a successor has the address.
+        if _hosted.get(self.address) is self:
+            del _hosted[self.address]
 
     def complaints(self) -> str:
         return ""
