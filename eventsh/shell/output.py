@@ -8,15 +8,28 @@ import shutil
 import signal
 import subprocess
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from eventsh.cli.terminal import leave_interrupts
 from eventsh.errors import UsageError
 
-__all__ = ["page", "run_system"]
+__all__ = ["Unpaged", "page", "run_system"]
 
 # -F: what fits is only printed; -R: colours are colours; -X: it stays on the screen.
 _LESS = ("less", "-FRX")
+
+
+class Unpaged:
+    """A terminal that a command takes for a file, so that it opens no pager."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def run_system(command: str, stdin: bytes | None = None) -> int:

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from eventsh.commands.outcome import advice, exit_status
@@ -26,7 +26,7 @@ from eventsh.runtime.capture import redirect_output
 from eventsh.runtime.code import CodeError
 from eventsh.shell.line import Line, parse_line
 from eventsh.shell.names import Names
-from eventsh.shell.output import page, run_system
+from eventsh.shell.output import Unpaged, page, run_system
 from eventsh.shell.registry import Verb, Verbs
 from eventsh.shell.render import Paint, render_event, render_traceback
 from eventsh.shell.settings import Settings
@@ -181,7 +181,10 @@ class Shell:
             return status or end
         if verb.is_paged and self.is_interactive:
             return self._page(verb, line)
-        with redirect_output(self.stdout), self._hold() if verb.pages_itself else nullcontext():
+        if verb.pages_itself:
+            with redirect_output(self.stdout if self.settings.pager else Unpaged(self.stdout)), self._hold():
+                return verb.run(line, self)
+        with redirect_output(self.stdout):
             return verb.run(line, self)
 
     def _find(self, line: Line) -> Verb:

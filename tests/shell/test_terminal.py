@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from tests.cli.pool import Pool, run, wait_until
+from tests.recording.sample import small_file
 from tests.shell.terminal import PROMPT, Terminal
 
 
@@ -185,13 +186,46 @@ def test_what_is_longer_than_the_screen_is_shown_in_less(open_shell):
     terminal.enter("help", "bench", "\n:")
     assert "Tab completes" not in terminal.text[terminal.text.rindex("bench") :]
     # Neither less nor the shell ends by Ctrl-C; q leaves less, and the keys are the shell's again.
-    terminal.type("\x03")
-    terminal.type("G")
-    terminal.wait("help COMMAND tells more", "(END)")
+    interrupt_less(terminal)
+    terminal.wait_shown("help COMMAND tells more")
     assert "interrupted" not in terminal.text
     terminal.type("q")
     terminal.enter("set pager off", PROMPT)
     terminal.enter("help", "bench", "help COMMAND tells more", PROMPT)
+    leave(terminal)
+
+
+def interrupt_less(terminal: Terminal) -> None:
+    """Ctrl-C, and have it go to the end. What is typed right behind Ctrl-C may be dropped."""
+    terminal.type("\x03")
+
+    def is_at_end() -> bool:
+        if "(END)" in terminal.rows[-1]:
+            return True
+        terminal.type("G")
+        return False
+
+    terminal.wait_until(is_at_end, "(END)")
+
+
+def test_a_recording_is_paged_and_ctrl_c_is_the_pagers(open_shell, directory):
+    (directory / "r.evlog").write_bytes(small_file())
+    terminal = open_shell("log", "show", "r.evlog", PAGER="less")
+    terminal.wait("only one", "\n:")
+    interrupt_less(terminal)
+    terminal.type("q")
+    assert terminal.end() == 0
+    terminal = open_shell("shell", "--workers", "1", PAGER="less")
+    terminal.wait(PROMPT)
+    terminal.enter("tail", "tail is on", PROMPT)
+    terminal.enter("log show r.evlog", "only one", "\n:")
+    assert run(f"unix:{directory}/run/e.sock", "post", "seen", "meanwhile", "--wait").status == 0
+    interrupt_less(terminal)
+    assert "seen meanwhile" not in terminal.text
+    terminal.type("q")
+    terminal.wait("seen meanwhile", PROMPT)
+    terminal.enter("set pager off", PROMPT)
+    terminal.enter("log show r.evlog", "only one", "--- end", PROMPT)
     leave(terminal)
 
 
