@@ -9,7 +9,8 @@ their limits are switched off. eventsh keeps its own, and all of its promises. R
 
 - throughput: all that it can, encoded and decoded by orjson, and counted and checked by the same handler;
 - single: one post for each turn of an asyncio loop, so that nothing can be batched (eventsh and pyzmq);
-- latency: one event after the other, each posted once the poster has handled the last one itself.
+- latency: one event after the other, each posted once the poster has handled the last one itself. Here there is also a
+  "relay", which is nobody's choice but the least that a broker in Python can be: it writes what it reads to everybody.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 
@@ -49,7 +50,7 @@ EVENTS = {"eventsh": 300_000, "zmq": 120_000, "nats": 40_000, "redis": 30_000, "
 SINGLES = {"eventsh": 20_000, "zmq": 20_000}
 PINGS = 1500
 PIPELINE = 256
-MODES = {"throughput": EVENTS, "single": SINGLES, "latency": dict.fromkeys(EVENTS, PINGS)}
+MODES = {"throughput": EVENTS, "single": SINGLES, "latency": dict.fromkeys([*EVENTS, "relay"], PINGS)}
 
 
 def encoded(number: int, stamp: float = 1.5) -> bytes:
@@ -264,6 +265,43 @@ async def play_nats(address: str, play: Play, go: Callable[[], bool]) -> None:
     await client.close()
 
 
+class Lines(asyncio.Protocol):
+    """Hands on what arrives, line by line."""
+
+    def __init__(self, take: Callable[[bytes], None]) -> None:
+        self._take = take
+        self._rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._take(line)
+
+
+async def play_relay(address: str, play: Play, go: Callable[[], bool]) -> None:
+    arrived = asyncio.Event()
+
+    def take(payload: bytes) -> None:
+        play.take(payload)
+        arrived.set()
+
+    transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: Lines(take), address)
+    if play.is_poster:
+        while not go():
+            transport.write(SYNC + b"\n")
+            await asyncio.sleep(0.02)
+        play.part.began = time.monotonic()
+        for number in range(play.events):
+            before = play.tally.handled
+            transport.write(encoded(number, time.monotonic_ns()) + b"\n")
+            while play.tally.handled == before:
+                arrived.clear()
+                await arrived.wait()
+    while not play.ended:
+        await asyncio.sleep(0.002)
+    transport.close()
+
+
 async def play_eventsh(address: str, play: Play, go: Callable[[], bool]) -> None:
     async with eventsh.AsyncEvents(f"unix:{address}", broker="never") as events:
         handler = play.tally.handler
@@ -315,7 +353,7 @@ def child(name: str, address: str, queues: list[Any], number: int, mode: str, ev
     if name in BLOCKING:
         play_blocking(BLOCKING[name](address, queues, number), play, go)
     else:
-        run = play_nats if name == "nats" else play_eventsh
+        run = {"nats": play_nats, "relay": play_relay}.get(name, play_eventsh)
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(run(address, play, go))
     pipe.send(play.result())
@@ -341,6 +379,10 @@ def serving(name: str) -> Iterator[str]:
         address = f"{directory}/s"
         if name == "zmq":
             with running(sys.executable, __file__, "--proxy", address):
+                yield address
+        elif name == "relay":
+            with running(sys.executable, __file__, "--relay", address):
+                wait_for(address)
                 yield address
         elif name == "redis":
             flags = ["--port", "0", "--unixsocket", address, "--save", "", "--dir", directory]
@@ -392,6 +434,22 @@ def proxy(address: str) -> None:
     zmq.proxy(frontend, backend)
 
 
+class Relay(asyncio.Protocol):
+    everybody: ClassVar[list[Any]] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.everybody.append(transport)
+
+    def data_received(self, data: bytes) -> None:
+        for transport in self.everybody:
+            transport.write(data)
+
+
+async def relay(address: str) -> None:
+    server = await asyncio.get_running_loop().create_unix_server(Relay, address)
+    await server.serve_forever()
+
+
 # --- rounds ---
 
 
@@ -436,10 +494,10 @@ def last(pipe: Any, name: str) -> Part:
 
 
 def installed() -> list[str]:
-    found = {"eventsh": True, "zmq": bool(find_spec("zmq")), "queue": True}
+    found = {"eventsh": True, "zmq": bool(find_spec("zmq")), "queue": True, "relay": True}
     found["redis"] = bool(find_spec("redis") and find_spec("hiredis") and shutil.which("redis-server"))
     found["nats"] = bool(find_spec("nats") and shutil.which("nats-server"))
-    return [name for name in EVENTS if found[name]]
+    return [name for name in MODES["latency"] if found[name]]
 
 
 @dataclass
@@ -504,7 +562,11 @@ def main() -> None:
     parser.add_argument("--only", help="peers, with commas between them")
     parser.add_argument("--modes", default="throughput,single,latency")
     parser.add_argument("--proxy", help=argparse.SUPPRESS)
+    parser.add_argument("--relay", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.relay:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(relay(options.relay))
     if options.proxy:
         proxy(options.proxy)
         return
