@@ -57,18 +57,31 @@ def candidates(words: list[str], word: str) -> list[Candidate]:
 def _after(words: list[str], word: str) -> Iterator[Candidate]:
     from eventsh.cli.verbs import VERBS, build_command, summarize
 
+    if words and words[0].startswith("-"):
+        # Options of eventsh itself, before the command.
+        root = _Typed(_params(build_command(None)))
+        while words and (root.pending is not None or words[0].startswith("-")):
+            root.take(words[0])
+            words = words[1:]
+        if not words and (root.pending is not None or word.startswith("-")):
+            yield from root.candidates(word)
+            return
     if not words and not word.startswith("-"):
         yield from (Candidate(name, summarize(name)) for name in VERBS)
         return
     if words and words[0] not in VERBS:
         return
-    command = build_command(words[0] if words else None)
     # Which verb it is counts too: only eventsh posts events of its own.
-    typed = _Typed(command.get_params(command.make_context("eventsh", [], resilient_parsing=True)))
+    typed = _Typed(_params(build_command(words[0] if words else None)))
     typed.values["verb"] = words[0] if words else ""
     for one in words[1:]:
         typed.take(one)
     yield from typed.candidates(word)
+
+
+def _params(command: Any) -> list[Any]:
+    params: list[Any] = command.get_params(command.make_context("eventsh", [], resilient_parsing=True))
+    return params
 
 
 @dataclass
@@ -142,7 +155,8 @@ class _Typed:
             kind = param.name.upper()
         if kind == "FILE" and (param.param_type_name == "argument" or param.name == "record"):
             # The other files are secrets and certificates, by whatever name.
-            kind = "RECORDING"
+            is_text = (self.values.get("action"), self.arguments) in (("import", 1), ("export", 2))
+            kind = "FILE" if is_text else "RECORDING"
         if "|" in kind:
             # Small letters are typed as they are; N|forever is a number too.
             yield from (Candidate(choice) for choice in kind.split("|") if choice.islower())

@@ -44,7 +44,7 @@ def _ask(what: str, values: Mapping[str, str]) -> list[dict[str, Any]]:
     signal.setitimer(signal.ITIMER_REAL, _ASK_S)
     try:
         secured = {name: values[name] for name in SECURITY_OPTIONS if name in values}
-        transport, found = find_endpoint(values.get("address"), complete_options(secured))
+        transport, found = find_endpoint(values.get("address", values.get("to")), complete_options(secured))
         with BlockingClient(transport, found, timeout_s=_ASK_S) as client:
             rows: list[dict[str, Any]] = client.ask(what)["workers"]
         return rows

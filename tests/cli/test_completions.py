@@ -165,6 +165,8 @@ def test_the_broker_is_asked_at_the_address_of_the_line(pool: Pool) -> None:
         "the pool's names",
     )
     assert run("unix:/nowhere/e.sock", "__complete", "fish", "post", "ca").out == ""
+    words = ["replay", "--to", pool.address, "--source", "ca"]
+    wait_until(lambda: run("unix:/nowhere/e.sock", "__complete", "fish", *words).out, "the pool's names for replay")
 
 
 def test_only_events_of_the_source_are_offered_and_nothing_that_moves_the_cursor(pool: Pool) -> None:
@@ -180,12 +182,22 @@ def test_workers_and_actions_are_offered(pool: Pool) -> None:
     offers(pool, "plugins", "", wanted=["list", "check", "new"])
 
 
+def test_options_before_the_command_change_nothing(pool: Pool) -> None:
+    offers(pool, "-p", "no:chaos", "pos", wanted=["post"])
+    offers(pool, "-pno:chaos", "-p", "no:x", "log", "re", wanted=["repair"])
+    assert ask(pool, "-p", "") == []
+    assert "--version" in ask(pool, "-p", "no:x", "--")
+
+
 def test_files_are_those_that_the_parameter_takes(pool: Pool, tmp_path: Path) -> None:
     for name in ("a.evlog", "a.py", "a.pem"):
         (tmp_path / name).write_text("")
     (tmp_path / "a.d").mkdir()
     begun = str(tmp_path / "a")
     assert ask(pool, "replay", begun) == ask(pool, "serve", "--record", begun) == [f"{begun}.d/", f"{begun}.evlog"]
+    assert ask(pool, "log", "import", begun) == ask(pool, "log", "export", "x", begun)
+    assert ask(pool, "log", "import", begun) == [f"{begun}{end}" for end in (".d/", ".evlog", ".pem", ".py")]
+    assert ask(pool, "log", "export", begun) == ask(pool, "log", "import", "x", begun) == ask(pool, "replay", begun)
     assert ask(pool, "serve", "--handlers", begun) == [f"{begun}.d/", f"{begun}.py"]
     assert f"{begun}.pem" in ask(pool, "status", "--token-file", begun)
     assert ask(pool, "serve", "--flight-dir", begun) == [f"{begun}.d/"]
