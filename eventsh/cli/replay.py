@@ -98,6 +98,7 @@ def replay(
     from eventsh.commands.patterns import Pattern
     from eventsh.commands.replay import ReplayArguments, find_target, plan_replay
     from eventsh.commands.replay import replay as run
+    from eventsh.recording.positions import Span
 
     arguments = ReplayArguments(
         path=file,
@@ -116,6 +117,8 @@ def replay(
     if rate is not None and speed is not None:
         raise UsageError("--rate and --speed exclude each other: leave out one")
     timeout_s = read_seconds(timeout)
+    # Refused before any broker is asked.
+    Span(file, begin, end)
     if dry_run:
         _show_plan(plan_replay(arguments), as_json=json)
         return 0

@@ -107,8 +107,8 @@ def show_status(status: dict[str, Any], *, as_json: bool) -> None:
     lines = [
         f"broker   {escape(broker['address'])}",
         f"         pid {broker['pid']}, up {_duration(broker['uptime_s'])}",
-        f"events   {broker['events']:,} crossed it, {broker['unconfirmed']:,} unconfirmed, {broker['held']:,} held",
-        f"unique   {broker['unique_keys']:,} keys taken, {_number(broker['ignored_repeats'], 'repeat')} ignored",
+        f"events   {_number(broker['events'], 'event')} crossed it, {broker['unconfirmed']:,} unconfirmed, {broker['held']:,} held",
+        f"unique   {_number(broker['unique_keys'], 'key')} taken, {_number(broker['ignored_repeats'], 'repeat')} ignored",
         f"clients  {_number(broker['connections'], 'connection')}, {_number(broker['observers'], 'observer')}",
         "",
     ]
@@ -138,7 +138,7 @@ def _recording_lines(recording: dict[str, Any]) -> list[str]:
         missed = (
             f", {recording['missed']:,} missed in {_number(recording['holes'], 'hole')}" if recording["holes"] else ""
         )
-        lines.append(f"         {recording['events']:,} events, {recording['bytes']:,} bytes{missed}")
+        lines.append(f"         {_number(recording['events'], 'event')}, {_number(recording['bytes'], 'byte')}{missed}")
     if (flight := recording.get("flight")) is not None:
         last = f", last written to {escape(flight['last_dump'])}" if flight["last_dump"] else ""
         lines.append(f"flight   the last {flight['events']:,} events, {flight['bytes']:,} bytes{last}")

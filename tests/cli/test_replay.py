@@ -236,3 +236,9 @@ def test_a_recording_that_is_not_there_is_told_before_a_broker_is_looked_for(tmp
     done = run(f"unix:{tmp_path}/e.sock", "replay", f"{tmp_path}/none.evlog", "--yes")
     assert (done.status, done.out) == (1, "")
     assert "there is no file" in done.err
+
+
+def test_a_place_that_is_none_is_refused_before_a_broker_is_looked_for(recording, tmp_path):
+    done = run(f"unix:{tmp_path}/e.sock", "replay", str(recording), "--yes", "--from", "x")
+    assert (done.status, done.out) == (2, "")
+    assert "--from: 'x' is no place in a recording" in done.err

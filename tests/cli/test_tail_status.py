@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.pool import DEADLINE_S, Pool, wait_until
+from eventsh.cli.report import show_status
+from tests.cli.pool import DEADLINE_S, Pool, run, wait_until
 
 UNSAFE = set("\x1b\x07\n\x7f\u009b\u202e\u2028")
 NASTY = f"[2J{''.join(sorted(UNSAFE))}"
@@ -208,3 +209,32 @@ def test_status_fits_a_terminal_and_its_columns_line_up(pool):
     assert len(table) == 5
     assert {len(line) for line in table} == {len(table[0])}
     assert [line.split()[0] for line in table] == ["worker", "0", "1", "2", "3"]
+
+
+def test_one_of_a_kind_is_not_told_as_many(capsys):
+    ones = ("events", "unconfirmed", "held", "unique_keys", "ignored_repeats", "connections", "observers")
+    show_status(
+        {"broker": {"address": "unix:/x", "pid": 1, "uptime_s": 1.0, **dict.fromkeys(ones, 1)}, "workers": []},
+        as_json=False,
+    )
+    out = capsys.readouterr().out
+    assert "1 event crossed it" in out
+    assert "1 key taken, 1 repeat ignored" in out
+    assert "1 connection, 1 observer\n" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status",),
+        ("tail",),
+        ("post", "a", "b"),
+        ("handlers",),
+        ("record", "/nowhere/x.evlog"),
+        ("serve", "--workers", "0"),
+    ],
+)
+def test_an_address_inside_of_a_process_is_refused_in_one_line(arguments):
+    done = run("inproc:x", *arguments)
+    assert (done.status, done.out) == (2, "")
+    assert done.err == "eventsh: address: no other process can be reached at inproc:x\n"
