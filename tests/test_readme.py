@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import eventsh
+from eventsh.cli.verbs import VERBS, build_command
 from eventsh.commands.outcome import Exit
 from eventsh.errors import EventError
 from eventsh.options import OPTIONS
@@ -54,6 +55,13 @@ def test_every_option_is_told() -> None:
 def test_the_table_of_exit_statuses_is_that_of_the_code() -> None:
     told = [int(cell) for cell in rows("exit status")]
     assert told == [*(int(status) for status in Exit), 130]
+
+
+def test_every_command_with_json_is_told() -> None:
+    told = re.search(r"`--help` with examples\. (.*?) have `--json`", README, re.DOTALL)
+    assert told is not None
+    having = {verb for verb in VERBS if any("--json" in param.opts for param in build_command(verb).params)}
+    assert set(re.findall(r"`(\w+)`", told[1])) == having
 
 
 def test_every_command_of_the_shell_is_told() -> None:

@@ -25,7 +25,7 @@ __all__ = ["EXAMPLES", "bench"]
 
 EXAMPLES = """\
 eventsh bench
-eventsh bench --latency --rate 500 --api thread
+eventsh bench --latency --rate 500 --events 5000 --api thread
 eventsh bench --address tcp --workers 8 --size 1KiB --json | jq .throughput.posts_per_s"""
 
 # 80 columns are not exceeded.
