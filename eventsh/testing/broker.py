@@ -19,6 +19,7 @@ from eventsh.runtime.broker import Broker
 from eventsh.runtime.election import python_environment
 from eventsh.runtime.hosted import LoopThread
 from eventsh.testing.recorder import DEADLINE_S
+from eventsh.testing.remote import wait_ended
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,12 +95,7 @@ class BrokerProcess(BrokerHandle):
         if self._control >= 0:
             os.close(self._control)
             self._control = -1
-        try:
-            self.process.wait(DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(DEADLINE_S)
-            raise
+        wait_ended(self.process)
 
     def complaints(self) -> str:
         return "".join(line for line in self._log.read_text().splitlines(keepends=True) if " INFO " not in line)

@@ -13,6 +13,7 @@ from eventsh.commands.post import post_and_wait
 from eventsh.commands.status import status
 from eventsh.errors import EventError
 from eventsh.testing.recorder import DEADLINE_S
+from eventsh.testing.remote import wait_ended
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,9 +70,4 @@ class ServedPool:
         """End it in good order, and wait for that."""
         if self.process.poll() is None:
             self.process.terminate()
-        try:
-            self.process.wait(DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(DEADLINE_S)
-            raise
+        wait_ended(self.process)

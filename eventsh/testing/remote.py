@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import IO
 
-__all__ = ["Remote", "answer_to"]
+__all__ = ["Remote", "answer_to", "wait_ended"]
+
+
+def wait_ended(process: subprocess.Popen[Any]) -> None:
+    """Wait for a process that was told to end. If it does not, kill it, and raise TimeoutExpired."""
+    try:
+        process.wait(DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(DEADLINE_S)
+        raise
 
 
 class Remote:
@@ -58,10 +68,7 @@ class Remote:
         assert self.process.stdout is not None
         self.process.stdin.close()
         try:
-            self.process.wait(DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise
+            wait_ended(self.process)
         finally:
             self.process.stdout.close()
 
