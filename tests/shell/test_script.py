@@ -216,6 +216,15 @@ def test_help_fits_into_80_columns(pool):
     assert [line for line in shell(pool, "help").out.splitlines() if len(line) > 80] == []
 
 
+@pytest.mark.parametrize("columns", [1, 16, 40])
+def test_help_is_shown_however_narrow_the_terminal_is(columns):
+    output = io.StringIO()
+    shell = Shell("unix:/nowhere/e.sock", make_verbs(), Paint(False), output, is_interactive=True)
+    shell.columns = lambda: columns
+    assert shell.run("help") == 0
+    assert "exit           Leave; what" in output.getvalue()
+
+
 def test_reload_and_kill_reach_the_pool(pool):
     pids = {worker["pid"] for worker in pool.status()["workers"]}
     done = shell(pool, "kill 0 --signal KILL", "reload")

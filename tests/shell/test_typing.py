@@ -205,6 +205,18 @@ def test_ctrl_c_and_ctrl_d(shell, keyboard):
         typed(shell, keyboard, "\x04")
 
 
+def test_who_has_no_home_has_a_history_until_the_end(monkeypatch):
+    from eventsh.shell import prompt
+
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    assert isinstance(prompt._history(), InMemoryHistory)
+
+
 def test_the_history_is_the_users_alone(monkeypatch, tmp_path: Path):
     from eventsh.shell import prompt
 
