@@ -12,7 +12,7 @@ from unicodedata import category
 from eventsh.errors import NotSerializable
 from eventsh.protocol.codec import encode_data
 
-__all__ = ["escape", "plain", "render_data"]
+__all__ = ["escape", "expressible", "plain", "render_data"]
 
 # Controls (C0, C1, DEL), formats (bidi, zero width, tags), lone surrogates, and the separators of lines and paragraphs.
 # Asked of Python's own tables, so that characters of later versions of Unicode are covered by later versions of Python.
@@ -33,6 +33,11 @@ def escape(text: str) -> str:
 def plain(text: str) -> str:
     """Give `text` with what JSON can't express, the lone surrogates of file names and of errors that quote them, escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def expressible(text: str) -> str:
+    """Give `text` as JSON can express it: bytes of a path that are no UTF-8 are written as \\udcff."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def render_data(data: Any, *, max_chars: int | None = None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from eventsh.escape import escape, render_data
+from eventsh.escape import escape, expressible, render_data
 
 if TYPE_CHECKING:
     from eventsh.commands.post import Posted
@@ -230,7 +230,7 @@ def say_json(value: Any) -> None:
 
 def _expressible(value: Any) -> Any:
     if isinstance(value, str):
-        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+        return expressible(value)
     if isinstance(value, dict):
         return {_expressible(key): _expressible(each) for key, each in value.items()}
     return [_expressible(each) for each in value] if isinstance(value, list | tuple) else value

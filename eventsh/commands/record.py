@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from eventsh.commands.arguments import check_utf8
 from eventsh.commands.observer import new_observer
 from eventsh.errors import EventError, RecordingError
+from eventsh.escape import expressible
 from eventsh.recording.format import RecordKind
 from eventsh.recording.frames import Frame, choose
 from eventsh.recording.recorder import Recorder, RecorderOptions
@@ -71,7 +72,8 @@ class _Taker:
 
     def attached(self, epoch: int, address: str) -> None:
         """The observer is attached, again perhaps. Raises RecordingError when the file can't be opened."""
-        start = {"epoch": epoch, "address": address, "pid": os.getpid(), "by": "observer", "time_ns": time.time_ns()}
+        facts = {"epoch": epoch, "address": expressible(address), "pid": os.getpid(), "by": "observer"}
+        start = {**facts, "time_ns": time.time_ns()}
         if self.recorder is None:
             self.recorder = Recorder(self._path, start, self._options)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from eventsh.escape import expressible
 from eventsh.runtime.blocking import BlockingClient
 from eventsh.runtime.endpoint import find_endpoint
 
@@ -19,7 +20,7 @@ def status(address: str | None, *, timeout_s: float) -> dict[str, Any]:
     with BlockingClient(transport, found, timeout_s=timeout_s) as client:
         answer: dict[str, Any] = client.ask("status")
     # A path can hold bytes that are no UTF-8, which JSON can't express.
-    answer["broker"]["address"] = str(found).encode("utf-8", "backslashreplace").decode()
+    answer["broker"]["address"] = expressible(str(found))
     # The question itself is asked over a connection that is gone when the answer is read.
     answer["broker"]["connections"] -= 1
     return answer

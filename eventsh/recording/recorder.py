@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eventsh.errors import RecordingError
+from eventsh.escape import expressible
 from eventsh.protocol.frame import HEADER
 from eventsh.recording.format import NO_WORKER, RecordKind
 from eventsh.recording.segments import Compressor
@@ -234,7 +235,7 @@ class Recorder:
         hole = self._hole or self._flood
         return {
             "state": "recording" if hole is None else "paused",
-            "path": self.path,
+            "path": expressible(self.path),
             "events": self._writer.events,
             "bytes": self._writer.size_bytes,
             "pending_bytes": self._in_bytes - self._out_bytes,

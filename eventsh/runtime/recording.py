@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from eventsh.errors import EventError
+from eventsh.escape import expressible
 from eventsh.protocol.frame import FLAGS_OFFSET, Flag
 from eventsh.recording.flight import Ring, flight_path, write_flight
 from eventsh.recording.format import NO_WORKER, RecordKind
@@ -40,7 +41,8 @@ class BrokerRecording:
         """Open the file, if there is to be one. `on_synced` is called in the loop when posts may be confirmed. Raises
         RecordingError."""
         self._loop = loop = asyncio.get_running_loop()
-        self._start = {"epoch": epoch, "address": address, "pid": pid, "by": "broker", "time_ns": time.time_ns()}
+        facts = {"epoch": epoch, "address": expressible(address), "pid": pid, "by": "broker"}
+        self._start = {**facts, "time_ns": time.time_ns()}
         self._directory = os.path.abspath(options.flight_dir or ".")
         self._error_after = 0.0
         self._dumps: set[asyncio.Future[Any]] = set()
@@ -89,6 +91,7 @@ class BrokerRecording:
         if self._ring is None:
             _log.warning("there is no flight recorder to be written out: start the broker with --flight-recorder")
             return
+        # The path itself, which JSON may not express.
         self._begun_dump = path = flight_path(self._directory, self._begun_dump)
         work = self._loop.run_in_executor(None, write_flight, path, self._ring.frames(), self._start, reason)
         self._dumps.add(work)
@@ -104,7 +107,8 @@ class BrokerRecording:
             _log.error("the flight recorder could not be written out: %s", error)
             return
         self._dump_error = None
-        self._last_dump, self._dumped_events = work.result()
+        path, self._dumped_events = work.result()
+        self._last_dump = expressible(path)
         _log.warning("the last %d events are in %s", self._dumped_events, self._last_dump)
 
     def status(self) -> dict[str, Any]:
@@ -123,13 +127,13 @@ class BrokerRecording:
             if not isinstance(name, str) or not name:
                 raise EventError("a marker needs a name")
             self._recorder.add(RecordKind.MARKER, {"name": name, "time_ns": time.time_ns()})
-            return {"path": self._recorder.path}
+            return {"path": expressible(self._recorder.path)}
         if what == "record_flight":
             if self._ring is None:
                 raise EventError("this broker has no flight recorder: start it with --flight-recorder 64MB")
             # Whoever asks sees in the status when it is done.
             self.dump("asked for")
-            return {"path": self._begun_dump}
+            return {"path": None if self._begun_dump is None else expressible(self._begun_dump)}
         return None
 
     async def close(self) -> None:

@@ -221,6 +221,23 @@ def test_the_time_ends_it(pool, tmp_path):
         assert json.loads(finish(process))["reason"] == "time"
 
 
+def test_paths_that_are_no_text_are_recorded_and_told(tmp_path):
+    directory = tmp_path / b"d\xff".decode(errors="surrogateescape")
+    directory.mkdir()
+    flags = ("--record", str(directory / "a.evlog"), "--flight-recorder", "1MB", "--flight-dir", str(directory))
+    with serving(tmp_path, *flags, workers=1) as pool:
+        assert pool.status()["recording"]["path"] == str(tmp_path / r"d\udcff" / "a.evlog")
+        assert pool.run("record", "--mark", "here").status == 0
+        assert json.loads(pool.run("record", "--flight").out)["path"].startswith(str(tmp_path / r"d\udcff"))
+        with recording(pool, str(directory / "b.evlog")) as process:
+            process.send_signal(signal.SIGINT)
+            finish(process)
+    for name in "ab":
+        found = items(directory / f"{name}.evlog")
+        assert not damages(found)
+        assert notes(found, RecordKind.START)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_it_is_attached_ends_it_without_a_word_or_a_file(tmp_path, number):
     with socket.socket(socket.AF_UNIX) as listener:
