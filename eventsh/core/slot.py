@@ -111,7 +111,10 @@ class Slot:
 
     @property
     def can_take_unique(self) -> bool:
-        return self.link is not None and self.takes_unique and not (self.draining or self.lossy or self.stalled)
+        if self.link is None or not self.takes_unique or self.draining or self.lossy or self.stalled:
+            return False
+        # A full observer would lose it; a full worker's queue takes one frame more.
+        return not (self.is_observer and self.queue.is_full)
 
     @property
     def state(self) -> str:

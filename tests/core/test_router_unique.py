@@ -102,6 +102,16 @@ def test_an_observer_that_takes_unique_events_gets_them():
     assert ran(watching) == [[1]]
 
 
+def test_a_full_observer_gets_a_unique_event_once_it_has_room():
+    net = Net(max_queue_len=4)
+    watching = net.attach(Process(1, role="observer", take_unique=True))
+    post(net, poster(net, 80), 1, 2, 3, 4, batch=False)
+    post_unique(net, poster(net, 81), "u", "key")
+    net.run()
+    assert ran(watching) == [[1, 2, 3, 4, "u"]]
+    assert watching.gaps == []
+
+
 def test_a_unique_event_is_confirmed_by_its_worker_alone():
     net = Net()
     first, second = workers(net, 2)
