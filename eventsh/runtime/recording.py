@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from eventsh.errors import EventError
 from eventsh.escape import expressible
-from eventsh.protocol.frame import FLAGS_OFFSET, Flag
+from eventsh.event import LIFECYCLE_SOURCE
+from eventsh.protocol.frame import FLAGS_OFFSET, HEADER_BYTES, Flag
 from eventsh.recording.flight import Ring, flight_path, write_flight
 from eventsh.recording.format import NO_WORKER, RecordKind
 from eventsh.recording.recorder import Recorder, RecorderOptions
@@ -30,6 +31,9 @@ __all__ = ["BrokerRecording"]
 _log = logging.getLogger("eventsh.recording")
 
 _UNIQUE = int(Flag.UNIQUE)
+# How the broker's own event begins by which it tells observers that handlers failed. What scripts wrote goes to some
+# alone too.
+_HANDLER_ERROR = f'[["{LIFECYCLE_SOURCE}","handler_error",'.encode()
 # Handlers that fail a thousand times a second are one incident.
 _BETWEEN_ERRORS_S = 60.0
 
@@ -72,8 +76,7 @@ class BrokerRecording:
             if frame[FLAGS_OFFSET] & _UNIQUE:
                 for slot in slots:
                     worker = NO_WORKER if slot.worker_id is None else slot.worker_id
-            else:
-                # Only what handlers failed at goes to some, which are observers, and not to all.
+            elif frame.startswith(_HANDLER_ERROR, HEADER_BYTES):
                 self._take_error()
         if self._recorder is not None:
             self._recorder.take(frame, worker)
