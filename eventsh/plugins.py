@@ -36,6 +36,9 @@ DISABLE_ENV = "EVENTSH_DISABLE_PLUGINS"
 # Values of DISABLE_ENV that switch off all entry points; the built-in plugins only go by name.
 ALL = frozenset({"1", "all"})
 
+# Of one plugin: a hook can raise with another text for every event.
+_MAX_FAILURES = 20
+
 
 @dataclass(frozen=True, slots=True)
 class PluginFailure:
@@ -323,12 +326,12 @@ class PluginManager:
             self._add_transport(self._owners[outer], wrapped)
 
     def _fail(self, name: str, error: BaseException, hook: str | None = None) -> None:
-        """Note and log it, once for each plugin and error."""
+        """Note and log it, once for each plugin and error, up to `_MAX_FAILURES` of a plugin."""
         import logging
 
         text = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         failure = PluginFailure(name, f"{hook}: {text}" if hook else text)
-        if failure not in self.failures:
+        if failure not in self.failures and sum(known.name == name for known in self.failures) < _MAX_FAILURES:
             self.failures.append(failure)
             trace = error if hook else None
             logging.getLogger("eventsh").warning("plugin %s: %s", name, failure.error, exc_info=trace)

@@ -304,6 +304,24 @@ def test_a_hook_gets_the_facts_that_it_names(manager):
     assert watcher.seen == [{"missed": 3}, ("s", "e")]
 
 
+def test_a_plugin_that_fails_in_ever_new_ways_is_noted_and_logged_a_few_times(manager, caplog):
+    class Failing:
+        calls = 0
+
+        @hookimpl
+        def eventsh_gap(self) -> None:
+            self.calls += 1
+            raise ValueError(f"number {self.calls}")
+
+    failing = Failing()
+    manager.register(failing, "failing")
+    for _ in range(50):
+        manager.call("eventsh_gap", missed=1, first_seq=1, last_seq=1, reason="")
+    assert failing.calls == 50
+    assert len(manager.failures) == 20
+    assert caplog.text.count("plugin failing: ") == 20
+
+
 def test_a_hook_that_raises_is_logged_once_and_the_others_are_called(manager, caplog):
     class Failing:
         @hookimpl
