@@ -325,7 +325,7 @@ def _check(callback: object, source: object, events: tuple[object, ...]) -> list
 
 def _plain(value: object, word: str) -> str:
     check_name(value, word)
-    # The members of an enum of strings equal their values, but have other hashes.
+    # A subclass of str, such as an enum of strings, may have another hash than its value, and another text.
     return str.__str__(value)
 
 

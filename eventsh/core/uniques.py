@@ -48,7 +48,3 @@ class Uniques:
             expired.append(key)
         for key in expired:
             del self._expires[key]
-
-    def next_expiry(self) -> float | None:
-        """When the oldest key expires, on the clock that was passed in; None when no key is taken."""
-        return next(iter(self._expires.values()), None)

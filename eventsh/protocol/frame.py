@@ -77,7 +77,7 @@ class Kind(IntEnum):
     EVENTS = 3  # either way: a batch of events
     ACK = 4  # receiver: I have everything up to `seq`, and handled everything up to `origin_seq`
     CONFIRM = 5  # broker: every live worker has your events up to `origin_seq`
-    GAP = 6  # broker: here `count` and more events are missing
+    GAP = 6  # broker: here events are missing; the body says how many
     REQUEST = 7  # client: tell me something
     REPLY = 8  # broker: the answer
     ERROR = 9  # either way: why the connection ends now

@@ -1,6 +1,6 @@
 """The messages that are not events, as values: what each says, and its frame.
 
-Every message but Ack and Confirm is a small JSON object in the body of its frame. Ack and Confirm are headers alone, for
+Every message but Ack, Confirm, Ping and Pong is a small JSON object in the body of its frame. Ack and Confirm are headers alone, for
 they travel as often as batches do. Unknown members of a body are ignored, so that later versions can add some; a missing
 or mistyped one is a ProtocolError.
 """
@@ -188,7 +188,8 @@ class Error(Message):
 
     kind: ClassVar[Kind] = Kind.ERROR
     code: str
-    """"protocol", "version", "origin_taken", "slot_taken", "too_many", "slow_hello", "other_user" or "stopping"."""
+    """"protocol", "version", "origin_taken", "slot_taken", "too_many", "slow_hello" and so on, or one of
+    AUTHENTICATION_CODES."""
     message: str
 
 
