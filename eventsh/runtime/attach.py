@@ -219,7 +219,7 @@ class Attacher:
         start = start_broker if self.transport.capabilities.crosses_processes else start_hosted_broker
         try:
             return await in_thread(start, self.transport, self.address, self.owner.options)
-        except (EventError, OSError) as reason:
+        except Exception as reason:  # noqa: BLE001 - no thread to be had, for one: a failed attempt like any other
             self._note(reason)
             return False
 

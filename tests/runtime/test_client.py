@@ -156,3 +156,21 @@ def test_with_never_no_broker_is_started(address: str, make_member: Callable[...
     with pytest.raises(EventError, match="nobody listens"):
         member.events.wait_ready(0.5)
     assert not os.listdir(os.path.dirname(address.removeprefix("unix:")))
+
+
+def test_a_broker_for_which_there_is_no_thread_is_tried_again(
+    make_member: Callable[..., Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+        if failed.is_set():
+            return function(*arguments)
+        failed.set()
+        raise RuntimeError("can't start new thread")
+
+    # The system's own limit would take the threads of the tests too.
+    monkeypatch.setattr("eventsh.runtime.attach.in_thread", in_thread)
+    member = make_member()
+    member.events.wait_ready(DEADLINE_S)
+    assert failed.is_set()
