@@ -123,8 +123,8 @@ class BlockingClient:
         """The broker is gone in the middle of it: what is not confirmed goes to the next one. Raises NotConnected when
         there is none in time."""
         self._close()
-        if self.session.state is SessionState.GREETING:
-            # Closed before a word: at once again would be as often as the processor allows.
+        if self.session.state in (SessionState.GREETING, SessionState.PROVING):
+            # Closed before the welcome: at once again would be as often as the processor allows.
             time.sleep(_RETRY_S)
         self.session.disconnected()
         self._unsent.clear()
