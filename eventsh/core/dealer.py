@@ -33,6 +33,8 @@ class Dealer:
         self._fanout = fanout
         # Events that no worker can take at present.
         self._parked: deque[Post] = deque()
+        # How many of them a worker was given before.
+        self._parked_again = 0
         # Unique events, by origin and number, that workers have from an earlier broker.
         self._inherited: dict[tuple[int, int], Slot] = {}
 
@@ -101,16 +103,21 @@ class Dealer:
             if other is None:
                 post.last_seq = None
                 self._parked.append(post)
+                self._parked_again += 1
             else:
                 self._give(post, other, now)
         self._fanout.relieve(slot)
 
     def unpark(self, now: float) -> None:
         """A worker came, or can take events again: give it what waited for one."""
+        if not self._parked_again and not self._roster.is_complete:
+            # New ones all wait on; with many of them, looking at each at every ack would be all that a broker does.
+            return
         parked, self._parked = self._parked, deque()
         for post in parked:
             slot = self._choose(post)
             if slot is not None and post.unique is not None:
+                self._parked_again -= 1
                 self._give(post, slot, now)
             elif slot is None or not self.route(post, now):
                 self._parked.append(post)
