@@ -15,6 +15,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from eventsh.core.dealer import Dealer
@@ -64,6 +65,7 @@ _ROLES = ("worker", "observer", "poster")
 # The shortest time between two notices of clients that were turned away.
 _TELL_REFUSAL_S = 1.0
 _EVENTS, _ACK = int(Kind.EVENTS), int(Kind.ACK)
+_received = attrgetter("received")
 
 
 class Router:
@@ -108,6 +110,8 @@ class Router:
         # Accepted and not routed, because a queue is full; bounded by the posters' windows.
         self._held: deque[Post] = deque()
         self._confirmed: set[Poster] = set()
+        # The worker that had the least of all when `settle` looked at them.
+        self._last: Slot | None = None
         self._notices: list[str] = []
         self._on_message: dict[int, Callable[[Link, bytearray, float], None]] = {
             Kind.HELLO: self._take_hello,
@@ -592,11 +596,14 @@ class Router:
         held = self._held
         while held and not self._fanout.full and self._route(held[0], now):
             held.popleft()
-        if self._fanout.placed:
-            behind = [slot.received for slot in self.roster.workers.values() if slot.is_live and slot.is_behind]
+        if self._fanout.placed and not self._waits_for_last():
+            behind = [slot for slot in self.roster.workers.values() if slot.is_live and slot.is_behind]
+            # Of several the one that is sent to last: most often it is the last to answer too.
+            self._last = min(reversed(behind), key=_received, default=None)
+            floor = self.seq if self._last is None else self._last.received
             if self.tap is not None and (synced := self.tap.synced) is not None:
-                behind.append(synced)
-            self.floor = max(self.floor, min(behind, default=self.seq))
+                floor = min(floor, synced)
+            self.floor = max(self.floor, floor)
             while self._fanout.placed and self._fanout.placed[0][0] <= self.floor:
                 seq, post = self._fanout.placed.popleft()
                 if post.last_seq == seq:
@@ -606,6 +613,19 @@ class Router:
             for poster in confirmed:
                 if poster.link is not None:
                     self._send(poster.link, encode_frame(Kind.CONFIRM, origin_seq=poster.confirmed))
+
+    def _waits_for_last(self) -> bool:
+        """Whether the slot that was furthest behind when all were looked at still lacks what is to be confirmed next. Acks come
+        one by one, and to look at all slots for each took half of the router's time."""
+        slot = self._last
+        return (
+            slot is not None
+            and slot.received < self._fanout.placed[0][0]
+            and slot.is_live
+            and slot.is_behind
+            and slot.worker_id is not None
+            and self.roster.workers.get(slot.worker_id) is slot
+        )
 
     def _confirm(self, post: Post) -> None:
         if post.is_done:
