@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from eventsh.errors import UsageError
 from eventsh.escape import plain
 from eventsh.protocol.messages import Answer, Ask, Reply, Request
 
@@ -67,12 +68,19 @@ class Questions:
         self._open: dict[int, _Question] = {}
         self._last = 0
 
+    def check_room(self) -> None:
+        """Raise UsageError when no further question can be asked now."""
+        if len(self._open) >= _MAX_OPEN:
+            raise UsageError(f"{_MAX_OPEN} questions are open already: ask again later")
+
     def ask(
         self, asker: Link, request: Request, slots: Iterable[Slot], now: float
     ) -> tuple[Reply | None, list[tuple[Link, Ask]]]:
         """Begin with a question. Gives what to send to whom, and the reply if there is no need to wait for it."""
-        if len(self._open) >= _MAX_OPEN:
-            return Reply(request.id, None, f"{_MAX_OPEN} questions are open already: ask again later"), []
+        try:
+            self.check_room()
+        except UsageError as error:
+            return Reply(request.id, None, str(error)), []
         question = _Question(asker, request.id, now + ANSWER_TIMEOUT_S)
         for slot in slots:
             if slot.link is not None:

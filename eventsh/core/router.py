@@ -487,6 +487,8 @@ class Router:
         """An operator brings code for the workers, or takes it back."""
         try:
             self._scripts.check_trust(link, allowed=self.options.allow_scripts)
+            # Before anything changes: workers that can't be told must not run something else than is kept here.
+            self._questions.check_room()
             is_new = request.what == ADD_SCRIPT
             script = self._scripts.add(link, request.arguments) if is_new else self._scripts.remove(request.arguments)
         except UsageError as error:

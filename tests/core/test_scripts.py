@@ -211,3 +211,19 @@ def test_the_location_of_a_handler_tells_its_script():
     assert is_script_location(f"{script_file('7.1')}:3") == "7.1"
     assert is_script_location("/app/handlers.py:3") is None
     assert is_script_location("<script 7.1") is None
+
+
+def test_with_too_many_questions_open_a_script_is_neither_kept_nor_forgotten():
+    net = Net()
+    (first,) = workers(net, 1)
+    operator = shell(net)
+    request(net, operator, ADD_SCRIPT, script())
+    assert asked(net, first) == [(ADD_SCRIPT, "7.1")]
+    for _ in range(64):
+        request(net, operator, "handlers", {})
+    request(net, operator, ADD_SCRIPT, script("7.2"))
+    assert "64 questions are open" in reply(net, operator).error
+    request(net, operator, REMOVE_SCRIPT, {"name": "7.1"})
+    assert "64 questions are open" in reply(net, operator).error
+    late = worker(net, 5)
+    assert asked(net, late) == [(ADD_SCRIPT, "7.1")]
