@@ -12,7 +12,7 @@ from unicodedata import category
 from eventsh.errors import NotSerializable
 from eventsh.protocol.codec import encode_data
 
-__all__ = ["escape", "expressible", "plain", "render_data"]
+__all__ = ["escape", "expressible", "render_data"]
 
 # Controls (C0, C1, DEL), formats (bidi, zero width, tags), lone surrogates, and the separators of lines and paragraphs.
 # Asked of Python's own tables, so that characters of later versions of Unicode are covered by later versions of Python.
@@ -30,13 +30,9 @@ def escape(text: str) -> str:
     return text if text.isprintable() else _SUSPECT.sub(_escape_character, text)
 
 
-def plain(text: str) -> str:
-    """Give `text` with what JSON can't express, the lone surrogates of file names and of errors that quote them, escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def expressible(text: str) -> str:
-    """Give `text` as JSON can express it: bytes of a path that are no UTF-8 are written as \\udcff."""
+    """Give `text` as JSON can express it: bytes of a path that are no UTF-8, and what else quotes them, are written as
+    \\udcff."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 

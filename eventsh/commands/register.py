@@ -84,7 +84,7 @@ class Book:
 
     def name_of(self, number: int) -> str:
         """What the broker, and every other shell, calls the script of this number."""
-        return self._name(number)
+        return f"{self._owner}.{number}"
 
     @property
     def all(self) -> list[Registered]:
@@ -126,13 +126,13 @@ class Book:
             raise UsageError(f"there is no registration {number} of this shell; there are {known}")
         errors: dict[int, str] = {}
         if found.workers is None:
-            self._local(REMOVE_SCRIPT, {"name": self._name(number)})
+            self._local(REMOVE_SCRIPT, {"name": self.name_of(number)})
         else:
             try:
-                errors = self._withdraw(self._name(number), found.workers)
+                errors = self._withdraw(self.name_of(number), found.workers)
             except EventError as error:
                 # Another shell took it back.
-                if not _says(error, f"there is no script {self._name(number)}"):
+                if not _says(error, f"there is no script {self.name_of(number)}"):
                     raise
         del self._registered[number], self._code[number]
         return errors
@@ -157,13 +157,13 @@ class Book:
             try:
                 self._ask(ADD_SCRIPT, self._arguments(found, code))
             except EventError as error:
-                if not (found.keep and _says(error, f"there is a script {self._name(found.number)} already")):
+                if not (found.keep and _says(error, f"there is a script {self.name_of(found.number)} already")):
                     failed.append((found.number, str(error)))
                 continue
             if found.number not in self._registered:
                 # Taken back in between.
                 with suppress(EventError):
-                    self._withdraw(self._name(found.number), found.workers)
+                    self._withdraw(self.name_of(found.number), found.workers)
         return failed
 
     def find(self, location: str, handler: str) -> int | None:
@@ -172,7 +172,7 @@ class Book:
         file = location.rpartition(":")[0]
         # Called in the connection's thread, while the prompt registers.
         for found in self.all:
-            is_it = name == self._name(found.number) if name else file == found.file
+            is_it = name == self.name_of(found.number) if name else file == found.file
             if found.workers is not None and is_it and (name or found.function in (None, handler)):
                 return found.number
         return None
@@ -180,7 +180,7 @@ class Book:
     def file_of(self, number: int | None) -> str:
         """What tracebacks call the file of a registration."""
         found = None if number is None else self._registered.get(number)
-        return found.file if found is not None and found.file is not None else script_file(self._name(number or 0))
+        return found.file if found is not None and found.file is not None else script_file(self.name_of(number or 0))
 
     def as_file(self) -> str:
         """A file of handlers with all of it, as `eventsh serve --handlers` takes it."""
@@ -210,7 +210,7 @@ class Book:
                 outcome = self._place(found, text)
             except EventError as error:
                 # Of an earlier shell that had this one's pid, and kept it.
-                if not _says(error, f"there is a script {self._name(number)} already"):
+                if not _says(error, f"there is a script {self.name_of(number)} already"):
                     raise
                 self._last = number
                 continue
@@ -239,7 +239,7 @@ class Book:
 
     def _arguments(self, found: Registered, code: str) -> dict[str, Any]:
         return {
-            "name": self._name(found.number),
+            "name": self.name_of(found.number),
             "code": code,
             "file": found.file,
             "function": found.function,
@@ -249,9 +249,6 @@ class Book:
             "keep": found.keep,
             "weak": found.weak,
         }
-
-    def _name(self, number: int) -> str:
-        return f"{self._owner}.{number}"
 
 
 def _split(words: Sequence[str], code: str | None) -> tuple[list[str], str | None, str | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from eventsh.errors import UsageError
-from eventsh.escape import plain
+from eventsh.escape import expressible
 from eventsh.protocol.messages import Answer, Ask, Reply, Request
 
 if TYPE_CHECKING:
@@ -148,4 +148,4 @@ def _describe(handler: Handler) -> dict[str, Any]:
 
 def _plain(text: str | None) -> str | None:
     # A file name can hold what JSON can't express.
-    return None if text is None else plain(text[:_MAX_CHARS])
+    return None if text is None else expressible(text[:_MAX_CHARS])

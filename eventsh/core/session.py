@@ -22,7 +22,7 @@ from eventsh.core.delivery import Delivery, decode_runs
 from eventsh.core.questions import SCRIPT_REQUESTS, answer_question
 from eventsh.core.trace import Trace, Wait
 from eventsh.errors import ProtocolError, QueueOverflow
-from eventsh.escape import plain
+from eventsh.escape import expressible
 from eventsh.event import LIFECYCLE_SOURCE, check_name
 from eventsh.protocol.frame import (
     HEADER,
@@ -519,7 +519,7 @@ class Session:
         """A handler failed; the broker counts it and tells observers."""
         self._failed += 1
         # Whatever the text of an exception quotes, it must not keep this process from sending.
-        self._last_failure = {name: plain(text) for name, text in failure.items()}
+        self._last_failure = {name: expressible(text) for name, text in failure.items()}
 
     def take_ack(self) -> bytearray | None:
         """The Ack to send now, or None when the broker already knows everything."""
@@ -553,7 +553,6 @@ class Session:
         if self._failed:
             frames.append(Report(self._failed, self._last_failure).encode())
             self._failed = 0
-            self._last_failure = {}
         if self._control:
             # A goodbye follows the posts that were made before it.
             frames += self._control

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from eventsh.escape import plain
+from eventsh.escape import expressible
 from eventsh.protocol.messages import Handled
 from eventsh.protocol.messages import Receipt as Having
 from eventsh.receipt import HandlerRun, Receipt, WorkerReceipt
@@ -27,7 +27,7 @@ _OBSERVER = -1
 
 def _plain(text: str) -> str:
     # A file name or an exception can hold what JSON can't express.
-    return plain(text[:_MAX_CHARS])
+    return expressible(text[:_MAX_CHARS])
 
 
 @dataclass(slots=True)

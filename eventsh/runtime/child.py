@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from eventsh.escape import plain
+from eventsh.escape import expressible
 from eventsh.runtime.log import LogFormat, configure_logging
 
 if TYPE_CHECKING:
@@ -163,5 +163,5 @@ def _commands(control_fd: int) -> Iterator[str]:
 def _shortened(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    text = plain(value)
+    text = expressible(value)
     return text if len(text) <= REPORT_TEXT_CHARS else text[: REPORT_TEXT_CHARS - 3] + "..."

@@ -19,7 +19,7 @@ from eventsh.core.questions import ADD_SCRIPT, SCRIPT_REQUESTS
 from eventsh.core.session import SessionState
 from eventsh.core.trace import Wait
 from eventsh.errors import AuthenticationError, EventError, NotConnected, ProtocolError
-from eventsh.escape import plain
+from eventsh.escape import expressible
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.plugins import plugins
 from eventsh.protocol.messages import Ask, Error, Message, Reply, Welcome
@@ -242,14 +242,14 @@ class Client:
                 self.session.release()
                 self._schedule_pump()
         if answer["error"] is not None:
-            answer["error"] = plain(answer["error"])
+            answer["error"] = expressible(answer["error"])
             _log.warning("%s: script %s: %s", self.address, ask.arguments.get("name"), answer["error"])
         self.session.answer(ask.id, answer)
         self._wake_here()
 
     def _write_output(self, script: str, text: str) -> None:
         """A script printed; it may have done so in a thread of its own."""
-        told = plain(text)
+        told = expressible(text)
 
         def write() -> None:
             if self.session.write_output(script, told):

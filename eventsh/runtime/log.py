@@ -12,7 +12,7 @@ from typing import Literal
 
 import orjson
 
-from eventsh.escape import escape, plain
+from eventsh.escape import escape, expressible
 
 __all__ = ["JsonFormatter", "LogFormat", "TextFormatter", "configure_logging"]
 
@@ -52,7 +52,7 @@ class JsonFormatter(logging.Formatter):
             return orjson.dumps(facts).decode()
         except orjson.JSONEncodeError:
             # Lone surrogates, as in file names that are not UTF-8.
-            texts = {key: plain(value) if isinstance(value, str) else value for key, value in facts.items()}
+            texts = {key: expressible(value) if isinstance(value, str) else value for key, value in facts.items()}
             return orjson.dumps(texts).decode()
 
 

@@ -457,7 +457,8 @@ def test_a_hole_is_written_once_even_if_going_on_fails_again(tmp_path, monkeypat
     assert len(notes(found, RecordKind.MARKER)) == 1
 
 
-def test_with_always_nothing_that_waits_for_a_slow_disk_counts_as_on_disk(tmp_path, monkeypatch):
+def hold_writes(monkeypatch):
+    """Let no write go on before the event that this gives is set."""
     go_on = threading.Event()
     real = os.pwritev
 
@@ -465,11 +466,16 @@ def test_with_always_nothing_that_waits_for_a_slow_disk_counts_as_on_disk(tmp_pa
         go_on.wait(DEADLINE_S)
         return real(descriptor, parts, offset)
 
+    monkeypatch.setattr(os, "pwritev", slow)
+    return go_on
+
+
+def test_with_always_nothing_that_waits_for_a_slow_disk_counts_as_on_disk(tmp_path, monkeypatch):
     path = tmp_path / "a.evlog"
     changes = threading.Semaphore(0)
     options = RecorderOptions(fsync="always", pending_bytes=5000)
     recorder = Recorder(str(path), START, options, on_change=changes.release)
-    monkeypatch.setattr(os, "pwritev", slow)
+    go_on = hold_writes(monkeypatch)
     for number in range(1, 51):
         recorder.take(frame(number, "x" * 500))
     assert recorder.status()["state"] == "paused"
@@ -484,16 +490,9 @@ def test_with_always_nothing_that_waits_for_a_slow_disk_counts_as_on_disk(tmp_pa
 
 
 def test_a_disk_that_is_too_slow_costs_a_hole_and_no_memory(tmp_path, monkeypatch):
-    go_on = threading.Event()
-    real = os.pwritev
-
-    def slow(descriptor, parts, offset):
-        go_on.wait(DEADLINE_S)
-        return real(descriptor, parts, offset)
-
     path = tmp_path / "a.evlog"
     recorder = Recorder(str(path), START, RecorderOptions(pending_bytes=10_000))
-    monkeypatch.setattr(os, "pwritev", slow)
+    go_on = hold_writes(monkeypatch)
     for number in range(1, 101):
         recorder.take(frame(number, "x" * 500))
     assert recorder.status()["pending_bytes"] < 12_000
