@@ -480,8 +480,12 @@ class StreamListener(Listener):
             sock.send(Error("tls_needed", "it speaks TLS: give tls_ca (--tls-ca)").encode())
             self._drop(sock, sock.fileno())
             return
-        async with asyncio.timeout_at(end_s):
+        # The wait for the handshakes of others is not its own time: those that never finish would leave it none.
+        waits_from_s = self._loop.time()
+        async with asyncio.timeout(self._ssl_timeout_s):
             await self._handshakes.acquire()
+        end_s += self._loop.time() - waits_from_s
+        connection.accepted_at = end_s - self._ssl_timeout_s
         try:
             await self._loop.connect_accepted_socket(
                 lambda: connection,
