@@ -13,7 +13,7 @@ from eventsh.protocol.codec import encode_data
 from eventsh.protocol.frame import ORIGIN, ORIGIN_OFFSET, STAMP, STAMP_OFFSET, Kind, encode_frame
 
 if TYPE_CHECKING:
-    from eventsh.core.link import Link
+    from eventsh.core.outlet import Outlet
     from eventsh.core.poster import Post
     from eventsh.core.roster import Roster
     from eventsh.core.tap import Tap
@@ -27,7 +27,9 @@ _FOUNDER_EVENTS = 256
 class Fanout:
     """The order of events: one number for each, `seq` is the last one given."""
 
-    def __init__(self, roster: Roster, *, pid: int, wall_clock_ns: Callable[[], int], now: float) -> None:
+    def __init__(
+        self, roster: Roster, outlet: Outlet, *, pid: int, wall_clock_ns: Callable[[], int], now: float
+    ) -> None:
         self.seq = 0
         # Everything since the start, for a while: workers of an earlier broker must miss nothing of it.
         self.founder: Slot | None = Slot(None, _FOUNDER_EVENTS, now)
@@ -35,13 +37,12 @@ class Fanout:
         self.full: set[Slot] = set()
         # Placed and not confirmed, in the order of seq.
         self.placed: deque[tuple[int, Post]] = deque()
-        # Links that have output or are to be closed.
-        self.changed: dict[Link, None] = {}
         # Whoever records.
         self.tap: Tap | None = None
+        self.wall_clock_ns = wall_clock_ns
         self._roster = roster
+        self._changed, self._notices = outlet.changed, outlet.notices
         self._pid = pid
-        self._wall_clock_ns = wall_clock_ns
 
     def place(self, post: Post, slots: Iterable[Slot] | None, now: float) -> None:
         """Stamp a post and queue it for these slots, or for everybody."""
@@ -50,7 +51,7 @@ class Fanout:
         first = self.seq + 1
         post.last_seq = self.seq = self.seq + post.count
         ORIGIN.pack_into(frame, ORIGIN_OFFSET, post.poster.origin)
-        STAMP.pack_into(frame, STAMP_OFFSET, first, self._wall_clock_ns())
+        STAMP.pack_into(frame, STAMP_OFFSET, first, self.wall_clock_ns())
         self.placed.append((self.seq, post))
         self._offer(Entry(self.seq, post.count, frame), first, slots, now)
 
@@ -66,9 +67,13 @@ class Fanout:
         Raises NotSerializable; then nothing has changed."""
         body = b'[["' + LIFECYCLE_SOURCE.encode() + b'","' + event.encode() + b'",[' + encode_data(data) + b"]]]"
         self.seq = seq = self.seq + 1
-        stamp = self._wall_clock_ns()
+        stamp = self.wall_clock_ns()
         frame = encode_frame(Kind.EVENTS, body, count=1, pid=self._pid, origin_seq=seq, seq=seq, time_ns=stamp)
         self._offer(Entry(seq, 1, frame), seq, slots, now)
+
+    def announce(self, event: str, slot: Slot, now: float, **more: Any) -> None:
+        """Tell everybody of what became of a worker."""
+        self.place_own(event, {"worker_id": slot.worker_id, "pid": slot.pid, **more}, None, now)
 
     def _offer(self, entry: Entry, first: int, slots: Iterable[Slot] | None, now: float) -> None:
         if self.tap is not None:
@@ -84,7 +89,7 @@ class Fanout:
             if slot.queue.is_full and slot.is_observer and not slot.lossy:
                 slot.start_losing("the observer was too slow")
             if slot.offer(entry, first, now) and slot.link is not None:
-                self.changed[slot.link] = None
+                self._changed[slot.link] = None
             if slot.queue.is_full and not slot.is_observer and not slot.lossy:
                 self.full.add(slot)
 
@@ -92,3 +97,11 @@ class Fanout:
         """Something was taken out of this slot's queue."""
         if not slot.queue.is_full:
             self.full.discard(slot)
+
+    def recover(self, slot: Slot, now: float) -> None:
+        """Let a slot that was losing have events again, once it has worked off half of its queue."""
+        if slot.queue.events <= slot.queue.limit // 2:
+            if slot.missed:
+                self._notices.append(f"{slot.label} missed {slot.missed} events: {slot.gap_reason}")
+            if slot.end_losing(now) and slot.link is not None:
+                self._changed[slot.link] = None

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from eventsh.protocol.frame import Kind, encode_frame
-from eventsh.protocol.messages import Reply
 from tests.core.net import (
     TIMEOUT_S,
     Net,
-    ack,
     body,
-    confirmed,
     error_codes,
     fill,
     headers,
@@ -18,8 +15,6 @@ from tests.core.net import (
     post_unique,
     poster,
     ran,
-    slot_of,
-    worker,
     workers,
 )
 
@@ -80,91 +75,7 @@ def test_workers_are_told_who_joins_and_who_leaves():
     ]
 
 
-# --- confirmations and doubles ---
-
-
-def test_a_post_is_confirmed_once_every_worker_has_received_it():
-    net = Net()
-    first, second, third = workers(net, 3)
-    post(net, first, 1)
-    ack(net, first)
-    ack(net, second)
-    assert confirmed(net, first) == 0
-    ack(net, third)
-    assert confirmed(net, first) == 1
-
-
-def test_handlers_that_are_still_busy_delay_no_confirmation():
-    net = Net()
-    (first,) = workers(net, 1)
-    post(net, first, 1)
-    ack(net, first)
-    assert confirmed(net, first) == 1
-    assert ran(first) == [[]]
-
-
-def test_a_worker_that_may_come_back_delays_confirmations_until_its_process_ends_or_for_the_timeout():
-    net = Net()
-    first, second = workers(net, 2)
-    slot = net.disconnect(second)
-    post(net, first, 1)
-    ack(net, first)
-    net.advance(TIMEOUT_S - 0.5)
-    assert confirmed(net, first) == 0
-    net.router.end_process(slot, net.now)
-    net.collect()
-    assert confirmed(net, first) == 1
-    third = worker(net, 3, 1)
-    net.run()
-    net.disconnect(third)
-    post(net, first, 2)
-    ack(net, first)
-    net.advance(TIMEOUT_S + 0.5)
-    assert confirmed(net, first) == 2
-
-
-def test_observers_ended_and_draining_workers_delay_no_confirmation():
-    net = Net()
-    first, second, third = workers(net, 3)
-    observer(net)
-    net.router.end_process(net.disconnect(second), net.now)
-    third.session.leave()
-    net.flush(third)
-    net.up(third.channel)
-    post(net, first, 1)
-    ack(net, first)
-    assert confirmed(net, first) == 1
-
-
-def test_with_no_worker_at_all_a_broadcast_is_confirmed_at_once():
-    net = Net()
-    posting = poster(net)
-    post(net, posting, 1)
-    assert confirmed(net, posting) == 1
-
-
-def test_batches_sent_again_after_a_reconnect_are_confirmed_and_not_routed_twice():
-    net = Net()
-    first, second = workers(net, 2)
-    post(net, first, 1, 2)
-    net.disconnect(first)
-    net.attach(first)
-    net.run()
-    assert ran(first, second) == [[1, 2]] * 2
-    assert first.outbox.queued == 0
-
-
-def test_a_confirmation_that_got_lost_with_its_connection_comes_again():
-    net = Net()
-    (first,) = workers(net, 1)
-    post(net, first, 1)
-    ack(net, first)
-    net.disconnect(first)
-    assert first.outbox.queued == 1
-    net.attach(first)
-    net.run()
-    assert first.outbox.queued == 0
-    assert ran(first) == [[1]]
+# --- what arrives twice, or never should ---
 
 
 def test_a_batch_that_never_arrived_is_routed_after_the_reconnect():
@@ -198,31 +109,7 @@ def test_a_poster_that_ignores_the_window_breaks_the_protocol():
     assert error_codes(first) == ["protocol"]
 
 
-# --- reports, requests, observers ---
-
-
-def test_failed_handlers_are_counted_and_told_to_observers_alone():
-    net = Net()
-    first, second = workers(net, 2)
-    watching = observer(net)
-    first.session.report_failure({"handler": "h", "error": "boom"})
-    first.session.report_failure({"handler": "h", "error": "bang"})
-    net.run()
-    told = [data for source, event, data in watching.events if event == "handler_error"]
-    assert told == [{"handler": "h", "error": "bang", "worker_id": 0, "failed": 2}]
-    assert slot_of(net, 0).failed == 2
-    assert "handler_error" not in [event for _, event, _ in second.events]
-
-
-def test_a_request_is_answered_with_its_number():
-    net = Net()
-    (first,) = workers(net, 1)
-    numbers = [first.session.request("status", {}), first.session.request("nonsense", {})]
-    net.run()
-    replies = [message for message in first.messages if isinstance(message, Reply)]
-    assert [reply.id for reply in replies] == numbers
-    assert replies[0].data["broker"]["pid"] == 7
-    assert "nonsense" in (replies[1].error or "")
+# --- for people ---
 
 
 def test_status_tells_of_every_slot():

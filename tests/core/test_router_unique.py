@@ -1,10 +1,9 @@
-"""Unique events, their keys, and receipts."""
+"""Unique events and their keys."""
 
 from __future__ import annotations
 
 import pytest
 
-from eventsh.protocol.messages import Receipt
 from tests.core.net import (
     TIMEOUT_S,
     Net,
@@ -20,8 +19,6 @@ from tests.core.net import (
     worker,
     workers,
 )
-
-# --- unique events ---
 
 
 def test_a_unique_event_runs_in_one_worker_and_repeats_of_its_key_in_none():
@@ -383,47 +380,3 @@ def test_a_full_table_of_keys_holds_what_follows_until_a_key_expires():
     net.advance(1.5)
     net.run()
     assert ran(first) == [[0, 1, 2, "behind"]]
-
-
-# --- receipts ---
-
-
-def receipt_of(net, process):
-    net.down(process.channel)
-    (receipt,) = [message for message in process.messages if isinstance(message, Receipt)]
-    return receipt
-
-
-def test_a_receipt_names_the_workers_that_have_a_broadcast_and_those_that_do_not():
-    net = Net()
-    first, second, third = workers(net, 3)
-    posting = poster(net)
-    net.router.end_process(net.disconnect(third), net.now)
-    posting.outbox.post_receipt("app", "e", 1)
-    net.flush(posting)
-    net.up(posting.channel)
-    net.run(first, second)
-    assert receipt_of(net, posting) == Receipt(1, [0, 1], [2], None)
-
-
-def test_a_receipt_of_a_unique_event_says_who_has_it_or_why_nobody_has():
-    for prepared, expected in (
-        ("given", Receipt(1, [0], [], "given")),
-        ("repeat", Receipt(1, [], [], "repeat")),
-        ("nobody", Receipt(1, [], [], "nobody")),
-    ):
-        net = Net()
-        posting = poster(net)
-        if prepared != "nobody":
-            (first,) = workers(net, 1)
-        if prepared == "repeat":
-            post_unique(net, first, 0, "key")
-        post_unique(net, posting, 1, "key", receipt=True)
-        net.run()
-        assert receipt_of(net, posting) == expected
-        assert posting.outbox.queued == 0
-        if prepared == "nobody":
-            late = worker(net, 5)
-            post_unique(net, posting, 2, "key")
-            net.run()
-            assert ran(late) == [[2]]

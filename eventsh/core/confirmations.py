@@ -1,0 +1,103 @@
+"""What posters are told of their posts: that every live worker has them, who those are, and which handlers ran."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from eventsh.errors import ProtocolError
+from eventsh.protocol.frame import Flag, Kind, encode_frame
+from eventsh.protocol.messages import Handled, Receipt
+
+if TYPE_CHECKING:
+    from eventsh.core.fanout import Fanout
+    from eventsh.core.link import Link
+    from eventsh.core.outlet import Outlet
+    from eventsh.core.poster import Post, Poster, Posters
+    from eventsh.core.roster import Roster
+    from eventsh.core.slot import Slot
+
+__all__ = ["Confirmations"]
+
+_received = attrgetter("received")
+
+
+class Confirmations:
+    """How far everything is confirmed, and who has still to be told."""
+
+    def __init__(self, roster: Roster, fanout: Fanout, posters: Posters, outlet: Outlet) -> None:
+        # The last event that all live workers have received.
+        self.floor = 0
+        # Posters that are to be told how far they are confirmed.
+        self.due: set[Poster] = set()
+        # The worker that had the least of all when `settle` looked at them.
+        self._last: Slot | None = None
+        self._roster = roster
+        self._fanout = fanout
+        self._posters = posters
+        self._outlet = outlet
+
+    def settle(self) -> None:
+        """Confirm what every live worker has. The caller spares itself the call where nothing is placed and nobody due."""
+        placed, workers = self._fanout.placed, self._roster.workers
+        last = self._last
+        # The slot that was furthest behind when all were looked at may still lack what is to be confirmed next. Acks come
+        # one by one, and to look at all slots for each took half of the router's time.
+        if placed and not (
+            last is not None
+            and last.received < placed[0][0]
+            and last.is_live
+            and last.is_behind
+            and last.worker_id is not None
+            and workers.get(last.worker_id) is last
+        ):
+            behind = [slot for slot in workers.values() if slot.is_live and slot.is_behind]
+            # Of several the one that is sent to last: most often it is the last to answer too.
+            self._last = last = min(reversed(behind), key=_received, default=None)
+            floor = self._fanout.seq if last is None else last.received
+            tap = self._fanout.tap
+            if tap is not None and (synced := tap.synced) is not None:
+                floor = min(floor, synced)
+            self.floor = max(self.floor, floor)
+            while placed and placed[0][0] <= self.floor:
+                seq, post = placed.popleft()
+                if post.last_seq == seq:
+                    self.confirm(post)
+        if self.due:
+            due, self.due = self.due, set()
+            for poster in due:
+                if poster.link is not None:
+                    self._outlet.send(poster.link, encode_frame(Kind.CONFIRM, origin_seq=poster.confirmed))
+
+    def confirm(self, post: Post) -> None:
+        """Everybody has it. The poster is told by the next `settle`, and of a receipt at once."""
+        if post.is_done:
+            return
+        poster = post.poster
+        if post.flags & Flag.RECEIPT and poster.link is not None:
+            self._outlet.send(poster.link, _receipt(post).encode())
+        if poster.confirm(post):
+            self.due.add(poster)
+
+    def take_handled(self, link: Link, frame: bytearray, now: float) -> None:
+        """A worker tells which handlers ran, and its poster is told."""
+        slot = link.slot
+        if slot is None:
+            raise ProtocolError("the handlers of one who gets no events")
+        handled = Handled.decode(frame)
+        handled.check()
+        poster = self._posters.link_of(handled.origin)
+        if poster is not None:
+            self._outlet.send(poster, replace(handled, worker_id=slot.worker_id, pid=slot.pid).encode())
+
+
+def _receipt(post: Post) -> Receipt:
+    last_seq = post.last_seq or 0
+    has: list[int] = []
+    missing: list[int] = []
+    for slot in post.targets:
+        got_it = slot.link is not None and not slot.lossy and slot.received >= last_seq
+        # An observer that takes unique events has no number of its own.
+        (has if got_it else missing).append(-1 if slot.worker_id is None else slot.worker_id)
+    return Receipt(post.first, sorted(has), sorted(missing), post.unique)
