@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import Any
 
+from eventsh.commands.arguments import check_utf8
 from eventsh.core.questions import ADD_SCRIPT, REMOVE_SCRIPT
 from eventsh.core.scripts import is_script_location, script_file
 from eventsh.errors import EventError, UsageError
@@ -200,8 +201,13 @@ class Book:
         weak: bool,
         keep: bool,
     ) -> Outcome:
+        for place, name in enumerate(levels):
+            check_utf8(name, "event" if place else "source")
         text = _read(file) if file is not None else code or ""
         path = None if file is None else os.path.abspath(os.path.expanduser(file))
+        if path is not None and workers is not None:
+            # They are told of it, in JSON.
+            check_utf8(path, "file name")
         source = levels[0] if levels else None
         while True:
             number = self._last + 1

@@ -88,6 +88,25 @@ def test_a_mistake_is_told_at_its_place_and_changes_nothing(pool):
     assert "script" not in pool.run("handlers").out
 
 
+@pytest.mark.parametrize("where", ["", "--workers", "--workers --keep"])
+def test_what_is_no_utf8_is_refused_in_one_line(pool, where):
+    refused = [
+        (f"register a\udcff b {where}: 1", "the source a\\udcff is not UTF-8"),
+        (f"register a b\udcff {where}: 1", "the event b\\udcff is not UTF-8"),
+        (f"register a b {where}: print('\udcff')", "surrogates not allowed (row 1"),
+    ]
+    if where:
+        file = pool.directory / "handlers\udcff.py"
+        file.write_text("import eventsh\neventsh.register(print)\n")
+        refused.append((f"load {where} {file}", "the file name "))
+    for line, message in refused:
+        for done in (pool.run("shell", "-c", line), pool.run("shell", stdin=os.fsencode(line))):
+            assert (done.status, done.err.count("\n")) == (2, 1), done.err
+            assert message in done.err
+            assert "Error" not in done.err
+    assert "script" not in pool.run("handlers").out
+
+
 def test_a_file_of_handlers_is_loaded_here_and_in_the_workers(pool, tmp_path: Path):
     file = tmp_path / "more.py"
     file.write_text(
