@@ -138,6 +138,7 @@ def _describe(handler: Handler) -> dict[str, Any]:
         "event": _plain(handler.event),
         "name": _plain(handler.name),
         "location": _plain(handler.location),
+        "script": handler.script,
         "weak": handler.weak,
         "async": handler.is_async,
         "calls": handler.calls,

@@ -60,6 +60,7 @@ class Handler:
         "location",
         "name",
         "number",
+        "script",
         "source",
         "weak",
     )
@@ -74,6 +75,8 @@ class Handler:
         self.is_async = _is_async(callback)
         self.name = _name(callback)
         self.location = _location(callback)
+        # The name of what brought it in from a shell; None for the program's own.
+        self.script: str | None = None
         self.calls = 0
         self.errors = 0
         self._seconds: deque[float] = deque(maxlen=_SAMPLE)

@@ -152,6 +152,7 @@ class Scripts:
             raise UsageError("it registers no handler with this process's bus")
         self._handlers[name] = added
         for handler in added:
+            handler.script = name
             if not arguments["keep"]:
                 handler.call = self._caught(name, handler.call, is_async=handler.is_async)
 

@@ -142,24 +142,28 @@ def handlers(
         return
     if others := _of_others(shell, answer):
         _say("\nkept, or of other shells; unregister NAME takes one back:")
-        for name, levels in others.items():
-            _say(f"  {name}  {levels}")
+        for row in others:
+            _say(f"  {row}")
     if shell.book.all:
         _say("\nregistered by this shell:")
         for found in shell.book.all:
             _say(f"  {found.number:3}  {_levels(found)}  {found.where}  {escape(found.what)}")
 
 
-def _of_others(shell: Shell, workers: list[dict[str, Any]]) -> dict[str, str]:
-    """The scripts that were typed in other shells, by name, with what they are registered for."""
+def _of_others(shell: Shell, workers: list[dict[str, Any]]) -> list[str]:
+    """The handlers that other shells brought in: the name to take each back by, what it is registered for, and, where it
+    comes from a file, which it is."""
     own = {shell.book.name_of(found.number) for found in shell.book.all}
-    found: dict[str, str] = {}
+    rows: dict[str, None] = {}
     for handler in (handler for worker in workers for handler in worker["handlers"]):
-        name = is_script_location(handler["location"])
+        # A worker of an earlier version does not say.
+        name = handler.get("script")
         if name is not None and name not in own:
-            levels = [handler["source"] or "(all)", handler["event"] or ""]
-            found.setdefault(name, " ".join(map(escape, filter(None, levels))))
-    return found
+            words = [name, "", handler["source"] or "(all)", *filter(None, [handler["event"]])]
+            if is_script_location(handler["location"]) is None:
+                words += ["", f"{handler['name']} ({handler['location']})"]
+            rows[" ".join(map(escape, words))] = None
+    return list(rows)
 
 
 def _save(shell: Shell, path: str) -> None:

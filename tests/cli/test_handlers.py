@@ -74,6 +74,7 @@ def test_it_tells_what_each_worker_has_registered_and_what_became_of_the_calls(p
             "event": "bad",
             "name": "bad",
             "location": f"{pool.directory}/calls.py:4",
+            "script": None,
             "weak": False,
             "async": False,
             "calls": 2,

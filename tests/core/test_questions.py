@@ -52,6 +52,7 @@ def test_every_worker_tells_its_handlers():
         "event": "e",
         "name": later.__qualname__,
         "location": f"{__file__}:{later.__code__.co_firstlineno}",
+        "script": None,
         "weak": False,
         "async": True,
         "calls": 0,

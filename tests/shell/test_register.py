@@ -148,6 +148,26 @@ def test_a_handler_that_is_kept_stays_when_the_shell_ends(pool):
     assert "script" not in pool.run("handlers").out
 
 
+def test_handlers_that_are_kept_from_a_file_are_listed_and_taken_back_by_name(pool, tmp_path: Path):
+    file = tmp_path / "kept.py"
+    file.write_text(
+        "import eventsh\n@eventsh.on('kept', 'one', 'two')\ndef first(*event): pass\ndef second(*event): pass\n"
+    )
+    done = script(pool, f"load {file} --workers --keep\nregister kept x --workers --keep @{file}:second\nhandlers\n")
+    assert (done.status, done.err) == (0, "")
+    assert "of other shells" not in done.out
+    first, second = re.findall(r"unregister (\d+\.\d) takes it back in any shell", done.out)
+    done = script(pool, f"handlers\nunregister {first}\nunregister {second}\nhandlers\n")
+    assert (done.status, done.err) == (0, "")
+    listed = [line for line in done.out.splitlines() if line.startswith(("  " + first, "  " + second))]
+    assert listed == [
+        f"  {first}  kept one  first ({file}:2)",
+        f"  {first}  kept two  first ({file}:2)",
+        f"  {second}  kept x  second ({file}:4)",
+    ]
+    assert str(file) not in done.out.rpartition(f"unregistered {second}")[2]
+
+
 # A worker of its own that takes no code.
 REFUSING = """
 import sys, eventsh
