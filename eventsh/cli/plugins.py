@@ -108,7 +108,7 @@ def _progress() -> Callable[[str, str], None]:
     def tell(test: str, outcome: str) -> None:
         nonlocal count
         count += 1
-        sys.stderr.write(f"\r\x1b[K{count} {test[:70]}")
+        sys.stderr.write(f"\r\x1b[K{count} {test[:70]}\r")
         sys.stderr.flush()
 
     return tell

@@ -10,6 +10,7 @@ from typing import Any
 from eventsh.commands.status import status
 from eventsh.errors import EventError, UsageError
 from eventsh.runtime.endpoint import find_endpoint
+from eventsh.runtime.host import pid_space, process_state
 
 __all__ = ["kill", "pause", "reload", "resume"]
 
@@ -26,6 +27,7 @@ def reload(address: str | None) -> int:
             "can't reload: this broker was not started by 'eventsh serve', so nobody restarts its workers;"
             " reload the program that they belong to"
         )
+    _check_here(answer["broker"], "the supervisor")
     _signal(pid, signal.SIGHUP, "the supervisor")
     return int(pid)
 
@@ -33,38 +35,39 @@ def reload(address: str | None) -> int:
 def kill(address: str | None, worker: int, signal_name: str) -> int:
     """Send a signal to a worker; gives its pid. Raises UsageError and EventError."""
     number = _signal_of(signal_name)
-    (found,) = _workers(address, worker)
-    _signal(found["pid"], number, f"worker {worker}")
-    return int(found["pid"])
+    pid = _pids(address, worker)[worker]
+    _signal(pid, number, f"worker {worker}")
+    return pid
 
 
 def pause(address: str | None, worker: int | None) -> dict[int, int]:
-    """Stop a worker, or all, until `resume`; gives the pids by worker. Raises EventError, and none is stopped by it."""
-    return _signal_all(address, worker, signal.SIGSTOP)
-
-
-def resume(address: str | None, worker: int | None) -> dict[int, int]:
-    """Have a worker that was paused, or all, go on; gives the pids by worker. Raises EventError."""
-    return _signal_all(address, worker, signal.SIGCONT)
-
-
-def _signal_all(address: str | None, worker: int | None, number: signal.Signals) -> dict[int, int]:
-    found = {row["worker_id"]: row["pid"] for row in _workers(address, worker)}
+    """Stop a worker, or all, until `resume`; gives the pids of those that were not stopped before, by worker. Raises
+    EventError, and none is stopped by it."""
+    found = {number: pid for number, pid in _pids(address, worker).items() if process_state(pid) != "T"}
     done: list[int] = []
     try:
-        for worker_id, pid in found.items():
-            _signal(pid, number, f"worker {worker_id}")
+        for number, pid in found.items():
+            _signal(pid, signal.SIGSTOP, f"worker {number}")
             done.append(pid)
     except BaseException:
         # Who asked for it does not get to know which are stopped, and would leave them so.
-        for pid in done if number is signal.SIGSTOP else ():
+        for pid in done:
             with suppress(OSError):
                 os.kill(pid, signal.SIGCONT)
         raise
     return found
 
 
-def _workers(address: str | None, worker: int | None) -> list[dict[str, Any]]:
+def resume(address: str | None, worker: int | None) -> dict[int, int]:
+    """Have a worker that was paused, or all, go on; gives the pids by worker. Raises EventError."""
+    found = _pids(address, worker)
+    for number, pid in found.items():
+        _signal(pid, signal.SIGCONT, f"worker {number}")
+    return found
+
+
+def _pids(address: str | None, worker: int | None) -> dict[int, int]:
+    """Of one worker, or of all that are attached."""
     workers = _local_status(address)["workers"]
     known = ", ".join(str(row["worker_id"]) for row in workers) or "none"
     found = [row for row in workers if worker in (None, row["worker_id"]) and row["state"] != "absent"]
@@ -72,7 +75,9 @@ def _workers(address: str | None, worker: int | None) -> list[dict[str, Any]]:
         raise UsageError(f"there is no worker {worker} attached; the workers are {known}")
     if not found:
         raise EventError("no worker is attached")
-    return found
+    for row in found:
+        _check_here(row, f"worker {row['worker_id']}")
+    return {row["worker_id"]: row["pid"] for row in found}
 
 
 def _local_status(address: str | None) -> dict[str, Any]:
@@ -83,6 +88,13 @@ def _local_status(address: str | None) -> dict[str, Any]:
             f"can't signal processes at {found}: only over a unix socket is it sure that they are of this host and user"
         )
     return status(address, timeout_s=_TIMEOUT_S)
+
+
+def _check_here(row: dict[str, Any], name: str) -> None:
+    """Raise EventError where the pids in `row` are not those of this process's container: the same number may be that of
+    somebody else here."""
+    if row["host"] != pid_space():
+        raise EventError(f"can't signal {name}: it runs in another container; do it from a shell in that one")
 
 
 def _signal_of(name: str) -> signal.Signals:

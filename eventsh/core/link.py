@@ -37,7 +37,7 @@ class Link:
     def __init__(self, key: Any, pid: int | None, hello_by: float, *, is_trusted: bool = False) -> None:
         # Whatever the owner finds the connection by.
         self.key = key
-        # As the transport vouches for it; a hello can't change that.
+        # As the transport vouches for it; a hello can't change that. 0: it has none where the broker is.
         self.pid = pid
         # Of the process, as its hello says it.
         self.host = ""

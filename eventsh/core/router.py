@@ -56,6 +56,7 @@ class Router:
         wall_clock_ns: Callable[[], int],
         now: float,
         supervisor: int | None = None,
+        host: str = "",
         new_proof: Callable[[], BrokerProof] | None = None,
     ) -> None:
         self.options = options
@@ -63,6 +64,8 @@ class Router:
         self.pid = pid
         # Whoever restarts this broker and its workers, for people who want them reloaded.
         self.supervisor = supervisor
+        # As in a hello: where its pid, and those that its transport vouches for, mean something.
+        self.host = host
         self.started_at = now
         self.links: set[Link] = set()
         self.roster = Roster(
@@ -342,6 +345,7 @@ class Router:
         return {
             "broker": {
                 "pid": self.pid,
+                "host": self.host,
                 "supervisor": self.supervisor,
                 "epoch": self.epoch,
                 "uptime_s": round(now - self.started_at, 3),
@@ -358,6 +362,7 @@ class Router:
                 {
                     "worker_id": slot.worker_id,
                     "pid": slot.pid,
+                    "host": None if slot.link is None else self.host if slot.link.pid else slot.link.host,
                     "state": slot.state,
                     "queued": slot.queue.events,
                     "handled": slot.handled,

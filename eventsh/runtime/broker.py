@@ -25,7 +25,7 @@ from eventsh.protocol.frame import MAX_BODY_BYTES
 from eventsh.runtime.child import EXIT_OK, EXIT_USAGE, Supervisor, add_child_arguments, start_child
 from eventsh.runtime.election import lock_address, remove_log, unlock_address
 from eventsh.runtime.endpoint import find_endpoint
-from eventsh.runtime.host import pid_space
+from eventsh.runtime.host import pid_space, process_state
 from eventsh.runtime.loop import new_event_loop
 from eventsh.runtime.token import broker_proofs
 from eventsh.transport import is_trusted_peer
@@ -147,9 +147,9 @@ class Broker:
             wall_clock_ns=time.time_ns,
             now=self.clock(),
             supervisor=supervisor,
+            host=pid_space(),
             new_proof=broker_proofs(options.token_file),
         )
-        self._host = pid_space()
         self._listener: Listener | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -257,7 +257,7 @@ class Broker:
         slot = self.router.disconnect(link, self.clock())
         self.flush()
         # Elsewhere the number is that of another process, or of none.
-        is_here = link.pid is not None or link.host == self._host != ""
+        is_here = bool(link.pid) or link.host == self.router.host != ""
         if not self.router.links:
             self._alone_since = self.clock()
             self._alone.set()
@@ -294,12 +294,7 @@ def _has_ended(pid: int) -> bool:
         return True
     except PermissionError:
         return False
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            # The state follows the name in parentheses, which may itself hold any character.
-            return stat.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
-    except (OSError, IndexError):
-        return False
+    return process_state(pid) in ("Z", "X")
 
 
 def _parse_arguments(arguments: Sequence[str]) -> tuple[argparse.Namespace, Options]:

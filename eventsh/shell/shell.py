@@ -91,6 +91,8 @@ class Shell:
         self._holding = threading.Lock()
         self._learn_after = 0.0
         self._pool_lines = Sampler(lambda: 5 * self.settings.rate)
+        # A command's line of progress may stand there, with the cursor at its beginning; it is soon shown again.
+        self._erase = "\x1b[K" if is_interactive and os.environ.get("TERM") != "dumb" else ""
 
     # --- running ---
 
@@ -249,7 +251,7 @@ class Shell:
                 return
         # When the terminal is gone, so is who would read.
         with suppress(OSError, ValueError), redirect_output(None):
-            sys.stdout.write(text + "\n")
+            sys.stdout.write(f"{self._erase}{text}\n")
             sys.stdout.flush()
 
     def show_pool_line(self, line: str) -> None:

@@ -112,7 +112,8 @@ def pause(
     shell: Shell = ctx.obj
     pids = processes.pause(shell.address, None if worker is None else _worker(worker))
     shell.paused |= set(pids.values())
-    _say(f"paused worker {', '.join(map(str, sorted(pids)))}; resume goes on")
+    said = f"paused worker {', '.join(map(str, sorted(pids)))}" if pids else "paused already"
+    _say(f"{said}; resume goes on")
 
 
 def resume(

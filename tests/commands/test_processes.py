@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -9,7 +12,8 @@ import pytest
 
 from eventsh.commands import processes
 from eventsh.errors import EventError
-from tests.cli.pool import wait_until
+from eventsh.runtime.host import pid_space, process_state
+from tests.cli.pool import COMMAND, environment, run, wait_until
 
 
 def test_a_pause_that_fails_leaves_no_worker_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -20,22 +24,56 @@ def test_a_pause_that_fails_leaves_no_worker_stopped(monkeypatch: pytest.MonkeyP
 
     def status(address: str | None, *, timeout_s: float) -> dict[str, object]:
         # As of a moment ago: the last one has ended since.
-        return {"workers": [{"worker_id": at, "pid": pid, "state": "attached"} for at, pid in enumerate(pids)]}
+        rows = [{"worker_id": at, "pid": pid, "host": pid_space(), "state": "attached"} for at, pid in enumerate(pids)]
+        return {"workers": rows}
 
     monkeypatch.setattr(processes, "status", status)
     address = f"unix:{tmp_path}/e.sock"
+
+    def states() -> list[str]:
+        return [process_state(process.pid) for process in alive]
+
     try:
+        # Somebody else's affair, from the beginning to the end.
+        alive[0].send_signal(signal.SIGSTOP)
+        wait_until(lambda: states() == ["T", "S"], "one is stopped")
         with pytest.raises(EventError, match=r"worker 2 \(pid [0-9]+\) has ended"):
             processes.pause(address, None)
-        wait_until(lambda: [_state(process.pid) for process in alive] == ["S", "S"], "both go on")
+        wait_until(lambda: states() == ["T", "S"], "the other one goes on")
         pids.pop()
-        assert processes.pause(address, None) == {0: alive[0].pid, 1: alive[1].pid}
-        wait_until(lambda: [_state(process.pid) for process in alive] == ["T", "T"], "both stop")
+        assert processes.pause(address, None) == {1: alive[1].pid}
+        wait_until(lambda: states() == ["T", "T"], "both are stopped")
+        assert processes.resume(address, None) == {0: alive[0].pid, 1: alive[1].pid}
+        wait_until(lambda: states() == ["S", "S"], "both go on")
     finally:
         for process in alive:
             process.kill()
             process.wait()
 
 
-def _state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+# A pid namespace of its own, as a container has; where one is not root it takes a user namespace too.
+CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *([] if os.geteuid() == 0 else ["-Ur"])]
+
+
+def _can_contain() -> bool:
+    return shutil.which("unshare") is not None and subprocess.run([*CONTAINER, "true"], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not _can_contain(), reason="this system gives us no pid namespace")
+def test_processes_of_another_container_get_no_signal(tmp_path: Path):
+    address = f"unix:{tmp_path}/run/e.sock"
+    container = subprocess.Popen(
+        [*CONTAINER, *COMMAND, "serve", "--workers", "1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment(address),
+    )
+    try:
+        wait_until(lambda: run(address, "post", "a", "b", "--wait").status == 0, "it serves")
+        # A signal that does nobody any harm: there may be a process of that number here.
+        for line, who in (("kill 0 --signal URG", "worker 0"), ("pause", "worker 0"), ("reload", "the supervisor")):
+            done = run(address, "shell", "-c", line)
+            assert (done.status, f"can't signal {who}: it runs in another container" in done.err) == (1, True), done.err
+    finally:
+        container.kill()
+        container.wait()

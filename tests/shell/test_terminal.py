@@ -169,6 +169,17 @@ def processes() -> str:
     return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
 
 
+def test_what_is_shown_while_a_recording_is_replayed_is_not_mixed_with_its_progress(open_shell, directory):
+    terminal = open_shell("shell", "--workers", "1")
+    terminal.wait(PROMPT)
+    terminal.enter("tail cache", "tail is on", PROMPT)
+    (directory / "a.evlog").write_bytes(small_file())
+    terminal.enter("replay a.evlog --yes --rate 4 --count 6", "replayed 6 events", PROMPT)
+    progress = [row for row in terminal.rows if "ms late" in row and "late by" not in row]
+    assert progress == []
+    assert "ms late" in terminal.raw
+
+
 def test_a_dumb_terminal_without_colours_has_the_same(open_shell):
     terminal = open_shell("shell", "--workers", "1", TERM="dumb", NO_COLOR="1")
     terminal.wait(PROMPT)
