@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from eventsh.address import Address, parse_address
 from eventsh.errors import ConfigureError, EventError, TransportError
+from eventsh.escape import expressible
 from eventsh.options import Options, broker_arguments
 from eventsh.plugins import find_transport
 from eventsh.recording.segments import zstandard
@@ -144,8 +145,10 @@ class _Plan:
         if self._listening:
             return
         self._listening = True
-        # With port 0 the system chose one; workers need it, and so does the next broker.
-        self._address = parse_address(facts.get("address") or str(self._address))
+        told = facts.get("address")
+        if told and told != expressible(str(self._address)):
+            # With port 0 the system chose one; workers need it, and so does the next broker.
+            self._address = parse_address(told)
         self._say(f"listening at {self._address} (pid {os.getpid()})")
 
     def pool_ready(self) -> None:

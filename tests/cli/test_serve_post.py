@@ -284,6 +284,17 @@ def test_workers_without_handlers_print_what_they_get(tmp_path):
         assert pool.stop() == 0
 
 
+def test_a_pool_serves_at_a_path_that_is_no_utf8(tmp_path):
+    directory = tmp_path / "d\udcff"
+    directory.mkdir()
+    pool = Pool(directory, workers=2)
+    try:
+        assert pool.run("post", "test", "here", "1", "--wait").status == 0
+        pool.wait_handled("here", [1], workers=2)
+    finally:
+        assert pool.stop() == 0
+
+
 def test_the_log_is_json_where_that_is_wanted(pool):
     wait_until(lambda: pool.err.endswith("\n"), "something is logged")
     entries = [json.loads(line) for line in pool.err.splitlines()]
