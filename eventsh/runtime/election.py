@@ -77,6 +77,10 @@ def lock_address(transport: Transport, address: Address) -> int | None:
             os.close(descriptor)
             return None
         if _is_at(descriptor, path):
+            if address.port == 0:
+                # Every listener there gets a port of its own, and nobody else looks for this lock: the file would only
+                # stay behind when the broker is killed.
+                os.unlink(path)
             return descriptor
         # Its last holder removed the file between our opening and our locking it: this is a lock on nothing.
         os.close(descriptor)

@@ -24,6 +24,7 @@ from eventsh.testing.recorder import DEADLINE_S, Recorder, event_frame, turns
 from eventsh.transport import Connection
 from eventsh.transports import tcp
 from eventsh.transports.tcp import TcpTransport, is_loopback
+from tests.cli.pool import COMMAND, environment
 
 both_loops = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 
@@ -232,6 +233,18 @@ def test_listeners_at_port_0_keep_nobody_away():
     path = TcpTransport().lock_path(any_port)
     assert path is not None
     assert str(os.getpid()) in path
+
+
+def test_a_pool_at_port_0_leaves_no_lock_behind_when_it_is_killed(runtime_dir):
+    command = [*COMMAND, "serve", "--workers", "0", "--listen", "tcp://127.0.0.1:0"]
+    pool = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment("unix:/nowhere"))
+    try:
+        assert pool.stdout is not None
+        assert pool.stdout.readline().startswith(b"listening at tcp://127.0.0.1:")
+    finally:
+        pool.kill()
+        pool.communicate()
+    assert os.listdir(runtime_dir) == []
 
 
 def test_a_directory_that_others_can_use_is_no_place_for_the_lock(address, runtime_dir):
