@@ -93,7 +93,8 @@ def eventsh_broker_stopping(address: str, pid: int, epoch: int) -> None:
 @hookspec
 def eventsh_worker_started(worker_id: int | None, address: str) -> None:
     """This process is attached for the first time since `configure` or a fork. Called in the worker's process, before any
-    event is handled. `worker_id` is None where it is no numbered worker. Return nothing."""
+    event that a broker brought is handled; `started` and local events may come earlier. `worker_id` is None where it is no
+    numbered worker. Return nothing."""
 
 
 @hookspec

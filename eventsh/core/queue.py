@@ -23,8 +23,8 @@ class Queue:
     """First in, first out, with a limit in events.
 
     The limit is the caller's to keep: a frame that was accepted must never be refused half-way, so `append` takes what
-    it is given, and the caller asks `room` or `is_full` before it accepts anything. So a queue is over its limit by at
-    most one frame.
+    it is given, and the caller asks `is_full` before it accepts anything. So a queue is over its limit by at most one
+    frame.
     """
 
     __slots__ = ("_entries", "events", "limit")
@@ -43,11 +43,6 @@ class Queue:
     @property
     def is_full(self) -> bool:
         return self.events >= self.limit
-
-    @property
-    def room(self) -> int:
-        """How many events fit, at least 0."""
-        return max(0, self.limit - self.events)
 
     def append(self, entry: Entry) -> None:
         self._entries.append(entry)

@@ -41,8 +41,8 @@ __all__ = [
     "unlock_address",
 ]
 
-# A broker is ready within 0.2 s on an idle machine. One that is not by then is given up by its starter; the lock goes
-# with it, so that another process may try.
+# A broker is ready in 0.4 s, also where ten processes want its two processors. One that is not by then is given up by its
+# starter; the lock goes with it, so that another process may try.
 START_TIMEOUT_S = 10.0
 # The log of a broker that no supervisor reads, beside its endpoint. Begun anew by each broker, so that it stays small.
 LOG_NAME = ".log"

@@ -63,10 +63,6 @@ class Watchdog:
         if os.getpid() == self._pid:
             self._stopped.set()
 
-    @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
-
     def _run(self) -> None:
         while not self._stopped.wait(self._period_s):
             self._look()

@@ -230,7 +230,7 @@ def test_f7_what_is_put_back_in_front_of_a_queue_comes_first_and_counts() -> Non
     taken = [queue.popleft(), queue.popleft()]
     assert taken == entries[:2]
     queue.append(entries[3])
-    assert queue.room == 2
+    assert queue.events == 2
     queue.put_back(taken)
     assert queue.is_full
     assert [queue.popleft() for _ in range(4)] == entries

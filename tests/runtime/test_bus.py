@@ -9,6 +9,9 @@ import time
 import pytest
 
 from eventsh.api import Events
+from eventsh.hookspecs import hookimpl
+from eventsh.plugins import DISABLE_ENV, PluginManager
+from eventsh.runtime import client
 from eventsh.runtime.bus import Bus
 
 
@@ -28,6 +31,30 @@ def test_a_child_forked_before_configure_is_no_ones_double():
     os.waitpid(child, 0)
     assert (bus.session.identity, bus.outbox.origin) == parents
     assert bus.outbox.queued == 1
+
+
+def test_a_worker_s_plugins_are_told_before_what_a_broker_brings_and_while_posting_still_works(monkeypatch):
+    events = Events("inproc:hooks")
+    seen: list[str] = []
+
+    class Plugin:
+        @hookimpl
+        def eventsh_worker_started(self, worker_id):
+            seen.append(f"worker {worker_id}")
+
+        @hookimpl
+        def eventsh_worker_stopping(self):
+            events.post("app", "last")
+
+    manager = PluginManager({DISABLE_ENV: "all"})
+    manager.register(Plugin(), "plugin")
+    monkeypatch.setattr(client, "plugins", lambda: manager)
+    events.register(lambda data, event, *_: seen.append(event))
+    events.post("app", "first")
+    events.configure()
+    events.wait_ready(10)
+    events.close(timeout=10)
+    assert [each for each in seen if each in ("worker 0", "first", "last")] == ["worker 0", "first", "last"]
 
 
 def test_close_does_not_wait_for_ever_for_a_handler_that_does_not_return(caplog: pytest.LogCaptureFixture):

@@ -665,7 +665,7 @@ def hasty_desk() -> Iterator[Desk]:
     watchdog = desk.dispatcher._watchdog
     assert watchdog is not None
     watchdog._thread.join(10)
-    assert not watchdog.is_alive
+    assert not watchdog._thread.is_alive()
 
 
 def test_a_sync_handler_is_warned_of_while_it_hangs_and_only_once(hasty_desk, told):

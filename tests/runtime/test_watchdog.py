@@ -32,7 +32,7 @@ def test_the_watchdog_looks_again_and_again_until_it_is_stopped():
     assert looked.acquire(timeout=10)
     watchdog.stop()
     watchdog._thread.join(10)
-    assert not watchdog.is_alive
+    assert not watchdog._thread.is_alive()
 
 
 def test_the_watchdog_looks_often_enough_but_not_too_often():
