@@ -41,7 +41,7 @@ DEFAULT_WORKERS = 4
 # Twice the default of `timeout`, so that a worker whose last events wait for a slow one can still drain.
 DEFAULT_STOP_TIMEOUT_S = 10.0
 
-_log = logging.getLogger("eventsh.serve")
+_log = logging.getLogger("eventsh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,9 @@ def serve(arguments: ServeArguments, say: Callable[[str], None]) -> int:
     try:
         _check_recording(arguments.options)
         configure_logging(arguments.log_format)
+        if sys.stderr.isatty() and arguments.log_format == "text":
+            # Whoever sits there is told in `pool_ready` what matters of the start, and nothing else but what goes wrong.
+            _log.setLevel(logging.WARNING)
         return asyncio.run(_run(arguments, _Plan(arguments, transport, lock, say)))
     finally:
         # Held here also while a broker is restarted, so that the address is never anybody else's in between.
@@ -152,6 +155,7 @@ class _Plan:
         self._say(f"listening at {self._address} (pid {os.getpid()})")
 
     def pool_ready(self) -> None:
+        _log.setLevel(logging.NOTSET)
         workers = self._arguments.workers
         if workers:
             self._say(f"{workers} worker{'s are' if workers > 1 else ' is'} ready; in another terminal, type:")

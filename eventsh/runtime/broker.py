@@ -333,7 +333,9 @@ async def _serve(known: argparse.Namespace, options: Options, supervisor: Superv
     supervisor.follow(loop, broker.command)
     loop.add_signal_handler(signal.SIGUSR2, broker.command, "dump")
     supervisor.report("ready", address=broker.listening, pid=os.getpid(), epoch=broker.router.epoch)
-    _log.info("broker %d listens on %s", os.getpid(), broker.listening)
+    if known.supervisor_pid is None:
+        # A supervisor says it itself.
+        _log.info("broker %d listens on %s", os.getpid(), broker.listening)
     await broker.load_plugins()
     await broker.stopping.wait()
     await broker.close()

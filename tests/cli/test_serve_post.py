@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pexpect  # type: ignore[import-untyped, unused-ignore]
 import pytest
 
 from tests.cli.pool import COMMAND, DEADLINE_S, Done, Pool, environment, run, wait_until
@@ -282,6 +283,25 @@ def test_workers_without_handlers_print_what_they_get(tmp_path):
         assert "\x1b" not in pool.out
     finally:
         assert pool.stop() == 0
+
+
+def test_on_a_terminal_the_start_is_what_to_do_next_and_the_log_follows(tmp_path):
+    address = f"unix:{tmp_path}/run/e.sock"
+    command = [*COMMAND, "serve", "--workers", "2"]
+    child: Any = pexpect.spawn(command[0], command[1:], env=environment(address), encoding="utf-8", timeout=DEADLINE_S)
+    try:
+        child.expect("Ctrl-C stops it[^\n]*\n")
+        first = (child.before + child.after).splitlines()
+        assert [line.split(" ")[0] for line in first] == ["listening", "2", "", "Ctrl-C"]
+        worker = json.loads(run(address, "status", "--json").out)["workers"][1]["pid"]
+        os.kill(worker, signal.SIGKILL)
+        child.expect(r"WARNING eventsh.pool.*worker 1 ")
+        child.expect(r"INFO eventsh.pool.*worker 1 \(pid [0-9]+\) is ready")
+        child.send("\x03")
+        child.expect(pexpect.EOF)
+        assert child.wait() == 0
+    finally:
+        child.close(force=True)
 
 
 def test_a_pool_serves_at_a_path_that_is_no_utf8(tmp_path):
