@@ -13,7 +13,7 @@ The functions act on this process's one default bus; `Events` and `AsyncEvents` 
 
 A map of the package, from the bottom up; each block imports only from those above it:
 
-    errors event options address receipt
+    errors event notation option options address receipt
                                     words, and what may be said
     protocol/                       bytes <-> messages
     core/                           every rule of delivery, without I/O and clock

@@ -1,40 +1,30 @@
 """Every option, once: the fields of `Options` are the options, and what else is known of each is in OPTIONS.
 
-The parameters of `configure`, the command line, the environment and the help derive from here. Decides what a value
-may be; reads neither the environment nor the command line.
+The parameters of `configure`, the command line, the environment and the help derive from here. What an option may be is
+`option.py`'s to know.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, cast
 
 from eventsh.errors import ConfigureError
+from eventsh.notation import show_value
+from eventsh.option import Kind, Option, OptionValue, Scope
 
 __all__ = [
     "OPTIONS",
-    "Kind",
-    "Option",
-    "OptionValue",
     "Options",
-    "Scope",
     "broker_arguments",
     "format_option",
     "option_arguments",
     "parse_broker_arguments",
-    "parse_bytes",
     "parse_option",
-    "parse_seconds",
 ]
-
-Kind: TypeAlias = Literal["seconds", "count", "bytes", "choice", "text", "flag"]
-Scope: TypeAlias = Literal["client", "broker"]
-OptionValue: TypeAlias = float | int | str | bool | None
 
 CLIENT: frozenset[Scope] = frozenset({"client"})
 BROKER: frozenset[Scope] = frozenset({"broker"})
@@ -44,123 +34,6 @@ BOTH: frozenset[Scope] = CLIENT | BROKER
 MAX_SECONDS = 1e9
 # A slot is numbered with a u16.
 MAX_SLOTS = 65536
-
-NONE_TEXT = "none"
-FLAG_TEXTS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-EXAMPLES: Mapping[Kind, str] = {
-    "seconds": "5, 0.5, 500ms, 2s or 1m",
-    "bytes": "65536, 64KiB or 2MiB",
-    "count": "1024",
-    "flag": "true or false",
-}
-
-SECONDS_PATTERN = re.compile(r"([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?) ?(ms|s|m|h)?", re.IGNORECASE)
-# Twenty digits are more than any limit; int() refuses thousands of them with an error of its own.
-COUNT_PATTERN = re.compile(r"[+-]?[0-9]{1,20}")
-BYTES_PATTERN = re.compile(r"([+-]?[0-9]{1,20}) ?(B|KB|MB|GB|KiB|MiB|GiB)?", re.IGNORECASE)
-BYTES_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-SECONDS_UNITS = {"s": 1, "m": 60, "h": 3600}
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """What is known of one option. `minimum` and `maximum` are allowed values themselves, `above` is not."""
-
-    name: str
-    kind: Kind
-    default: OptionValue
-    help: str
-    scope: frozenset[Scope]
-    minimum: float | None = None
-    above: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-    optional: bool = False
-    """None is a value too."""
-
-    @property
-    def env(self) -> str:
-        """The environment variable that sets it."""
-        return f"EVENTSH_{self.name.upper()}"
-
-    @property
-    def flag(self) -> str:
-        """The flag of the command line that sets it."""
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def expected(self) -> str:
-        """What a value must be, in words: "a number of seconds above 0"."""
-        words = {
-            "seconds": "a number of seconds",
-            "count": "a whole number",
-            "bytes": "a whole number of bytes",
-            "choice": " or ".join(repr(choice) for choice in self.choices),
-            "text": "a string that is not empty",
-            "flag": "True or False",
-        }[self.kind]
-        return words + self._range() + (", or None" if self.optional else "")
-
-    def _range(self) -> str:
-        top = None if self.maximum is None else f"{self.maximum:.15g}"
-        if self.above is not None:
-            return f" above {self.above:g}" + (f" and at most {top}" if top else "")
-        if self.minimum is None:
-            return f" of at most {top}" if top else ""
-        return f" from {self.minimum:g} to {top}" if top else f" of at least {self.minimum:g}"
-
-    def check(self, value: object, *, label: str | None = None) -> OptionValue:
-        """Give `value` as its own plain type, or raise ConfigureError. Strings are not parsed: see `parse_option`.
-
-        `label` is what the user calls the option where that is not its name: a flag, a variable.
-        """
-        if value is None and self.optional:
-            return None
-        plain = self._plain(value)
-        if plain is None or not self._within(plain):
-            raise ConfigureError(f"{label or self.name} must be {self.expected}, not {_shown(value)}", option=self.name)
-        return plain
-
-    def _plain(self, value: object) -> OptionValue:
-        match self.kind:
-            case "flag":
-                return value if isinstance(value, bool) else None
-            case "choice" | "text":
-                return str(value) if isinstance(value, str) and value else None
-            case "count" | "bytes":
-                return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
-            case "seconds":
-                return _finite(value)
-
-    def _within(self, value: OptionValue) -> bool:
-        if isinstance(value, str):
-            return not self.choices or value in self.choices
-        if value is None or isinstance(value, bool):
-            return True
-        return (
-            (self.minimum is None or value >= self.minimum)
-            and (self.above is None or value > self.above)
-            and (self.maximum is None or value <= self.maximum)
-        )
-
-
-def _finite(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:  # an integer beyond every float
-        return None
-    return number if isfinite(number) else None
-
-
-def _shown(value: object) -> str:
-    # A wrong value can be anything: a whole document passed by mistake must not become the message.
-    try:
-        text = repr(value)
-    except ValueError:  # Python prints no integer of more than 4,300 digits
-        return f"a very long {type(value).__name__}"
-    return text if len(text) <= 60 else f"{text[:60]}… ({type(value).__name__})"
 
 
 def _about(kind: Kind, scope: frozenset[Scope], help: str, **limits: Any) -> dict[str, Any]:  # noqa: A002 - as Option.help
@@ -413,66 +286,19 @@ def _check_names(names: Iterable[str]) -> None:
             raise ConfigureError(f"there is no option {name!r}; the options are {', '.join(OPTIONS)}", option=name)
 
 
-def parse_seconds(text: str) -> float:
-    """The seconds in "5", "0.5", "500ms", "2s", "1m" or "1h". Raises ValueError, whose text says what to write."""
-    found = SECONDS_PATTERN.fullmatch(text.strip())
-    if found is None:
-        raise ValueError(f"{_shown(text)} is no length of time: write for example {EXAMPLES['seconds']}")
-    number, unit = float(found[1]), (found[2] or "s").lower()
-    # Divided, as 9 * 0.001 is not 0.009.
-    return number / 1000 if unit == "ms" else number * SECONDS_UNITS[unit]
-
-
-def parse_bytes(text: str) -> int:
-    """The bytes in "65536", "64KiB", "1MB" or "2MiB". Raises ValueError, whose text says what to write."""
-    found = BYTES_PATTERN.fullmatch(text.strip())
-    if found is None:
-        raise ValueError(f"{_shown(text)} is no size: write for example {EXAMPLES['bytes']}")
-    return int(found[1]) * BYTES_UNITS[(found[2] or "B").lower()]
-
-
-def _parse_value(option: Option, text: str) -> OptionValue:
-    match option.kind:
-        case "seconds":
-            return parse_seconds(text)
-        case "bytes":
-            return parse_bytes(text)
-        case "count":
-            if COUNT_PATTERN.fullmatch(text.strip()):
-                return int(text)
-            raise ValueError(f"{_shown(text)} is no whole number: write for example {EXAMPLES['count']}")
-        case "flag":
-            if (flag := FLAG_TEXTS.get(text.strip().lower())) is not None:
-                return flag
-            raise ValueError(f"{_shown(text)} is neither yes nor no: write {EXAMPLES['flag']}")
-        case "choice" | "text":
-            return text
-
-
 def parse_option(name: str, text: str, *, label: str | None = None) -> OptionValue:
     """The value of option `name` as the command line or the environment has it; "none" where it may be None.
 
     Raises ConfigureError that names `label`, which is the option's flag unless told otherwise (a variable's name).
     """
     _check_names((name,))
-    option = OPTIONS[name]
-    label = label or option.flag
-    if option.optional and text.strip().lower() == NONE_TEXT:
-        return None
-    try:
-        value = _parse_value(option, text)
-    except ValueError as error:
-        hint = f", or {NONE_TEXT}" if option.optional else ""
-        raise ConfigureError(f"{label}: {error}{hint}", option=name) from None
-    return option.check(value, label=label)
+    return OPTIONS[name].parse(text, label=label)
 
 
 def format_option(name: str, value: OptionValue) -> str:
     """The text that `parse_option` reads as `value`."""
     _check_names((name,))
-    if value is None:
-        return NONE_TEXT
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return OPTIONS[name].format(value)
 
 
 def option_arguments(options: Options, names: Iterable[str]) -> list[str]:
@@ -496,6 +322,6 @@ def parse_broker_arguments(arguments: Iterable[str]) -> Options:
     for argument in arguments:
         flag, equals, text = argument.partition("=")
         if flag not in names or not equals:
-            raise ConfigureError(f"{_shown(argument)} is no option of the broker; they are {'=, '.join(names)}=")
+            raise ConfigureError(f"{show_value(argument)} is no option of the broker; they are {'=, '.join(names)}=")
         values[names[flag]] = parse_option(names[flag], text)
     return Options.from_values(**values)

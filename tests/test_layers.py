@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "eventsh"
 
 # Top to bottom: the modules and directories of a block may import each other and those of the blocks before theirs.
 BLOCKS: list[tuple[str, ...]] = [
-    ("errors", "event", "options", "address", "receipt"),
+    ("errors", "event", "notation", "option", "options", "address", "receipt"),
     ("protocol", "escape"),
     ("core",),
     ("transport", "hookspecs", "plugins", "transports"),

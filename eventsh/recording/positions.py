@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Literal
 
 from eventsh.errors import UsageError
-from eventsh.options import parse_seconds
+from eventsh.notation import parse_seconds
 from eventsh.protocol.frame import HEADER
 from eventsh.recording.format import Checkpoint, RecordKind
 from eventsh.recording.frames import Frame, cut

@@ -13,16 +13,19 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from eventsh.errors import ConfigureError, EventError
 from eventsh.escape import escape, render_data
 from eventsh.event import LIFECYCLE_SOURCE
-from eventsh.options import OPTIONS, Options, OptionValue, format_option, parse_option
+from eventsh.options import OPTIONS, Options, format_option, parse_option
 from eventsh.runtime.bus import Bus, default_bus
 from eventsh.runtime.child import EXIT_OK, EXIT_USAGE, Supervisor, add_child_arguments, start_child
 from eventsh.runtime.loader import HandlersError, load_handlers
 from eventsh.runtime.loop import new_event_loop
+
+if TYPE_CHECKING:
+    from eventsh.option import OptionValue
 
 __all__ = ["main", "print_events", "worker_arguments"]
 
