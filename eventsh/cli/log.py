@@ -1,30 +1,26 @@
-"""`eventsh log`: its actions and options, and what it prints."""
+"""`eventsh log`: its actions and options. What people see of a recording is in recordings.py."""
 
 from __future__ import annotations
 
+import inspect
 import os
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eventsh.cli.parameters import Json, read_whole
-from eventsh.cli.report import columns, say, say_json
-from eventsh.cli.terminal import leave_interrupts
+from eventsh.cli.recordings import event_line, item_lines, json_lines, json_members, pager, stats_lines
+from eventsh.cli.report import say, say_json
 from eventsh.errors import UsageError
-from eventsh.escape import escape, render_data
+from eventsh.escape import escape
 
 if TYPE_CHECKING:
-    from eventsh.commands.log import Filter, LogStats
+    from eventsh.commands.log import Filter
     from eventsh.commands.log_files import Written
-    from eventsh.recording.frames import RecordedEvent
-    from eventsh.recording.reader import Item
 
 __all__ = ["ACTIONS", "EXAMPLES", "log"]
 
@@ -35,39 +31,9 @@ eventsh log verify a.evlog || eventsh log repair a.evlog mended.evlog
 eventsh log filter a.evlog slow.evlog --where 'data.ms > `100`'
 eventsh log cat a.evlog --json | jq -c 'select(.event == "purge")'"""
 
-_ROWS_OF_EVENTS = 30
-_CHART_ROWS = 8
-# Of each action: how many files it takes, at least and at most (None: any number).
-_FILES: dict[str, tuple[int, int | None]] = {
-    "show": (1, 1),
-    "stats": (1, 1),
-    "verify": (1, None),
-    "repair": (2, 2),
-    "cat": (1, 1),
-    "filter": (2, 2),
-    "merge": (3, None),
-    "diff": (2, 2),
-    "import": (2, 2),
-    "export": (2, 2),
-}
-ACTIONS = tuple(_FILES)
-_FILTERS = frozenset(("--source", "--event", "--from", "--until", "--worker", "--pid", "--where"))
-# What an action takes beside files; anything else has no meaning for it.
-_FLAGS: dict[str, frozenset[str]] = {
-    "show": _FILTERS | {"--count", "--json"},
-    "stats": _FILTERS | {"--json"},
-    "verify": frozenset(("--json",)),
-    "repair": frozenset(("--json",)),
-    "cat": _FILTERS | {"--json"},
-    "filter": _FILTERS | {"--json"},
-    "merge": frozenset(("--json",)),
-    "diff": _FILTERS | {"--count", "--strict", "--json"},
-    "import": frozenset(("--json",)),
-    "export": _FILTERS | {"--csv"},
-}
-
 
 def log(
+    ctx: typer.Context,
     action: Annotated[
         str,
         typer.Argument(
@@ -109,83 +75,35 @@ def log(
     """
     from eventsh.commands.log import Filter
 
-    if action not in _FILES:
-        raise UsageError(f"log can't {action[:40]!r}: it can {', '.join(_FILES)}")
-    least, most = _FILES[action]
-    if len(files) < least or (most is not None and len(files) > most):
-        raise UsageError(f"log {action} takes {least}{' or more' if most is None else ''} files, not {len(files)}")
-    given = {
-        "--source": source,
-        "--event": event,
-        "--from": begin,
-        "--until": end,
-        "--worker": worker,
-        "--pid": pid,
-        "--where": where,
-        "--count": count,
-        "--strict": strict or None,
-        "--csv": csv or None,
-        "--json": json or None,
+    if action not in _ACTIONS:
+        raise UsageError(f"log can't {action[:40]!r}: it can {', '.join(_ACTIONS)}")
+    # By the names of the parameters here.
+    filters = [field.name for field in fields(Filter)]
+    takes = _check(ctx, action, files, filters)
+    values = {
+        **ctx.params,
+        "worker": read_whole("--worker", worker, minimum=0),
+        "pid": read_whole("--pid", pid, minimum=0),
+        "count": read_whole("--count", count),
     }
-    for flag, value in given.items():
-        if value is not None and flag not in _FLAGS[action]:
-            raise UsageError(f"{flag} has no meaning for log {action}: leave it out")
-    chosen = Filter(
-        source,
-        event,
-        begin,
-        end,
-        read_whole("--worker", worker, minimum=0),
-        read_whole("--pid", pid, minimum=0),
-        where,
-    )
-    limit = read_whole("--count", count)
-    match action:
-        case "show":
-            return _show(files[0], chosen, limit, as_json=json)
-        case "cat":
-            return _export(files[0], "-", chosen, as_csv=False)
-        case "export":
-            return _export(files[0], files[1], chosen, as_csv=csv)
-        case "stats":
-            return _stats(files[0], chosen, as_json=json)
-        case "verify":
-            return _verify(files, as_json=json)
-        case "diff":
-            return _diff(files[0], files[1], chosen, limit, strict=strict, as_json=json)
-        case _:
-            return _make(action, files, chosen, as_json=json)
+    values["chosen"] = Filter(**{name: values[name] for name in filters})
+    return _ACTIONS[action](*files, **{name: values[name] for name in takes})
 
 
-def _make(action: str, files: list[str], chosen: Filter, *, as_json: bool) -> int:
-    from eventsh.commands.log import log_repair
-    from eventsh.commands.log_files import log_filter, log_import, log_merge
-
-    if action == "repair":
-        repaired = log_repair(files[0], files[1])
-        if as_json:
-            say_json(asdict(repaired))
-        else:
-            lost = (
-                f"; {repaired.lost_bytes:,} bytes could not be read" if repaired.damages else ", and nothing was lost"
-            )
-            say(f"{escape(repaired.path)} has {repaired.events:,} events{lost}")
-        return 3 if repaired.damages else 0
-    if action == "import":
-        with _input(files[0]) as lines:
-            written = log_import(lines, files[1])
-    else:
-        written = log_filter(files[0], chosen, files[1]) if action == "filter" else log_merge(files[:-1], files[-1])
-    _tell_written(written, as_json=as_json)
-    return 1 if written.damages else 0
-
-
-def _tell_written(written: Written, *, as_json: bool) -> None:
-    if as_json:
-        say_json(asdict(written))
-        return
-    say(f"{escape(written.path)} has {written.events:,} events ({written.size_bytes:,} bytes)")
-    _warn(written.damages)
+def _check(ctx: typer.Context, action: str, files: list[str], filters: list[str]) -> list[str]:
+    """Raise UsageError for files and options that the action has no use for; gives the names of what else it takes."""
+    parameters = inspect.signature(_ACTIONS[action]).parameters.values()
+    takes = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    is_open = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+    # All that are named, and one at least of any number more.
+    least = len(parameters) - len(takes)
+    if len(files) < least or (len(files) > least and not is_open):
+        raise UsageError(f"log {action} takes {least}{' or more' if is_open else ''} files, not {len(files)}")
+    for param in ctx.command.params:
+        is_meant = param.name in takes or ("chosen" in takes and param.name in filters)
+        if param.param_type_name == "option" and ctx.params.get(param.name) not in (None, False) and not is_meant:
+            raise UsageError(f"{param.opts[0]} has no meaning for log {action}: leave it out")
+    return takes
 
 
 def _warn(damages: list[str]) -> None:
@@ -205,7 +123,54 @@ def _input(path: str) -> Iterator[Any]:
         raise UsageError(f"can't read {path}: {error.strerror}") from error
 
 
-def _export(path: str, target: str, chosen: Filter, *, as_csv: bool) -> int:
+def _tell_written(written: Written, *, as_json: bool) -> int:
+    """Gives the exit status."""
+    if as_json:
+        say_json(asdict(written))
+    else:
+        say(f"{escape(written.path)} has {written.events:,} events ({written.size_bytes:,} bytes)")
+        _warn(written.damages)
+    return 1 if written.damages else 0
+
+
+# --- the actions ---
+#
+# Each takes its files, then the options that have a meaning for it, by their names in `log`; `chosen` stands for those
+# that say which events. Gives the exit status.
+
+
+def _show(path: str, *, chosen: Filter, count: int | None, json: bool) -> int:
+    from eventsh.commands.log import log_items
+    from eventsh.recording.reader import Damage
+
+    damages: list[str] = []
+    left = count
+    with pager() as write:
+        for item in log_items(path, chosen):
+            if isinstance(item, Damage):
+                damages.append(f"{item.path}: {item.reason}")
+                continue
+            for line in json_lines(item) if json else item_lines(item):
+                if left == 0:
+                    break
+                write(line)
+                left = None if left is None else left - 1
+            if left == 0:
+                break
+    _warn(damages)
+    return 1 if damages else 0
+
+
+def _cat(path: str, *, chosen: Filter, json: bool) -> int:
+    """As JSON in any case."""
+    return _write_lines(path, "-", chosen, as_csv=False)
+
+
+def _export(path: str, target: str, *, chosen: Filter, csv: bool) -> int:
+    return _write_lines(path, target, chosen, as_csv=csv)
+
+
+def _write_lines(path: str, target: str, chosen: Filter, *, as_csv: bool) -> int:
     from eventsh.commands.log_files import log_export
 
     if target == "-":
@@ -227,158 +192,25 @@ def _export(path: str, target: str, chosen: Filter, *, as_csv: bool) -> int:
     return 1 if damages else 0
 
 
-# --- show ---
-
-
-def _show(path: str, chosen: Filter, limit: int | None, *, as_json: bool) -> int:
-    from eventsh.commands.log import log_items
-    from eventsh.recording.reader import Damage
-
-    damages: list[str] = []
-    left = limit
-    with _pager() as write:
-        for item in log_items(path, chosen):
-            if isinstance(item, Damage):
-                damages.append(f"{item.path}: {item.reason}")
-                continue
-            for line in _json_lines(item) if as_json else _lines(item):
-                if left == 0:
-                    break
-                write(line)
-                left = None if left is None else left - 1
-            if left == 0:
-                break
-    _warn(damages)
-    return 1 if damages else 0
-
-
-def _json_lines(item: Item) -> Iterator[str]:
-    from eventsh.recording.frames import Frame, events_of
-    from eventsh.recording.reader import Note
-    from eventsh.recording.text import event_members, note_members
-
-    if isinstance(item, Frame):
-        for event in events_of(item):
-            members = event_members(event)
-            yield "{" + ",".join(f'"{name}":{render_data(value)}' for name, value in members.items()) + "}"
-    elif isinstance(item, Note):
-        yield render_data(note_members(item))
-
-
-def _lines(item: Item) -> Iterator[str]:
-    from eventsh.recording.frames import Frame, events_of
-    from eventsh.recording.reader import Note
-
-    if isinstance(item, Frame):
-        for event in events_of(item):
-            yield _event_line(event)
-    elif isinstance(item, Note):
-        facts = " ".join(f"{escape(name)}={render_data(value)}" for name, value in item.facts.items())
-        yield f"--- {item.kind.name.lower()} {facts}"
-
-
-def _event_line(event: RecordedEvent) -> str:
-    unique = f" unique={render_data(event.unique)}" if event.unique is not None else ""
-    worker = f" worker={event.worker}" if event.worker is not None else ""
-    replayed = " replayed" if event.replayed else ""
-    what = f"{escape(event.source)} {escape(event.event)} {render_data(event.data)}"
-    return f"{_clock(event.time_ns)} {event.seq} {event.pid} {what}{unique}{worker}{replayed}"
-
-
-def _clock(time_ns: int) -> str:
-    try:
-        when = datetime.fromtimestamp(time_ns / 1e9).astimezone()
-    except (OverflowError, ValueError, OSError):
-        return f"{time_ns} ns"
-    return when.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-
-
-@contextmanager
-def _pager() -> Iterator[Any]:
-    """Where lines go: a pager on a terminal, else standard output."""
-    command = os.environ.get("PAGER") or ("less -FRX" if shutil.which("less") else "")
-    if not sys.stdout.isatty() or not command or command == "cat":
-        yield lambda line: sys.stdout.write(line + "\n")
-        return
-    process = subprocess.Popen(command, shell=True, stdin=subprocess.PIPE, text=True, errors="backslashreplace")
-    assert process.stdin is not None
-    stdin = process.stdin
-    with leave_interrupts(lambda: process.poll() is None):
-        try:
-            yield lambda line: stdin.write(line + "\n")
-        except BrokenPipeError:
-            # Whoever reads has seen enough.
-            pass
-        finally:
-            with suppress(BrokenPipeError):
-                stdin.close()
-            process.wait()
-
-
-# --- stats, verify, diff ---
-
-
-def _stats(path: str, chosen: Filter, *, as_json: bool) -> int:
+def _stats(path: str, *, chosen: Filter, json: bool) -> int:
     from eventsh.commands.log import log_stats
 
     stats = log_stats(path, chosen)
-    if as_json:
+    if json:
         say_json(asdict(stats))
     else:
-        say("\n".join(_stats_lines(stats)))
+        say("\n".join(stats_lines(stats)))
     return 1 if stats.damages else 0
 
 
-def _stats_lines(stats: LogStats) -> Iterator[str]:
-    seconds = (stats.last_ns - stats.first_ns) / 1e9
-    yield f"file     {escape(stats.path)}: {stats.file_bytes:,} bytes in {stats.files} file{'s' * (stats.files != 1)}"
-    yield f"events   {stats.events:,} ({stats.unique:,} unique, {stats.replayed:,} replayed) in {stats.frames:,} batches"
-    if stats.events:
-        rate = f", {stats.events / seconds:,.1f} a second" if seconds else ""
-        yield f"time     {_clock(stats.first_ns)} to {_clock(stats.last_ns)}, {seconds:,.3f} s{rate}"
-    yield f"from     {stats.posters:,} posters, {stats.epochs:,} broker{'s' * (stats.epochs != 1)}"
-    # A recording can say anything.
-    missing = sum(missed for hole in stats.holes if type(missed := hole.get("missed")) is int)
-    yield f"missing  {len(stats.holes)} holes with {missing:,} events; {stats.seq_gaps:,} numbers that were not seen"
-    for hole in stats.holes[:_ROWS_OF_EVENTS]:
-        yield f"         hole: {render_data(hole.get('missed'))} events, {escape(str(hole.get('reason')))}"
-    for marker in stats.markers[:_ROWS_OF_EVENTS]:
-        yield f"marker   {escape(str(marker.get('name')))}"
-    for damage in stats.damages:
-        yield f"damage   {escape(damage)}"
-    if stats.by_event:
-        yield ""
-        rows = [("events", "share", "bytes", "source", "event")]
-        for source, event, count, size in stats.by_event[:_ROWS_OF_EVENTS]:
-            share = f"{count / stats.events:.1%}"
-            rows.append((f"{count:,}", share, f"{size:,}", escape(source), escape(event)))
-        yield from (line.rstrip() for line in columns(rows, left=("source", "event")))
-        if len(stats.by_event) > _ROWS_OF_EVENTS:
-            yield f"and {len(stats.by_event) - _ROWS_OF_EVENTS:,} more"
-    if len(stats.rates) > 1:
-        yield ""
-        yield from _chart(stats)
-
-
-def _chart(stats: LogStats) -> Iterator[str]:
-    """Events a second over time, as columns."""
-    most = max(stats.rates)
-    for row in range(_CHART_ROWS, 0, -1):
-        label = f"{most * row / _CHART_ROWS / stats.part_s:,.0f}/s" if row in (_CHART_ROWS, _CHART_ROWS // 2) else ""
-        bars = "".join("#" if count * _CHART_ROWS > (row - 1) * most else " " for count in stats.rates)
-        yield f"{label:>12} |{bars}".rstrip()
-    yield f"{'':12} +{'-' * len(stats.rates)}"
-    yield f"{'':14}{_clock(stats.first_ns)}; a column is {stats.part_s:g} s"
-
-
-def _verify(files: list[str], *, as_json: bool) -> int:
+def _verify(*paths: str, json: bool) -> int:
     from eventsh.commands.log import log_verify
 
     is_whole = True
-    for path in files:
+    for path in paths:
         verdict = log_verify(path)
         is_whole = is_whole and verdict.is_whole
-        if as_json:
+        if json:
             say_json({**asdict(verdict), "is_whole": verdict.is_whole})
             continue
         word = "whole" if verdict.is_whole else "DAMAGED"
@@ -389,7 +221,7 @@ def _verify(files: list[str], *, as_json: bool) -> int:
     return 0 if is_whole else 1
 
 
-def _diff(first: str, second: str, chosen: Filter, limit: int | None, *, strict: bool, as_json: bool) -> int:
+def _diff(first: str, second: str, *, chosen: Filter, count: int | None, strict: bool, json: bool) -> int:
     from eventsh.commands.log_files import log_diff
     from eventsh.recording.text import event_members
 
@@ -397,16 +229,63 @@ def _diff(first: str, second: str, chosen: Filter, limit: int | None, *, strict:
     damages: list[str] = []
     for shown, difference in enumerate(log_diff(first, second, chosen, damages.append, strict=strict)):
         counts[difference.side] += 1
-        if limit is not None and shown >= limit:
+        if count is not None and shown >= count:
             continue
-        if as_json:
-            members = {"side": difference.side, **event_members(difference.event)}
-            say("{" + ",".join(f'"{name}":{render_data(value)}' for name, value in members.items()) + "}")
+        if json:
+            say(json_members({"side": difference.side, **event_members(difference.event)}))
         else:
-            say(f"{difference.side} {_event_line(difference.event)}")
-    if not as_json:
+            say(f"{difference.side} {event_line(difference.event)}")
+    if not json:
         same = "no difference in what can be read" if damages else "no difference"
         is_same = not any(counts.values())
         say(same if is_same else f"{counts['-']:,} only in the first, {counts['+']:,} only in the second")
     _warn(damages)
     return 1 if damages or any(counts.values()) else 0
+
+
+def _repair(path: str, target: str, *, json: bool) -> int:
+    from eventsh.commands.log import log_repair
+
+    repaired = log_repair(path, target)
+    if json:
+        say_json(asdict(repaired))
+    else:
+        lost = f"; {repaired.lost_bytes:,} bytes could not be read" if repaired.damages else ", and nothing was lost"
+        say(f"{escape(repaired.path)} has {repaired.events:,} events{lost}")
+    return 3 if repaired.damages else 0
+
+
+def _filter(path: str, target: str, *, chosen: Filter, json: bool) -> int:
+    from eventsh.commands.log_files import log_filter
+
+    return _tell_written(log_filter(path, chosen, target), as_json=json)
+
+
+def _merge(first: str, second: str, *rest: str, json: bool) -> int:
+    from eventsh.commands.log_files import log_merge
+
+    *others, target = rest
+    return _tell_written(log_merge([first, second, *others], target), as_json=json)
+
+
+def _import(lines: str, target: str, *, json: bool) -> int:
+    from eventsh.commands.log_files import log_import
+
+    with _input(lines) as opened:
+        written = log_import(opened, target)
+    return _tell_written(written, as_json=json)
+
+
+_ACTIONS: dict[str, Callable[..., int]] = {
+    "show": _show,
+    "stats": _stats,
+    "verify": _verify,
+    "repair": _repair,
+    "cat": _cat,
+    "filter": _filter,
+    "merge": _merge,
+    "diff": _diff,
+    "import": _import,
+    "export": _export,
+}
+ACTIONS = tuple(_ACTIONS)
