@@ -1,7 +1,7 @@
 """The verbs of the command line: their options and their help. What they do is in commands/, imported when used.
 
-An option that eventsh.options knows takes its default, its range and its environment variable from there. As all
-annotations of this file are strings until typer asks for them, a verb that is not built costs nothing.
+Those that need many options have files of their own. As all annotations of this file are strings until typer asks for
+them, a verb that is not built costs nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_command
@@ -18,9 +18,6 @@ from eventsh.cli.command import Command, Group, UsageException
 from eventsh.cli.parameters import Address, Json, Timeout, read_seconds, read_whole
 from eventsh.cli.security import secured
 from eventsh.errors import UsageError
-
-if TYPE_CHECKING:
-    from eventsh.runtime.log import LogFormat
 
 __all__ = ["COMPLETE", "PROGRAM", "VERBS", "build_command", "load_verb", "run_verb", "summarize"]
 
@@ -149,129 +146,6 @@ def handlers(address: Address = None, timeout: Timeout = None, json: Json = Fals
     show_handlers(ask(address, timeout_s=read_seconds(timeout)), as_json=json)
 
 
-def _option(name: str, metavar: str) -> Any:
-    """A command-line option for an option of eventsh.options, as text: that module parses and checks it."""
-    from eventsh.options import OPTIONS, format_option
-
-    option = OPTIONS[name]
-    default = format_option(name, option.default).removesuffix(".0")
-    return typer.Option(
-        option.flag,
-        metavar=metavar,
-        envvar=option.env,
-        show_envvar=False,
-        help=f"{option.help}  [${option.env}; default: {default}]",
-    )
-
-
-def serve(
-    workers: Annotated[
-        str | None,
-        typer.Option("--workers", "-w", metavar="N", help="How many workers; 0 runs the broker alone.  [default: 4]"),
-    ] = None,
-    handlers: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--handlers",
-            metavar="FILE_OR_MODULE",
-            help="Python with @eventsh.on(...) handlers; may be given again. Without any, workers print what they get.",
-        ),
-    ] = None,
-    listen: Annotated[
-        str | None,
-        typer.Option(
-            "--listen",
-            "-l",
-            "--address",
-            "-a",
-            metavar="ADDRESS",
-            help="Where to listen; by default $EVENTSH_ADDRESS, else a socket of your own.",
-        ),
-    ] = None,
-    timeout: Annotated[str | None, _option("timeout", "SECONDS")] = None,
-    unique_timeout: Annotated[str | None, _option("unique_timeout", "SECONDS")] = None,
-    max_queue_len: Annotated[str | None, _option("max_queue_len", "N")] = None,
-    max_payload_len: Annotated[str | None, _option("max_payload_len", "SIZE")] = None,
-    heartbeat: Annotated[str | None, _option("heartbeat", "SECONDS")] = None,
-    token_file: Annotated[str | None, _option("token_file", "FILE")] = None,
-    tls_cert: Annotated[str | None, _option("tls_cert", "FILE")] = None,
-    tls_key: Annotated[str | None, _option("tls_key", "FILE")] = None,
-    tls_ca: Annotated[str | None, _option("tls_ca", "FILE")] = None,
-    tls_name: Annotated[str | None, _option("tls_name", "HOST")] = None,
-    allow_scripts: Annotated[str | None, _option("allow_scripts", "yes|no")] = None,
-    stop_timeout: Annotated[
-        str | None,
-        typer.Option(
-            "--stop-timeout",
-            metavar="SECONDS",
-            help="How long workers may take to finish what they have, then they are killed.  [default: 10]",
-        ),
-    ] = None,
-    log_format: Annotated[
-        str,
-        typer.Option("--log-format", metavar="text|json", help="How to log to standard error."),
-    ] = "text",
-    record: Annotated[str | None, _option("record", "FILE")] = None,
-    record_fsync: Annotated[str | None, _option("record_fsync", "never|interval|always")] = None,
-    record_max_size: Annotated[str | None, _option("record_max_size", "SIZE")] = None,
-    record_max_age: Annotated[str | None, _option("record_max_age", "SECONDS")] = None,
-    record_compress: Annotated[str | None, _option("record_compress", "yes|no")] = None,
-    flight_recorder: Annotated[str | None, _option("flight_recorder", "SIZE")] = None,
-    flight_dir: Annotated[str | None, _option("flight_dir", "DIRECTORY")] = None,
-) -> int:
-    """Run a broker and a pool of workers, and restart what dies.
-
-    Ctrl-C stops it, SIGHUP reloads the handlers, SIGUSR2 has the flight recorder written out, SIGTTIN adds a worker, and
-    SIGTTOU has the last one leave once it has handled what it was given.
-
-    Exit status: 0 after Ctrl-C or SIGTERM, 1 a process could not be kept running, or another broker has the address,
-    2 refused, 128 + N after a second signal N.
-    """
-    from eventsh.cli.report import say
-    from eventsh.commands.serve import DEFAULT_STOP_TIMEOUT_S, DEFAULT_WORKERS, ServeArguments
-    from eventsh.commands.serve import serve as run
-    from eventsh.errors import ConfigureError
-    from eventsh.options import parse_option
-    from eventsh.runtime.endpoint import check_reachable, complete_options, find_endpoint
-
-    formats: dict[str, LogFormat] = {"text": "text", "json": "json"}
-    if log_format not in formats:
-        raise ConfigureError(f"--log-format must be text or json, not {log_format!r}", option="log_format")
-    given = {
-        "timeout": timeout,
-        "unique_timeout": unique_timeout,
-        "max_queue_len": max_queue_len,
-        "max_payload_len": max_payload_len,
-        "allow_scripts": allow_scripts,
-        "record": record,
-        "record_fsync": record_fsync,
-        "record_max_size": record_max_size,
-        "record_max_age": record_max_age,
-        "record_compress": record_compress,
-        "flight_recorder": flight_recorder,
-        "flight_dir": flight_dir,
-        "heartbeat": heartbeat,
-        "token_file": token_file,
-        "tls_cert": tls_cert,
-        "tls_key": tls_key,
-        "tls_ca": tls_ca,
-        "tls_name": tls_name,
-    }
-    options = complete_options({name: parse_option(name, text) for name, text in given.items() if text is not None})
-    wanted = read_whole("--workers", workers, minimum=0)
-    transport, address = find_endpoint(listen, options)
-    check_reachable(transport, address)
-    arguments = ServeArguments(
-        address=address,
-        workers=DEFAULT_WORKERS if wanted is None else wanted,
-        handlers=tuple(handlers or ()),
-        options=options,
-        log_format=formats[log_format],
-        stop_timeout_s=read_seconds(stop_timeout, "--stop-timeout", DEFAULT_STOP_TIMEOUT_S),
-    )
-    return run(arguments, say)
-
-
 def _read_file(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
@@ -289,15 +163,7 @@ def _read_stdin() -> bytes:
 
 # The function of a verb and its examples; or the module that has both, by the names of the verb and EXAMPLES.
 VERBS: dict[str, tuple[Callable[..., int | None], str] | str] = {
-    "serve": (
-        serve,
-        """\
-eventsh serve --workers 4
-eventsh serve --handlers handlers.py --max-payload-len 1MiB
-eventsh serve --workers 0 --listen unix:/run/app/events.sock
-eventsh serve --record today.evlog --flight-recorder 64MB
-eventsh serve -l tcp://host:7878 --token-file token --tls-cert tls.pem""",
-    ),
+    "serve": "eventsh.cli.serve",
     "post": (
         post,
         """\
