@@ -20,6 +20,7 @@ from eventsh.errors import RecordingError
 from eventsh.escape import expressible
 from eventsh.protocol.frame import HEADER
 from eventsh.recording.format import NO_WORKER, RecordKind
+from eventsh.recording.hole import Hole
 from eventsh.recording.segments import Compressor
 from eventsh.recording.writer import Fsync, Limits, SyncError, Writer
 
@@ -52,42 +53,6 @@ class RecorderOptions:
     compress: bool = False
     fresh: bool = False
     pending_bytes: int = _PENDING_BYTES
-
-
-@dataclass(slots=True)
-class _Hole:
-    """Events that are not in the recording, one row of them in one epoch."""
-
-    epoch: int
-    reason: str
-    began_ns: int
-    missed: int | None = 0
-    first_seq: int = 0
-    last_seq: int = 0
-
-    @property
-    def is_empty(self) -> bool:
-        return self.missed == 0
-
-    def miss(self, frame: bytes | bytearray) -> None:
-        _, _, _, count, _, _, _, seq, _ = HEADER.unpack_from(frame)
-        self.add(count, seq, seq + count - 1)
-
-    def add(self, missed: int | None, first_seq: int, last_seq: int) -> None:
-        self.first_seq = self.first_seq or first_seq
-        self.last_seq = last_seq or self.last_seq
-        self.missed = None if self.missed is None or missed is None else self.missed + missed
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "missed": self.missed,
-            "first_seq": self.first_seq,
-            "last_seq": self.last_seq,
-            "reason": self.reason,
-            "epoch": self.epoch,
-            "began_ns": self.began_ns,
-            "ended_ns": time.time_ns(),
-        }
 
 
 # A frame with its worker, or a record of another kind.
@@ -125,10 +90,10 @@ class Recorder:
         self._epoch = int(start["epoch"])
         # What comes faster than it can be written. Both threads may end it, so it has a lock, which costs nothing where there
         # is no flood.
-        self._flood: _Hole | None = None
+        self._flood: Hole | None = None
         self._flood_lock = threading.Lock()
         # What can't be written at all, and records of other kinds that came meanwhile.
-        self._hole: _Hole | None = None
+        self._hole: Hole | None = None
         self._late: deque[tuple[RecordKind, dict[str, Any]]] = deque(maxlen=_LATE)
         # What did not fit on a full disk: with less room than this it makes no sense to go on.
         self._refused_bytes = 0
@@ -212,7 +177,7 @@ class Recorder:
         with self._flood_lock:
             is_new = self._flood is None
             if self._flood is None:
-                self._flood = _Hole(self._epoch, "the disk was too slow", time.time_ns())
+                self._flood = Hole(self._epoch, "the disk was too slow", time.time_ns())
             self._flood.miss(frame)
         if is_new:
             # The thread may have caught up just now: it has to look once more, for this.
@@ -357,7 +322,7 @@ class Recorder:
             return
         reason = "the disk is full" if error.errno in _FULL else str(error.strerror or error)
         self.error = reason
-        self._hole = _Hole(self._writer.epoch, reason, time.time_ns())
+        self._hole = Hole(self._writer.epoch, reason, time.time_ns())
         if isinstance(error, SyncError):
             # What was written since the last time may be gone, and nobody can say how much of it.
             self._hole.missed = None
@@ -410,7 +375,7 @@ class Recorder:
                 self._writer.add(RecordKind.HOLE, hole.facts())
                 self._count(hole)
                 # What goes wrong from here on is no part of it: it is in the file.
-                self._hole = _Hole(hole.epoch, hole.reason, time.time_ns(), last_seq=hole.last_seq)
+                self._hole = Hole(hole.epoch, hole.reason, time.time_ns(), last_seq=hole.last_seq)
             while self._late:
                 self._add(*self._late[0])
                 self._late.popleft()
@@ -427,7 +392,7 @@ class Recorder:
         _log.warning("%s: recording goes on; %s events are not in it", self.path, hole.missed)
         return True
 
-    def _count(self, hole: _Hole) -> None:
+    def _count(self, hole: Hole) -> None:
         self.holes += 1
         self.missed += hole.missed or 0
 
