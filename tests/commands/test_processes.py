@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -14,6 +12,7 @@ from eventsh.commands import processes
 from eventsh.errors import EventError
 from eventsh.runtime.host import pid_space, process_state
 from tests.cli.pool import COMMAND, environment, run, wait_until
+from tests.container import CONTAINER, needs_container
 
 
 def test_a_pause_that_fails_leaves_no_worker_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -51,15 +50,7 @@ def test_a_pause_that_fails_leaves_no_worker_stopped(monkeypatch: pytest.MonkeyP
             process.wait()
 
 
-# A pid namespace of its own, as a container has; where one is not root it takes a user namespace too.
-CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *([] if os.geteuid() == 0 else ["-Ur"])]
-
-
-def _can_contain() -> bool:
-    return shutil.which("unshare") is not None and subprocess.run([*CONTAINER, "true"], check=False).returncode == 0
-
-
-@pytest.mark.skipif(not _can_contain(), reason="this system gives us no pid namespace")
+@needs_container
 def test_processes_of_another_container_get_no_signal(tmp_path: Path):
     address = f"unix:{tmp_path}/run/e.sock"
     container = subprocess.Popen(
