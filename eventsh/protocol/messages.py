@@ -2,13 +2,13 @@
 
 Every message but Ack, Confirm, Ping and Pong is a small JSON object in the body of its frame. Ack and Confirm are headers alone, for
 they travel as often as batches do. Unknown members of a body are ignored, so that later versions can add some; a missing
-or mistyped one is a ProtocolError.
+or mistyped one is a ProtocolError, but for those that were added since: who does not say them does not know them.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 import orjson
@@ -46,6 +46,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "str | None": (str, type(None)),
     "bool": (bool,),
     "list[int]": (list,),
+    "list[list[int]]": (list,),
     "list[list[Any]]": (list,),
     "list[dict[str, Any]]": (list,),
     "dict[str, Any]": (dict,),
@@ -53,6 +54,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "Any": (object,),
 }
 
+
+# Of a member that came later.
+_LATER = {"later": True}
+_MAX_COUNT = 1 << 64
 
 _HEX = re.compile("(?:[0-9a-f]{2})+")
 # A nonce, or an HMAC with SHA-256.
@@ -80,18 +85,20 @@ class Message:
         if not isinstance(body, dict):
             raise ProtocolError(f"the body of a {name} frame is not an object")
         values: dict[str, Any] = {}
-        for field in fields(cls):
-            if field.name not in body:
-                raise ProtocolError(f"a {name} frame has no {field.name!r}")
-            value = body[field.name]
-            allowed = _TYPES[str(field.type)]
+        for member in fields(cls):
+            if member.name not in body:
+                if member.metadata:
+                    continue
+                raise ProtocolError(f"a {name} frame has no {member.name!r}")
+            value = body[member.name]
+            allowed = _TYPES[str(member.type)]
             if not isinstance(value, allowed) or (
                 isinstance(value, bool) and bool not in allowed and object not in allowed
             ):
-                raise ProtocolError(f"{field.name!r} of a {name} frame is {type(value).__name__}, not {field.type}")
-            if str(field.type) == "list[int]" and not all(type(item) is int for item in body[field.name]):
-                raise ProtocolError(f"{field.name!r} of a {name} frame is not {field.type}")
-            values[field.name] = value
+                raise ProtocolError(f"{member.name!r} of a {name} frame is {type(value).__name__}, not {member.type}")
+            if str(member.type) == "list[int]" and not all(type(item) is int for item in body[member.name]):
+                raise ProtocolError(f"{member.name!r} of a {name} frame is not {member.type}")
+            values[member.name] = value
         return cls(**values)
 
 
@@ -124,6 +131,19 @@ class Hello(Message):
     host: str = ""
     """Where `pid` is the number of a process: the same for all who can look each other up by pid. Empty: not known."""
     version: int = PROTOCOL_VERSION
+    places: list[list[int]] = field(default_factory=list, metadata=_LATER)
+    """Each as [epoch, how many posts to everybody it has of that epoch's, how many it knows to be confirmed], for `epoch` and
+    those before it."""
+    vacant: list[list[int]] = field(default_factory=list, metadata=_LATER)
+    """Slots that it knows to be kept for nobody, each as [slot, epoch, how many of that epoch's posts were handled there]."""
+
+    def check(self) -> None:
+        """Raise ProtocolError unless its lists are what they should be."""
+        for row in self.places + self.vacant:
+            match row:
+                case [int(), int(), int()] if min(row) >= 0 and max(row) < _MAX_COUNT:
+                    continue
+            raise ProtocolError("a hello with what is no place in an epoch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +165,8 @@ class Welcome(Message):
     slots: list[int]
     """The worker slots that are held."""
     version: int = PROTOCOL_VERSION
+    posts: int = field(default=0, metadata=_LATER)
+    """How many posts to everybody came before the client's stream. Not meant when it goes on in the same epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +178,12 @@ class Gap(Message):
     first_seq: int
     last_seq: int
     reason: str
+    epoch: int = field(default=0, metadata=_LATER)
+    """Of the events that were missed; 0: this one. Of another one their numbers are not known."""
+    posts: int = field(default=0, metadata=_LATER)
+    """How many of that epoch's posts to everybody the receiver now has, or was told of."""
+    exact: bool = field(default=True, metadata=_LATER)
+    """False: nobody knows how many they are, and `missed` is the least that they can be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import orjson
@@ -38,8 +38,9 @@ from eventsh.protocol.messages import (
     Welcome,
 )
 
+HELLO = Hello("id", 7, 42, "worker", 3, True, 10, 9, 8, [0, 1], True)
 MESSAGES: list[Message] = [
-    Hello("id", 7, 42, "worker", 3, True, 10, 9, 8, [0, 1], True),
+    HELLO,
     Hello("id", 7, 42, "observer", None, False, 0, 0, 0, [], False),
     Welcome(1, 2, 3, True, 99, 5.0, 10240, 65536, [1, 2]),
     Welcome(1, 2, None, False, 99, 0.25, 1, 65536, []),
@@ -75,6 +76,7 @@ WRONG: dict[str, list[Any]] = {
     "str | None": [1, True, [], {}],
     "bool": [0, 1, "true", None, [], {}],
     "list[int]": [1, "1", None, {}, [1, "2"], [True], [None], [1.0]],
+    "list[list[int]]": [1, "1", None, {}],
     "dict[str, Any]": [1, "1", None, [], True],
 }
 
@@ -105,7 +107,7 @@ def test_the_first_frames_carry_the_version():
 
 @pytest.mark.parametrize(
     ("message", "name"),
-    [(message, field.name) for message in MESSAGES for field in fields(message)],
+    [(message, field.name) for message in MESSAGES for field in fields(message) if not field.metadata.get("later")],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_a_missing_member_is_refused_by_its_name(message, name):
@@ -113,6 +115,27 @@ def test_a_missing_member_is_refused_by_its_name(message, name):
     del body[name]
     with pytest.raises(ProtocolError, match=rf"a {type(message).__name__.lower()} frame has no '{name}'"):
         type(message).decode(frame_of(message.kind, body))
+
+
+def test_what_an_earlier_version_does_not_say_is_not_known():
+    hello, welcome, gap = MESSAGES[0], MESSAGES[2], MESSAGES[4]
+    for message, later in ((hello, ("places", "vacant")), (welcome, ("posts",)), (gap, ("epoch", "posts", "exact"))):
+        body = {name: value for name, value in asdict(message).items() if name not in later}
+        assert type(message).decode(frame_of(message.kind, body)) == message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {name: [row]}
+        for name in ("places", "vacant")
+        for row in ([1, 2], [1, 2, 3, 4], [1, 2, "3"], 1, [1, -2, 3], [1 << 64, 0, 0])
+    ],
+    ids=repr,
+)
+def test_a_hello_with_what_is_no_place_in_an_epoch_is_refused(changes):
+    with pytest.raises(ProtocolError, match="no place in an epoch"):
+        replace(HELLO, **changes).check()
 
 
 @pytest.mark.parametrize(
@@ -158,8 +181,11 @@ def test_a_body_nested_a_million_deep_is_refused():
         Request.decode(encode_frame(Kind.REQUEST, b"[" * 1_000_000))
 
 
-def test_a_hello_that_knows_as_many_slots_as_are_told_fits_into_what_a_broker_accepts_before_it():
-    hello = Hello("x" * 100, 2**32 - 1, 2**31, "observer", 65535, True, 2**63, 2**63, 2**63, [65535] * 8192, False)
+def test_a_hello_that_knows_as_much_as_is_told_fits_into_what_a_broker_accepts_before_it():
+    hello = Hello(
+        "x" * 100, 2**32 - 1, 2**31, "observer", 65535, True, 2**63, 2**63, 2**63, [65535] * 8192, False,
+        places=[[2**63] * 3] * 16, vacant=[[65535, 2**63, 2**63]] * 128,
+    )  # fmt: skip
     assert decode_header(hello.encode()).length < PRE_HELLO_BODY_BYTES
 
 
