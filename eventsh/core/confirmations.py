@@ -29,6 +29,11 @@ class Confirmations:
     def __init__(self, roster: Roster, fanout: Fanout, posters: Posters, outlet: Outlet) -> None:
         # The last event that all live workers have received.
         self.floor = 0
+        # How many posts to everybody are confirmed, and how many everybody was told of.
+        self.posts = 0
+        self._told = 0
+        # Whether there is a worker that nobody waits for, and whether one for whom things are kept.
+        self._leaves_out = self._leaves_behind = False
         # Posters that are to be told how far they are confirmed.
         self.due: set[Poster] = set()
         # The worker that had the least of all when `settle` looked at them.
@@ -52,7 +57,14 @@ class Confirmations:
             and last.worker_id is not None
             and workers.get(last.worker_id) is last
         ):
-            behind = [slot for slot in workers.values() if slot.is_live and slot.is_behind]
+            behind = []
+            self._leaves_out = self._leaves_behind = False
+            for slot in workers.values():
+                if not slot.is_live:
+                    self._leaves_out = True
+                    self._leaves_behind = self._leaves_behind or not slot.is_expired
+                elif slot.is_behind:
+                    behind.append(slot)
             # Of several the one that is sent to last: most often it is the last to answer too.
             self._last = last = min(reversed(behind), key=_received, default=None)
             floor = self._fanout.seq if last is None else last.received
@@ -62,13 +74,33 @@ class Confirmations:
             self.floor = max(self.floor, floor)
             while placed and placed[0][0] <= self.floor:
                 seq, post = placed.popleft()
+                self.posts = max(self.posts, post.place)
                 if post.last_seq == seq:
                     self.confirm(post)
+        if self._leaves_behind and self.posts > self._told:
+            # Whoever outlives this broker has to know how much those miss that are left behind.
+            self.tell_all()
         if self.due:
             due, self.due = self.due, set()
             for poster in due:
-                if poster.link is not None:
-                    self._outlet.send(poster.link, encode_frame(Kind.CONFIRM, origin_seq=poster.confirmed))
+                self._tell(poster)
+
+    def greet(self, poster: Poster) -> None:
+        """A client came."""
+        if self._leaves_out:
+            self._tell(poster)
+
+    def tell_all(self) -> None:
+        """Let all clients know how much is confirmed, if that matters to anybody."""
+        if self._leaves_out and self.posts > self._told:
+            self._told = self.posts
+            for poster in self._posters:
+                self._tell(poster)
+            self.due.clear()
+
+    def _tell(self, poster: Poster) -> None:
+        if poster.link is not None:
+            self._outlet.send(poster.link, encode_frame(Kind.CONFIRM, origin_seq=poster.confirmed, seq=self.posts))
 
     def confirm(self, post: Post) -> None:
         """Everybody has it. The poster is told by the next `settle`, and of a receipt at once."""

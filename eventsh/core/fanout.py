@@ -11,6 +11,7 @@ from eventsh.core.slot import Slot
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.protocol.codec import encode_data
 from eventsh.protocol.frame import ORIGIN, ORIGIN_OFFSET, STAMP, STAMP_OFFSET, Kind, encode_frame
+from eventsh.protocol.messages import Gap
 
 if TYPE_CHECKING:
     from eventsh.core.outlet import Outlet
@@ -31,6 +32,8 @@ class Fanout:
         self, roster: Roster, outlet: Outlet, *, pid: int, wall_clock_ns: Callable[[], int], now: float
     ) -> None:
         self.seq = 0
+        # Posts to everybody, as events.
+        self.posts = 0
         # Everything since the start, for a while: workers of an earlier broker must miss nothing of it.
         self.founder: Slot | None = Slot(None, _FOUNDER_EVENTS, now)
         # Workers with a full queue: while there is one, nothing that a poster sent is placed.
@@ -52,6 +55,8 @@ class Fanout:
         post.last_seq = self.seq = self.seq + post.count
         ORIGIN.pack_into(frame, ORIGIN_OFFSET, post.poster.origin)
         STAMP.pack_into(frame, STAMP_OFFSET, first, self.wall_clock_ns())
+        if slots is None:
+            post.place = self.posts = self.posts + post.count
         self.placed.append((self.seq, post))
         self._offer(Entry(self.seq, post.count, frame), first, slots, now)
 
@@ -93,6 +98,18 @@ class Fanout:
             if slot.queue.is_full and not slot.is_observer and not slot.lossy:
                 self.full.add(slot)
 
+    def place_gap(
+        self, slot: Slot, missed: int, reason: str, now: float, *, epoch: int = 0, posts: int = 0, exact: bool = True
+    ) -> None:
+        """Tell a receiver that is losing nothing of what it missed before it came. This has a number of its own, to be
+        acknowledged."""
+        self.seq = seq = self.seq + 1
+        slot.dropped += missed
+        self._notices.append(f"{slot.label} missed {missed if exact else 'an unknown number of'} events: {reason}")
+        gap = Gap(missed, 1, seq, reason, epoch, posts, exact)
+        if slot.offer(Entry(seq, 0, gap.encode(seq=seq)), seq, now) and slot.link is not None:
+            self._changed[slot.link] = None
+
     def relieve(self, slot: Slot) -> None:
         """Something was taken out of this slot's queue."""
         if not slot.queue.is_full:
@@ -103,5 +120,5 @@ class Fanout:
         if slot.queue.events <= slot.queue.limit // 2:
             if slot.missed:
                 self._notices.append(f"{slot.label} missed {slot.missed} events: {slot.gap_reason}")
-            if slot.end_losing(now) and slot.link is not None:
+            if slot.end_losing(self.posts, now) and slot.link is not None:
                 self._changed[slot.link] = None

@@ -15,6 +15,7 @@ from eventsh.protocol.messages import Goodbye, Hello, Taken, Welcome
 if TYPE_CHECKING:
     from eventsh.core.confirmations import Confirmations
     from eventsh.core.dealer import Dealer
+    from eventsh.core.debts import Debts
     from eventsh.core.desk import Desk
     from eventsh.core.fanout import Fanout
     from eventsh.core.link import Link
@@ -49,6 +50,7 @@ class Greeting:
         dealer: Dealer,
         desk: Desk,
         confirmations: Confirmations,
+        debts: Debts,
         outlet: Outlet,
     ) -> None:
         self._options = options
@@ -62,6 +64,7 @@ class Greeting:
         self._dealer = dealer
         self._desk = desk
         self._confirmations = confirmations
+        self._debts = debts
         self._outlet = outlet
         self._told_refusal_at = -math.inf
 
@@ -109,11 +112,23 @@ class Greeting:
                 limit = self._options.max_slots
                 refuse(link, "too_many", f"{limit} workers and observers are known, the limit of max_slots")
                 return
+        self._admit(link, slot, hello, resumed, now)
+        self._confirmations.greet(poster)
+
+    def _admit(self, link: Link, slot: Slot | None, hello: Hello, resumed: bool, now: float) -> None:
         link.is_greeted = True
         link.host = hello.host
+        has_news = self._debts.learn(hello)
+        if slot is not None:
+            self._debts.expect(slot, hello, resumed=resumed)
         self._outlet.send(link, self._welcome(slot, resumed).encode())
         if slot is not None:
             self._attach(link, slot, hello, resumed, now)
+        self._debts.greet(link, slot)
+        if has_news:
+            self._debts.pay_all(now)
+        elif slot is not None:
+            self._debts.pay(slot, now)
 
     def _expect_others(self, hello: Hello, now: float) -> None:
         """Keep the places of those who were workers of the same broker as this client, which is no more."""
@@ -121,7 +136,7 @@ class Greeting:
             return
         mine = [hello.worker_id] if hello.role == "worker" and hello.worker_id is not None else []
         numbers = {number for number in hello.slots + mine if 0 <= number <= 65535}
-        self._roster.expect(numbers, self._fanout.founder, now)
+        self._roster.expect(numbers, self._fanout.founder, self._fanout.posts, now)
 
     def _welcome(self, slot: Slot | None, resumed: bool) -> Welcome:
         options = self._options
@@ -136,6 +151,7 @@ class Greeting:
             max_queue_len=options.max_queue_len,
             max_payload_len=options.max_payload_len,
             slots=held,
+            posts=self._fanout.posts - slot.posts_behind if slot is not None else 0,
         )
 
     def _attach(self, link: Link, slot: Slot, hello: Hello, resumed: bool, now: float) -> None:
@@ -199,6 +215,8 @@ class Greeting:
         if slot.leaving:
             # Nothing more is kept for it, so nobody has to wait until it has room.
             self._fanout.full.discard(slot)
+        elif not slot.is_observer:
+            self._debts.leave(slot)
         self._outlet.send(link, Goodbye(slot.leaving).encode())
 
 
@@ -207,3 +225,4 @@ def _check(hello: Hello) -> None:
         raise ProtocolError(f"a hello with role {hello.role!r}, origin {hello.origin}, slot {hello.worker_id}")
     if not 0 <= hello.handled <= hello.received:
         raise ProtocolError(f"a hello from one who received {hello.received} and handled {hello.handled}")
+    hello.check()

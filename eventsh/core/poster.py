@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from eventsh.errors import ProtocolError
@@ -31,6 +32,7 @@ class Post:
         "is_done",
         "key",
         "last_seq",
+        "place",
         "poster",
         "targets",
         "unique",
@@ -47,6 +49,8 @@ class Post:
         self.key = b""
         # What all live workers must have received; None until it is routed, or while a unique one seeks a new worker.
         self.last_seq: int | None = None
+        # How many posts to everybody there were with it; 0: it is none.
+        self.place = 0
         self.is_done = False
         # For a receipt: who was to get it, and what became of its key.
         self.targets: list[Slot] = []
@@ -133,6 +137,9 @@ class Posters:
 
     def __len__(self) -> int:
         return len(self._by_origin)
+
+    def __iter__(self) -> Iterator[Poster]:
+        return iter(self._by_origin.values())
 
     def attach(self, origin: int, identity: str, link: Link) -> Poster | None:
         """The poster for a connection; None when another one that is attached has this origin."""

@@ -76,9 +76,9 @@ class Roster:
             self.remove(min(empty, key=lambda slot: slot.absent_since))
         return Slot(number, self.max_queue_len, now)
 
-    def expect(self, numbers: Iterable[int], founder: Slot | None, now: float) -> None:
+    def expect(self, numbers: Iterable[int], founder: Slot | None, posts: int, now: float) -> None:
         """Keep places for the workers of an earlier broker: they come when they come, and none of them may miss what is
-        posted meanwhile. `founder` has what passed since this broker's start."""
+        posted meanwhile. `founder` has what passed since this broker's start, `posts` to everybody among it."""
         for number in numbers:
             slot = self.workers.get(number)
             if slot is None:
@@ -86,7 +86,7 @@ class Roster:
                     return
                 slot = self.workers[number] = Slot(number, self.max_queue_len, now)
                 if founder is not None:
-                    slot.start_from(founder, now)
+                    slot.start_from(founder, posts, now)
             if slot.identity is None and not slot.is_expired:
                 slot.is_gone = False
 

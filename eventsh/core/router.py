@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventsh.core.confirmations import Confirmations
 from eventsh.core.dealer import Dealer
+from eventsh.core.debts import Debts
 from eventsh.core.desk import Desk
 from eventsh.core.door import Door
 from eventsh.core.fanout import Fanout
@@ -84,6 +85,7 @@ class Router:
         self._desk = Desk(
             self.roster, self._fanout, self._outlet, status=self.status, allow_scripts=options.allow_scripts
         )
+        self._debts = Debts(epoch, self.roster, self._fanout, self._outlet, self.links)
         greeting = Greeting(
             options,
             epoch=epoch,
@@ -96,6 +98,7 @@ class Router:
             dealer=self._dealer,
             desk=self._desk,
             confirmations=self._confirmations,
+            debts=self._debts,
             outlet=self._outlet,
         )
         # Accepted and not routed, because a queue is full; bounded by the posters' windows.
@@ -203,6 +206,8 @@ class Router:
             return None
         slot.detach(now)
         if not slot.is_observer:
+            if not slot.leaving:
+                self._debts.leave(slot)
             self._fanout.announce("worker_left", slot, now, kept=not slot.leaving)
         if slot.leaving:
             self._fanout.full.discard(slot)
@@ -246,6 +251,7 @@ class Router:
         if self._dealer.has_parked:
             self._dealer.unpark(now)
         self.settle(now)
+        self._confirmations.tell_all()
 
     def _give_up_on_the_stuck(self, now: float) -> None:
         """From now on nobody waits for workers that made no progress for `timeout`."""
@@ -326,6 +332,7 @@ class Router:
         self._fanout.relieve(slot)
         if slot.lossy:
             self._fanout.recover(slot, now)
+            self._debts.pay(slot, now)
         if self._dealer.has_parked and slot.can_take_unique:
             # It could take none a moment ago, when it was stalled or losing.
             self._dealer.unpark(now)

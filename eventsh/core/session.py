@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventsh.core.delivery import Delivery, decode_runs
 from eventsh.core.questions import SCRIPT_REQUESTS, answer_question
+from eventsh.core.standing import SLOT_HOLDER, Standing
 from eventsh.core.trace import Trace, Wait
 from eventsh.errors import ProtocolError, QueueOverflow
 from eventsh.escape import expressible
@@ -137,6 +138,7 @@ class Session:
         # The last seq that arrived, and the last up to which every handler has returned.
         self.received = 0
         self.handled = 0
+        self._standing = Standing()
         self.gaps = 0
         self.missed = 0
         self.last_gap: dict[str, Any] = {}
@@ -206,6 +208,8 @@ class Session:
             tells=bool(self._uniques_seen),
             told=self._told,
             host=self._host,
+            places=self._standing.places(self.epoch),
+            vacant=self._standing.vacant,
         )
         return hello.encode()
 
@@ -286,6 +290,8 @@ class Session:
         self.received = last = seq + count - 1
         if not origin:
             self._note_workers(frame)
+        elif not flags & Flag.UNIQUE:
+            self._standing.posts += count
         if flags and self._is_repeat(flags, origin, number, time_ns, frame):
             # Passed on empty, so that it is acknowledged in its turn.
             self._inbox.append(Delivery(last, 0, pid, [], epoch=self.epoch))
@@ -331,24 +337,27 @@ class Session:
         return bool(flags & Flag.RESENT) and number <= self._seen.get(origin, 0)
 
     def _take_confirm(self, frame: bytearray | memoryview) -> None:
-        number = HEADER.unpack_from(frame)[6]
+        _, _, _, _, _, _, number, posts, _ = HEADER.unpack_from(frame)
         if number > self.outbox.number:
             raise ProtocolError(f"post {number} was confirmed, but the last one was {self.outbox.number}")
         self.outbox.confirm(number)
+        self._standing.confirmed = max(self._standing.confirmed, posts)
 
     def _take_message(self, message: Message) -> None:
         if isinstance(message, Welcome):
             self._take_welcome(message)
         elif isinstance(message, Gap):
             self.received = max(self.received, message.last_seq)
-            self._deliver_gap(message.missed, message.first_seq, message.last_seq, message.reason)
+            self._deliver_gap(message)
         elif isinstance(message, Taken):
             self._told = self.epoch
         elif isinstance(message, Goodbye):
             self.state = SessionState.DRAINED
         elif isinstance(message, Ask):
             # Code is the owner's affair: rules run none.
-            if message.what not in SCRIPT_REQUESTS:
+            if message.what == SLOT_HOLDER:
+                self._standing.note_holder(message.arguments, self.epoch)
+            elif message.what not in SCRIPT_REQUESTS:
                 self.answer(message.id, answer_question(message.what, self._registry))
         elif isinstance(message, Receipt | Handled):
             if isinstance(message, Handled):
@@ -384,8 +393,10 @@ class Session:
             first, missed = self.received + 1, welcome.seq - self.received
             if missed > 0 and not welcome.resumed and self.role != "poster":
                 self.received = welcome.seq
-                self._deliver_gap(missed, first, welcome.seq, "the slot was given up while this process was away")
+                reason = "the slot was given up while this process was away"
+                self._deliver_gap(Gap(missed, first, welcome.seq, reason, posts=welcome.posts))
             return
+        self._standing.begin(welcome.posts, self.epoch)
         self.epoch = welcome.epoch
         # A new worker's stream starts here, but an old slot's starts with what its last process did not handle.
         start = 0 if welcome.resumed else welcome.seq
@@ -402,12 +413,21 @@ class Session:
             taken = [[*name, time_ns, key.hex()] for name, (key, time_ns) in self._uniques_seen.items()]
             self._control.append(Taken(taken).encode())
 
-    def _deliver_gap(self, missed: int, first: int, last: int, reason: str) -> None:
+    def _deliver_gap(self, gap: Gap) -> None:
+        self._standing.take_gap(gap)
         self.gaps += 1
-        self.missed += missed
-        data = {"missed": missed, "first_seq": first, "last_seq": last, "reason": reason, "epoch": self.epoch}
-        self.last_gap = data
-        self._inbox.append(Delivery(last, 0, None, [[LIFECYCLE_SOURCE, "gap", [data]]], epoch=self.epoch))
+        self.missed += gap.missed
+        first, last = (0, 0) if gap.epoch else (gap.first_seq, gap.last_seq)
+        self.last_gap = {
+            "missed": gap.missed,
+            "first_seq": first,
+            "last_seq": last,
+            "reason": gap.reason,
+            "epoch": gap.epoch or self.epoch,
+            "exact": gap.exact,
+        }
+        runs = [[LIFECYCLE_SOURCE, "gap", [self.last_gap]]]
+        self._inbox.append(Delivery(gap.last_seq, 0, None, runs, epoch=self.epoch))
 
     # --- deliveries out ---
 

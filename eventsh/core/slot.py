@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eventsh.core.queue import Entry, Queue
+from eventsh.protocol.frame import Flag, decode_header
 from eventsh.protocol.messages import Gap
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Slot:
         "doubts",
         "draining",
         "dropped",
+        "earlier",
         "failed",
         "gap_reason",
         "handled",
@@ -42,6 +44,7 @@ class Slot:
         "missed",
         "missed_first",
         "missed_last",
+        "passed",
         "pid",
         "progress_at",
         "queue",
@@ -91,6 +94,10 @@ class Slot:
         # What was in the queue when it was dropped. The last process may have received more of it than it could say, and
         # has not missed that if it comes back. First and last seq, events missed, events counted in `dropped`.
         self.doubts: list[tuple[int, int, int, int]] = []
+        # How many posts to everybody of each earlier epoch it has, or is told of. None: not known, and no matter.
+        self.earlier: dict[int, int] | None = None
+        # Posts of this epoch that it is still to be told of, for they came before anybody knew of it.
+        self.passed = 0
         self.handled = 0
         self.dropped = 0
         self.failed = 0
@@ -126,6 +133,19 @@ class Slot:
         if self.lossy:
             return "losing"
         return "stalled" if self.stalled else "attached"
+
+    @property
+    def posts_behind(self) -> int:
+        """How many posts to everybody are not handled here, sent or not. At most: of what it missed, some was eventsh's own."""
+        queued = 0
+        for entry in self.queue:
+            header = decode_header(entry.frame)
+            if not entry.events:
+                gap = Gap.decode(entry.frame)
+                queued += 0 if gap.epoch else gap.missed
+            elif header.origin and not header.flags & Flag.UNIQUE:
+                queued += entry.events
+        return queued + self.passed + self.missed + sum(missed for _, _, missed, _ in self.doubts)
 
     def offer(self, entry: Entry, first: int, now: float) -> bool:
         """Queue an entry and send it if the receiver is attached. True when its link has something to send."""
@@ -169,7 +189,12 @@ class Slot:
             else:
                 # The notice of an earlier gap: its events are counted as dropped already.
                 gap = Gap.decode(entry.frame)
-                self.doubts.append((gap.first_seq, gap.last_seq, gap.missed, 0))
+                if gap.epoch and self.earlier is not None:
+                    # Not told after all.
+                    self.earlier[gap.epoch] = gap.posts - gap.missed
+                    self.dropped -= gap.missed
+                elif not gap.epoch:
+                    self.doubts.append((gap.first_seq, gap.last_seq, gap.missed, 0))
         self.queue.clear()
         self.received = self.last_seq
 
@@ -181,7 +206,7 @@ class Slot:
                 self.dropped -= counted
         self.doubts.clear()
 
-    def start_from(self, other: Slot, now: float) -> None:
+    def start_from(self, other: Slot, posts: int, now: float) -> None:
         """Begin, as a new place, with everything that `other` was offered and got or missed."""
         self.received, self.last_seq = 0, other.last_seq
         for entry in other.queue:
@@ -189,14 +214,15 @@ class Slot:
         if other.missed:
             self.miss(other.missed, other.missed_first, other.missed_last)
             self.gap_reason = other.gap_reason
-            self.end_losing(now)
+            self.end_losing(posts, now)
 
-    def end_losing(self, now: float) -> bool:
-        """Tell it of the gap at its place in the stream. True when its link has something to send."""
+    def end_losing(self, posts: int, now: float) -> bool:
+        """Tell it of the gap at its place in the stream, which is behind `posts` to everybody. True when its link has something
+        to send."""
         self.lossy = False
         if not self.missed:
             return False
-        gap = Gap(self.missed, self.missed_first, self.missed_last, self.gap_reason)
+        gap = Gap(self.missed, self.missed_first, self.missed_last, self.gap_reason, posts=posts)
         last, first = self.missed_last, self.missed_first
         self.missed = 0
         return self.offer(Entry(last, 0, gap.encode(seq=last)), first, now)

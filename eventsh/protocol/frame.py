@@ -76,7 +76,8 @@ class Kind(IntEnum):
     WELCOME = 2  # broker: what you are now, and the limits here
     EVENTS = 3  # either way: a batch of events
     ACK = 4  # receiver: I have everything up to `seq`, and handled everything up to `origin_seq`
-    CONFIRM = 5  # broker: every live worker has your events up to `origin_seq`
+    # broker: every live worker has your events up to `origin_seq`, and so many posts to everybody as `seq` says
+    CONFIRM = 5
     GAP = 6  # broker: here events are missing; the body says how many
     REQUEST = 7  # client: tell me something
     REPLY = 8  # broker: the answer

@@ -264,7 +264,8 @@ class Client:
     def _tell_gap(self) -> None:
         self._gaps_told = self.session.gaps
         gap = self.session.last_gap
-        _log.warning("%s: missed %d events: %s", self.address, gap["missed"], gap["reason"])
+        missed = gap["missed"] if gap["exact"] else "an unknown number of"
+        _log.warning("%s: missed %s events: %s", self.address, missed, gap["reason"])
         self._tell_plugins("eventsh_gap", gap=gap)
 
     def _tell_plugins(self, hook: str, **facts: Any) -> None:

@@ -383,6 +383,44 @@ class BrokersThatDie(Delivering):
             assert self.had[process.number] == posted
 
 
+class BrokersThatDieBesideTheSlow(Delivering):
+    """Brokers die while some are slow or away, for whom nobody waits: all get everything once, or are told of it."""
+
+    @rule(seconds=st.sampled_from([1.0, 6.0]))
+    def time_passes(self, seconds: float) -> None:
+        for _ in range(int(seconds * 2)):
+            self.net.advance(0.5)
+            self.witness_keeps_up()
+
+    @rule(slot=slots)
+    def go_on_alone(self, slot: int) -> None:
+        """Nobody waits for the others any more, and all that one posts is confirmed."""
+        self.reconnect(slot)
+        for _ in range(14):
+            self.talk(slot)
+            self.run(slot)
+            self.witness_keeps_up()
+            self.net.advance(0.5)
+
+    @rule()
+    def kill_broker(self) -> None:
+        self.net.replace_broker()
+
+    def teardown(self) -> None:
+        self.bring_everybody_back()
+        self.net.advance(TIMEOUT_S + 1)
+        self.bring_everybody_back()
+        self.assert_everything_was_handled_or_confirmed()
+        posted = {post for posts in self.posted.values() for post in posts}
+        # It always keeps up, so nothing is ever told to it.
+        assert self.witness.gaps == []
+        assert self.had[self.witness.number] == posted
+        for process in self.everybody:
+            told = sum(gap["missed"] for gap in process.gaps)
+            missing = posted - self.had[process.number]
+            assert len(missing) <= told, f"{process} was told {told}, and misses {missing}"
+
+
 PROFILE = settings(
     deadline=None,
     derandomize=True,
@@ -395,3 +433,5 @@ TestOneBroker = OneBroker.TestCase
 TestOneBroker.settings = PROFILE
 TestBrokersThatDie = BrokersThatDie.TestCase
 TestBrokersThatDie.settings = PROFILE
+TestBrokersThatDieBesideTheSlow = BrokersThatDieBesideTheSlow.TestCase
+TestBrokersThatDieBesideTheSlow.settings = PROFILE

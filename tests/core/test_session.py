@@ -12,7 +12,7 @@ from eventsh.core.registry import Registry
 from eventsh.core.session import Session, SessionState
 from eventsh.errors import ProtocolError, QueueOverflow, UsageError
 from eventsh.protocol.frame import Flag, Kind, decode_header, encode_frame
-from eventsh.protocol.messages import Error, Gap, Goodbye, Hello, Receipt, Reply, Report, Request, Welcome
+from eventsh.protocol.messages import Ask, Error, Gap, Goodbye, Hello, Receipt, Reply, Report, Request, Welcome
 
 NOW = 50.0
 
@@ -88,7 +88,52 @@ def test_the_hello_says_who_this_is_and_what_it_has():
     session.receive([batch(1, "a"), batch(2, "b")])
     session.complete(session.next_delivery(NOW))
     session.disconnected()
-    assert Hello.decode(session.connected()) == Hello("me", 5, 42, "worker", 3, False, 1, 2, 1, [1, 3], False, told=1)
+    assert Hello.decode(session.connected()) == Hello(
+        "me", 5, 42, "worker", 3, False, 1, 2, 1, [1, 3], False, told=1, places=[[1, 2, 0]]
+    )
+
+
+def test_the_hello_says_how_far_it_got_in_the_posts_to_everybody_of_each_epoch():
+    session = make()
+    attach(session, posts=10)
+    session.receive([batch(1, "a", "b"), batch(3, "u", flags=Flag.UNIQUE), own_event(4, "worker_joined", {})])
+    session.receive([encode_frame(Kind.CONFIRM, seq=11), Gap(7, 5, 11, "slow", posts=16).encode(seq=11)])
+    session.receive([batch(12, "c"), Gap(0, 1, 14, "unseen", epoch=7, exact=False).encode(seq=14)])
+    assert session.last_gap["exact"] is False
+    session.disconnected()
+    hello = attach(session, epoch=2, posts=3)
+    assert hello.places == [[1, 17, 11]]
+    # Sent again: it has that already, and it has its place in this epoch's order too.
+    session.receive(
+        [batch(1, "c", number=12, flags=Flag.RESENT), Gap(4, 1, 2, "killed", epoch=1, posts=21).encode(seq=2)]
+    )
+    session.disconnected()
+    assert Hello.decode(session.connected()).places == [[2, 4, 0], [1, 21, 11]]
+    gap = session.last_gap
+    assert (gap["missed"], gap["epoch"], gap["first_seq"], gap["last_seq"]) == (4, 1, 0, 0)
+
+
+def test_the_hello_says_which_slots_nobody_holds():
+    session = attached()
+    for number, posts in ((3, 7), (4, 9), (3, 8), (4, None)):
+        session.receive([Ask(0, "slot_holder", {"worker_id": number, "posts": posts}).encode()])
+    session.receive([Ask(0, "slot_holder", {"worker_id": "x"}).encode()])
+    assert session.take_output() == []
+    session.disconnected()
+    assert Hello.decode(session.connected()).vacant == [[3, 1, 8]]
+
+
+def test_what_is_known_of_brokers_and_slots_long_gone_is_bounded():
+    session = make()
+    for epoch in range(1, 30):
+        attach(session, epoch=epoch)
+        for number in range(epoch * 10, epoch * 10 + 10):
+            session.receive([Ask(0, "slot_holder", {"worker_id": number, "posts": 1}).encode()])
+        session.disconnected()
+    hello = Hello.decode(session.connected())
+    assert [epoch for epoch, _, _ in hello.places] == list(range(29, 13, -1))
+    assert len(hello.vacant) == 128
+    assert hello.vacant[-1] == [299, 29, 1]
 
 
 def test_the_welcome_tells_slot_and_limits():
@@ -405,7 +450,7 @@ def test_a_gap_is_an_event_at_its_place():
     deliveries = take(session)
     source, event, (data,) = deliveries[1].runs[0]
     assert (source, event) == ("eventsh", "gap")
-    assert data == {"missed": 7, "first_seq": 2, "last_seq": 8, "reason": "slow", "epoch": 1}
+    assert data == {"missed": 7, "first_seq": 2, "last_seq": 8, "reason": "slow", "epoch": 1, "exact": True}
     assert (session.gaps, session.missed) == (1, 7)
     assert deliveries[1].pid is None
     for delivery in deliveries[:2]:
@@ -434,7 +479,7 @@ def test_in_the_same_epoch_another_slot_means_that_what_passed_meanwhile_is_miss
     session.disconnected()
     attach(session, resumed=False, seq=6, worker_id=4)
     assert data_of(take(session))[1] | {"reason": ""} == {
-        "missed": 5, "first_seq": 2, "last_seq": 6, "reason": "", "epoch": 1,
+        "missed": 5, "first_seq": 2, "last_seq": 6, "reason": "", "epoch": 1, "exact": True,
     }  # fmt: skip
     session.receive([batch(7, "b")])
     assert session.worker_id == 4

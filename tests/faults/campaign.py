@@ -18,7 +18,18 @@ from typing import Any, Literal
 from tests.faults.account import Account, Kill, Stay, account, percentile, recoveries_s
 from tests.faults.processes import DEADLINE_S, HANDLERS, Program, Served, ask, endpoint, is_alive, wait_until
 
-__all__ = ["Plan", "Report", "directory", "finish", "kill_brokers", "kill_workers", "serve_pool", "start_poster"]
+__all__ = [
+    "Plan",
+    "Report",
+    "await_broker",
+    "directory",
+    "finish",
+    "kill",
+    "kill_brokers",
+    "kill_workers",
+    "serve_pool",
+    "start_poster",
+]
 
 # A supervisor restarts what ran for a second at once, and makes others wait: see eventsh/runtime/backoff.py.
 RUN_WELL_S = 1.1
@@ -117,7 +128,7 @@ def kill_workers(plan: Plan, path: Path, say: Say) -> Report:
         while len(kills) < plan.kills:
             time.sleep(draw.uniform(0.0, plan.pause_s))
             for slot, pid in _victims(plan, pool, draw, {kill.pid: kill.time_ns for kill in kills}):
-                kills.append(_kill(pid, slot))
+                kills.append(kill(pid, slot))
             _tell_progress(kills, plan, started, say)
         return finish("1", plan, path, pool.address, posters, [], kills, started, one_epoch=True)
 
@@ -164,18 +175,18 @@ def kill_brokers(plan: Plan, path: Path, say: Say) -> Report:
         for poster in posters:
             poster.tell("post")
         while len(kills) < plan.kills:
-            broker = _await_broker(address, killed, plan.workers)
+            broker = await_broker(address, killed, plan.workers)
             if pool is not None:
                 _await_well(pool, broker["pid"])
             time.sleep(draw.uniform(0.0, plan.pause_s))
-            kills.append(_kill(broker["pid"], None))
+            kills.append(kill(broker["pid"], None))
             killed.add(broker["epoch"])
             if plan.doubles and len(kills) < plan.kills and draw.random() < _DOUBLE_SHARE:
-                broker = _await_broker(address, killed, 0)
-                kills.append(_kill(broker["pid"], None))
+                broker = await_broker(address, killed, 0)
+                kills.append(kill(broker["pid"], None))
                 killed.add(broker["epoch"])
             _tell_progress(kills, plan, started, say)
-        _await_broker(address, killed, plan.workers)
+        await_broker(address, killed, plan.workers)
         name = f"2 ({plan.broker})"
         return finish(name, plan, path, address, posters, workers, kills, started, one_epoch=False)
 
@@ -211,14 +222,14 @@ def _auto_worker(plan: Plan, path: Path, address: str, number: int, stack: ExitS
     return program
 
 
-def _kill(pid: int, slot: int | None) -> Kill:
+def kill(pid: int, slot: int | None) -> Kill:
     time_ns = time.monotonic_ns()
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     return Kill(time_ns, pid, slot)
 
 
-def _await_broker(address: str, killed: set[int], workers: int) -> dict[str, Any]:
+def await_broker(address: str, killed: set[int], workers: int) -> dict[str, Any]:
     """Wait until so many workers are attached to a broker that was not killed; what it says of itself.
 
     Brokers are told apart by their epochs: a process may get the number of one that was killed long ago.
