@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +16,7 @@ import typer
 from eventsh.errors import EventError
 from eventsh.hookspecs import hookimpl
 from eventsh.plugins import DISABLE_ENV, PluginManager
+from eventsh.runtime.host import process_state
 from eventsh.shell import registry
 from eventsh.shell.render import Paint
 from eventsh.shell.script import read_script
@@ -245,6 +248,20 @@ def test_a_worker_that_is_paused_goes_on_when_the_shell_ends(pool):
     assert (done.status, done.out) == (0, "paused worker 1; resume goes on\n")
     done = pool.run("post", "test", "after", "1", "--wait")
     assert done.status == 0, done.err
+
+
+def test_a_worker_that_somebody_else_stopped_stays_so_when_the_shell_ends(pool):
+    first, second = (worker["pid"] for worker in pool.status()["workers"])
+    os.kill(first, signal.SIGSTOP)
+    try:
+        wait_until(lambda: process_state(first) == "T", "it is stopped")
+        done = shell(pool, "pause 0", "pause")
+        assert (done.status, done.out) == (0, "paused already; resume goes on\npaused worker 1; resume goes on\n")
+        wait_until(lambda: process_state(second) != "T", "the other one goes on")
+        assert process_state(first) == "T"
+    finally:
+        os.kill(first, signal.SIGCONT)
+    assert pool.run("post", "test", "others", "1", "--wait").status == 0
 
 
 def test_rows_of_a_script():
