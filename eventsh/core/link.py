@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ class Link:
     `is_closing` is set, closes the connection after that, or aborts it when `is_gone`."""
 
     __slots__ = (
+        "close_by",
         "greeting_bytes",
         "heartbeat",
         "hello_by",
@@ -32,9 +34,13 @@ class Link:
         "poster",
         "proof",
         "slot",
+        "told_bytes",
+        "unsent",
     )
 
-    def __init__(self, key: Any, pid: int | None, hello_by: float, *, is_trusted: bool = False) -> None:
+    def __init__(
+        self, key: Any, pid: int | None, hello_by: float, unsent: Callable[[], int], *, is_trusted: bool = False
+    ) -> None:
         # Whatever the owner finds the connection by.
         self.key = key
         # As the transport vouches for it; a hello can't change that. 0: it has none where the broker is.
@@ -49,10 +55,23 @@ class Link:
         self.greeting_bytes = 0
         # Under way once it has sent a challenge.
         self.proof: BrokerProof | None = None
+        # How many bytes of what was sent have not left.
+        self.unsent = unsent
+        # Sent since that was looked at, beside events.
+        self.told_bytes = 0
         self.is_closing = False
+        # When it is aborted if what was sent has not left by then; known at the first tick after `is_closing`.
+        self.close_by: float | None = None
         # Nothing that is sent to it will arrive: the owner aborts the connection.
         self.is_gone = False
         self.heartbeat: Heartbeat | None = None
         self.output: list[bytearray] = []
         self.slot: Slot | None = None
         self.poster: Poster | None = None
+
+    @property
+    def label(self) -> str:
+        """Who it is, for people."""
+        if self.slot is not None:
+            return self.slot.label
+        return f"a client with pid {self.pid}" if self.pid else "a client"

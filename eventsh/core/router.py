@@ -157,11 +157,12 @@ class Router:
         now: float,
         heartbeat: Heartbeat | None = None,
         *,
+        unsent: Callable[[], int] = int,
         is_trusted: bool = False,
     ) -> Link:
         """A connection was accepted. It has to say hello within `hello_timeout`, and gives signs of life from then on if it
-        has a heartbeat. `is_trusted`: it may bring code."""
-        link = Link(key, pid, now + self.options.hello_timeout, is_trusted=is_trusted)
+        has a heartbeat. `unsent` tells how many bytes of what was sent wait to leave. `is_trusted`: it may bring code."""
+        link = Link(key, pid, now + self.options.hello_timeout, unsent, is_trusted=is_trusted)
         link.heartbeat = heartbeat
         self.links.add(link)
         limit = self.options.max_connections
@@ -229,12 +230,7 @@ class Router:
     def tick(self, now: float) -> None:
         """Time has passed. To be called several times in each of the timeouts."""
         for link in self.links:
-            if not link.is_greeted and not link.is_closing and now > link.hello_by:
-                self._outlet.refuse(
-                    link, "slow_hello", f"no hello within {self.options.hello_timeout:g} s (hello_timeout)"
-                )
-            if link.heartbeat is not None:
-                self._beat(link, link.heartbeat.check(now))
+            self._look_at(link, now)
         timeout = self.options.timeout
         if now - self.started_at > timeout:
             self._fanout.founder = None
@@ -272,14 +268,27 @@ class Router:
 
     # --- signs of life, and the end of a connection ---
 
+    def _look_at(self, link: Link, now: float) -> None:
+        if link.is_closing:
+            if link.close_by is None:
+                link.close_by = now + self.options.timeout
+            elif now > link.close_by and not link.is_gone:
+                # It does not even read why.
+                self._outlet.abort(link)
+        elif not link.is_greeted and now > link.hello_by:
+            self._outlet.refuse(link, "slow_hello", f"no hello within {self.options.hello_timeout:g} s (hello_timeout)")
+        else:
+            self._outlet.check_unread(link)
+        if link.heartbeat is not None:
+            self._beat(link, link.heartbeat.check(now))
+
     def _beat(self, link: Link, beat: Beat) -> None:
         if beat is Beat.ASK and link.is_greeted and not link.is_closing:
             self._outlet.send(link, encode_frame(Kind.PING))
         elif beat is Beat.GIVE_UP and not link.is_gone:
             self._outlet.abort(link)
-            who = link.slot.label if link.slot is not None else "a client"
             self._outlet.notices.append(
-                f"{who} gave no sign of life in three heartbeats of {self.options.heartbeat:g} s: its connection is ended"
+                f"{link.label} gave no sign of life in three heartbeats of {self.options.heartbeat:g} s: its connection is ended"
             )
 
     def _take_ping(self, link: Link, frame: bytearray, now: float) -> None:

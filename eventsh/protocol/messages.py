@@ -216,7 +216,7 @@ class Error(Message):
 
     kind: ClassVar[Kind] = Kind.ERROR
     code: str
-    """"protocol", "version", "origin_taken", "slot_taken", "too_many", "slow_hello" and so on, or one of
+    """"protocol", "version", "origin_taken", "slot_taken", "too_many", "slow_hello", "unread" and so on, or one of
     AUTHENTICATION_CODES."""
     message: str
 

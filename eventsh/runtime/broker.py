@@ -81,12 +81,13 @@ class Clock:
 class _Peer:
     """One connection: tells the broker what happens on it. A transport's Receiver."""
 
-    __slots__ = ("broker", "connection", "limited", "link")
+    __slots__ = ("broker", "connection", "is_paused", "limited", "link")
 
     def __init__(self, broker: Broker, connection: Connection) -> None:
         self.broker = broker
         self.connection = connection
         self.limited = True
+        self.is_paused = False
         now = broker.clock()
         heartbeat = None
         if broker.transport.capabilities.crosses_hosts:
@@ -96,11 +97,15 @@ class _Peer:
             connection.peer.pid,
             now - connection.opening_s,
             heartbeat,
+            unsent=self._unsent,
             is_trusted=is_trusted_peer(broker.transport, connection.peer),
         )
 
     def _signs(self) -> tuple[int, int]:
         return self.connection.received_bytes, self.connection.unsent_bytes
+
+    def _unsent(self) -> int:
+        return self.connection.unsent_bytes
 
     def frames_received(self, frames: list[bytearray]) -> None:
         self.broker.router.receive(self.link, frames, self.broker.clock())
@@ -113,12 +118,19 @@ class _Peer:
         self.broker.router.refuse(self.link, error)
         self.broker.flush()
 
-    # What a slow peer has not taken is bounded by its queue in the router.
+    # What a slow peer has not taken is bounded by its queue in the router, and by what the router lets wait beside that.
+    # It waits in the link, where a frame costs what it holds, or nothing if others wait for it too; each small write that
+    # a loop keeps costs 1,200 bytes.
     def writing_paused(self) -> None:
-        pass
+        self.is_paused = True
 
     def writing_resumed(self) -> None:
-        pass
+        self.is_paused = False
+        self.send_output()
+
+    def send_output(self) -> None:
+        frames, self.link.output = self.link.output, []
+        self.connection.send(frames)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.broker.lose(self.link)
@@ -221,6 +233,7 @@ class Broker:
         if self._listener is not None:
             await self._listener.close()
         for link in list(self.router.links):
+            link.key.send_output()
             link.key.connection.close()
         # Their ends arrive in this loop; a peer that reads no more is not waited for.
         if self.router.links:
@@ -241,14 +254,13 @@ class Broker:
     def flush(self) -> None:
         """Send what the router decided."""
         for link in self.router.take_changed():
-            connection = link.key.connection
-            if link.output:
-                frames, link.output = link.output, []
-                connection.send(frames)
+            peer: _Peer = link.key
+            if link.output and (link.is_closing or not peer.is_paused):
+                peer.send_output()
             if link.is_gone:
-                connection.abort()
+                peer.connection.abort()
             elif link.is_closing:
-                connection.close()
+                peer.connection.close()
         for notice in self.router.take_notices():
             _log.warning("%s", notice)
 

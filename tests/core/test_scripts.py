@@ -207,6 +207,16 @@ def test_scripts_have_names_of_their_own_and_a_limit():
     assert reply(net, operator).error == "256 scripts are registered already: unregister some"
 
 
+def test_all_scripts_together_have_a_limit():
+    net = Net()
+    operator = shell(net)
+    for number in range(33):
+        request(net, operator, ADD_SCRIPT, script(f"7.{number}", code="x" * 256 * 1024))
+    assert reply(net, operator).error == (
+        "the scripts would have more than 8388608 characters together: unregister some"
+    )
+
+
 def test_the_location_of_a_handler_tells_its_script():
     assert is_script_location(f"{script_file('7.1')}:3") == "7.1"
     assert is_script_location("/app/handlers.py:3") is None

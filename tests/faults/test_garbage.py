@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import socket
 import struct
 import time
@@ -12,8 +13,8 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from eventsh.protocol.frame import FrameDecoder, Kind
-from eventsh.protocol.messages import Error
+from eventsh.protocol.frame import FrameDecoder, Kind, encode_frame
+from eventsh.protocol.messages import Error, Request
 from tests.faults.campaign import directory
 from tests.faults.garbage import Storm, draw_frame, hello_frame, storm_broker, storm_session
 from tests.faults.processes import TRANSPORTS, Program, Served, ask, dial, endpoint, wait_until
@@ -22,6 +23,7 @@ from tests.faults.stops import rss_bytes
 SEED = 7
 HELLO_TIMEOUT_S = 2.0
 SILENT = 1000
+MIB = 1024 * 1024
 
 
 @pytest.fixture(scope="module", params=TRANSPORTS)
@@ -128,3 +130,31 @@ def test_a_thousand_silent_connections_are_closed_in_time_and_held_in_little_mem
         wait_until(lambda: (ask(pool.address) or state)["broker"]["connections"] < 10, "they are closed", 30.0)
         wait_until(lambda: len(os.listdir(f"/proc/{broker}/fd")) < 50, "their descriptors are closed", 30.0)
         assert rss_bytes(broker) - before < 64 * 1024 * 1024
+
+
+@pytest.mark.parametrize("frame", [encode_frame(Kind.PING), Request(1, "status", {}).encode()], ids=["ping", "request"])
+def test_who_asks_and_never_reads_is_cut_off_and_others_are_served(pool: Served, address: str, frame: bytearray):
+    state = ask(pool.address)
+    assert state is not None
+    broker, connections = state["broker"]["pid"], state["broker"]["connections"]
+    before, grew = rss_bytes(broker), 0
+    asked, said = memoryview(bytes(frame) * 4096), 0
+    with dial(address) as sock:
+        sock.sendall(hello_frame(random.Random(SEED)))
+        sock.setblocking(False)
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        end, look_at = time.monotonic() + 50.0, 0.0
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while True:
+                assert time.monotonic() < end
+                poll.poll(100)
+                with suppress(BlockingIOError):
+                    said = (said + sock.send(asked[said:])) % len(asked)
+                if time.monotonic() > look_at:
+                    look_at = time.monotonic() + 0.2
+                    grew = max(grew, rss_bytes(broker) - before)
+                    assert grew < 64 * MIB
+                    assert ask(pool.address) is not None
+    wait_until(lambda: (ask(pool.address) or state)["broker"]["connections"] == connections, "its connection is gone")
+    assert "reads nothing of what it asks for" in pool.log

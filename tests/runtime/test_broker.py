@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from eventsh.runtime.broker import Clock
+from eventsh.api import AsyncEvents
+from eventsh.options import Options
+from eventsh.protocol.frame import MAX_BODY_BYTES, FrameDecoder, Kind, decode_header
+from eventsh.protocol.messages import Hello
+from eventsh.runtime.broker import Broker, Clock
+from eventsh.runtime.endpoint import find_endpoint
 from tests.cli.pool import COMMAND, environment, run, wait_until
 from tests.container import CONTAINER, needs_container
+
+DEADLINE_S = 30.0
 
 
 def clock_at(times: list[float]) -> Clock:
@@ -83,3 +92,43 @@ def test_a_worker_of_another_container_is_not_taken_for_dead_because_its_pid_is_
     finally:
         broker.kill()
         broker.communicate()
+
+
+def test_what_waits_for_a_slow_reader_comes_whole_and_in_order_and_before_the_end(tmp_path):
+    hello = Hello("slow", 5, 1, "observer", None, False, 0, 0, 0, [], False).encode()
+    path = tmp_path / "e.sock"
+
+    async def main() -> None:
+        options = Options.from_values(linger=None)
+        broker = Broker(*find_endpoint(f"unix:{path}", options), options)
+        await broker.start()
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))
+            sock.sendall(hello)
+            async with asyncio.timeout(DEADLINE_S), AsyncEvents(f"unix:{path}", broker="never") as events:
+                await events.wait_ready()
+                for number in range(150):
+                    events.post("app", "e", [number, "x" * 10_000])
+                await events.flush()
+            # Nothing was read, and it is neither dropped nor cut off.
+            (link,) = (link for link in broker.router.links if link.label.startswith("the observer"))
+            assert link.unsent() > 0
+            assert link.output
+            # It is read while the broker stops, which does not wait for long.
+            reading = asyncio.create_task(asyncio.to_thread(read_all, sock))
+            await broker.close()
+            # A worker came and posted; whether it left before the end is a matter of moments.
+            assert (await reading)[:151] == list(range(1, 152))
+
+    asyncio.run(main())
+
+
+def read_all(sock: socket.socket) -> list[int]:
+    """The places of all events that come, to the end."""
+    decoder, seqs = FrameDecoder(MAX_BODY_BYTES), list[int]()
+    while data := sock.recv(65536):
+        for frame in decoder.receive_data(data):
+            header = decode_header(frame)
+            if header.kind == Kind.EVENTS:
+                seqs += range(header.seq, header.seq + header.count)
+    return seqs
