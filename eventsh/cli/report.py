@@ -135,9 +135,8 @@ def _recording_lines(recording: dict[str, Any]) -> list[str]:
             recording["state"] if recording["error"] is None else f"{recording['state']}: {escape(recording['error'])}"
         )
         lines.append(f"record   {escape(recording['path'])} ({state})")
-        missed = (
-            f", {recording['missed']:,} missed in {_number(recording['holes'], 'hole')}" if recording["holes"] else ""
-        )
+        holes = recording["holes"]
+        missed = f", {_missed(recording['missed'])} missed in {_number(holes, 'hole')}" if holes else ""
         lines.append(f"         {_number(recording['events'], 'event')}, {_number(recording['bytes'], 'byte')}{missed}")
     if (flight := recording.get("flight")) is not None:
         last = f", last written to {escape(flight['last_dump'])}" if flight["last_dump"] else ""
@@ -152,8 +151,13 @@ def show_recorded(recorded: Recorded, *, as_json: bool) -> None:
         return
     text = f"recorded {_number(recorded.events, 'event')} in {recorded.seconds:.1f} s: {escape(recorded.path)}"
     if recorded.holes:
-        text += f"; {recorded.missed:,} are missing, in {_number(recorded.holes, 'hole')}"
+        text += f"; {_missed(recorded.missed)} are missing, in {_number(recorded.holes, 'hole')}"
     say(f"{text} ({recorded.bytes:,} bytes)")
+
+
+def _missed(events: int) -> str:
+    # A hole may be of unknown size.
+    return f"{events:,}" if events else "an unknown number"
 
 
 def show_handlers(workers: list[dict[str, Any]], *, as_json: bool) -> None:

@@ -88,8 +88,8 @@ class Recorder:
         self._in_bytes = 0
         self._out_bytes = 0
         self._epoch = int(start["epoch"])
-        # What comes faster than it can be written. Both threads may end it, so it has a lock, which costs nothing where there
-        # is no flood.
+        # What comes faster than it can be written. Both threads may end it and count holes, so there is a lock, which costs
+        # nothing where there is no flood.
         self._flood: Hole | None = None
         self._flood_lock = threading.Lock()
         # What can't be written at all, and records of other kinds that came meanwhile.
@@ -169,6 +169,8 @@ class Recorder:
             self._end_flood()
         if kind is RecordKind.START:
             self._epoch = facts["epoch"]
+        elif kind is RecordKind.HOLE:
+            self._count(1, facts.get("missed"))
         self._pending.append((kind, facts))
         self._is_woken = True
         self._wake.set()
@@ -192,7 +194,7 @@ class Recorder:
             # In this order: what is taken once there is no flood is behind its hole.
             self._pending.append((RecordKind.HOLE, hole.facts()))
             self._flood = None
-        self._count(hole)
+        self._count(1, hole.missed)
         _log.warning("%s: %s events are not recorded: %s", self.path, hole.missed, hole.reason)
 
     def status(self) -> dict[str, Any]:
@@ -364,6 +366,7 @@ class Recorder:
             self._late.append((kind, facts))
         else:
             self._hole.add(facts.get("missed"), facts.get("first_seq") or 0, facts.get("last_seq") or 0)
+            self._count(-1, facts.get("missed"))
 
     def _try_to_go_on(self) -> bool:
         hole = self._hole
@@ -373,7 +376,7 @@ class Recorder:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if not hole.is_empty:
                 self._writer.add(RecordKind.HOLE, hole.facts())
-                self._count(hole)
+                self._count(1, hole.missed)
                 # What goes wrong from here on is no part of it: it is in the file.
                 self._hole = Hole(hole.epoch, hole.reason, time.time_ns(), last_seq=hole.last_seq)
             while self._late:
@@ -392,9 +395,11 @@ class Recorder:
         _log.warning("%s: recording goes on; %s events are not in it", self.path, hole.missed)
         return True
 
-    def _count(self, hole: Hole) -> None:
-        self.holes += 1
-        self.missed += hole.missed or 0
+    def _count(self, holes: int, missed: int | None) -> None:
+        """A hole is in the recording, or is about to be; -1: it is not, for it became a part of another one."""
+        with self._flood_lock:
+            self.holes += holes
+            self.missed += holes * (missed or 0)
 
     def _finish(self) -> None:
         if self._hole is not None and not self._try_to_go_on():

@@ -276,7 +276,8 @@ def test_what_came_while_the_broker_was_gone_is_a_hole(tmp_path, is_read):
         pool.run("post", "test", "e", "2")
         wait_until(lambda: len(of_app(path)) == 2, "it is recorded")
         process.send_signal(signal.SIGINT)
-        finish(process)
+        out = finish(process)
+    assert "an unknown number are missing, in 1 hole" in out
     assert [event.data for event in of_app(path)] == [1, 2]
     assert len({event.epoch for event in of_app(path)}) == 2
     assert [hole["reason"] for hole in notes(items(path), RecordKind.HOLE)] == ["the broker was gone"]

@@ -510,6 +510,48 @@ def test_a_disk_that_is_too_slow_costs_a_hole_and_no_memory(tmp_path, monkeypatc
     assert seqs == [*range(1, hole["first_seq"]), 101]
 
 
+def test_a_flood_that_meets_an_error_of_the_disk_is_counted_once(tmp_path, monkeypatch):
+    path = tmp_path / "a.evlog"
+    recorder = Recorder(str(path), START, RecorderOptions(pending_bytes=10_000))
+    gate = threading.Semaphore(0)
+    disk = Disk(monkeypatch)
+    real = os.pwritev
+
+    def gated(descriptor, parts, offset):
+        assert gate.acquire(timeout=DEADLINE_S)
+        return real(descriptor, parts, offset)
+
+    monkeypatch.setattr(os, "pwritev", gated)
+    for number in range(1, 101):
+        recorder.take(frame(number, "x" * 500))
+    flooded = recorder.status()["missed"]
+    assert flooded > 50
+    gate.release()
+    wait_until(lambda: recorder.status()["pending_bytes"] <= 10_000, "there is room again")
+    # What came in the flood is a hole of its own, and is still to be written when writing fails.
+    recorder.take(frame(101, "lost"))
+    wait_until(lambda: recorder.holes == 1, "the flood is over")
+    disk.full = True
+    gate.release(1000)
+    wait_until(lambda: recorder.status()["error"] is not None, "it pauses")
+    wait_until(lambda: recorder.status()["pending_bytes"] == 0, "it counts")
+    written = recorder.status()["events"]
+    assert (recorder.status()["missed"], recorder.status()["holes"]) == (101 - written, 1)
+    disk.full = False
+    wait_until(lambda: recorder.status()["state"] == "recording", "it goes on")
+    recorder.close()
+    (hole,) = notes(items(path), RecordKind.HOLE)
+    assert (recorder.missed, recorder.holes) == (hole["missed"], 1) == (101 - written, 1)
+
+
+def test_a_hole_that_somebody_else_tells_of_is_counted_too(tmp_path):
+    recorder = Recorder(str(tmp_path / "a.evlog"), START)
+    for missed in (4, None):
+        recorder.add(RecordKind.HOLE, {"missed": missed, "reason": "the broker was gone", "epoch": 5})
+    recorder.close()
+    assert (recorder.status()["missed"], recorder.status()["holes"]) == (4, 2)
+
+
 def test_a_directory_in_which_nothing_can_be_made_lets_the_old_file_grow(tmp_path, monkeypatch):
     real = os.rename
 
