@@ -15,6 +15,7 @@ from eventsh.event import LIFECYCLE_SOURCE, check_name
 from eventsh.protocol.codec import OPTIONS, SURE_BYTES, check_written, encode_data, encode_name, refusal, write
 from eventsh.protocol.frame import (
     BATCH_BYTES,
+    BATCH_CONTAINERS,
     BATCH_EVENTS,
     FLAGS_OFFSET,
     HEADER,
@@ -27,6 +28,8 @@ from eventsh.protocol.frame import (
 __all__ = ["Outbox"]
 
 _BLANK_HEADER = bytes(HEADER_BYTES)
+# What stands at the start of each run's prefix, and not before the first run.
+_BETWEEN_RUNS = len(b"]],")
 # Pairs of source and event whose encoded form is remembered. Programs have dozens; the limit is against those that put
 # an id into the name.
 _PREFIXES = 4096
@@ -34,6 +37,9 @@ _PREFIXES = 4096
 # many are only under way where a program posts a little in each turn of its loop: then the broker and every worker would
 # be busy with frames, not with events.
 _MANY_FRAMES = 16
+# How long the batches of a program are is learned from those that hold at least so many events, and is never less.
+_LEAST_EVENTS = 50
+_SAMPLE_BYTES = 2048
 # A unique key travels behind a u16 with its length.
 _MAX_KEY_BYTES = 65535
 
@@ -41,9 +47,9 @@ _MAX_KEY_BYTES = 65535
 class Outbox:
     """Batches of posts.
 
-    The open batch is one bytearray, to which each post appends its encoded data: a list of small bytes objects that is
-    joined at the end took twice as long, for the heap grew and shrank with every batch. The body is a JSON array of
-    runs, [source, event, [data, data, ...]]; neighbours with the same source and event share a run.
+    The open batch is a bytearray with all of it but the data that goes on with the last run, which is a list that is joined
+    when the run ends: a post to it costs one `append`. The body is a JSON array of runs, [source, event, [data, data, ...]];
+    neighbours with the same source and event share a run.
 
     `on_batch` is called when a batch is begun and when one is closed early because it is long, so that the owner can
     have `take` called at the end of the loop's turn. Not thread-safe: an owner with several threads holds a lock
@@ -51,6 +57,8 @@ class Outbox:
     """
 
     __slots__ = (
+        "_batch_end",
+        "_batch_events",
         "_buffer",
         "_event",
         "_first",
@@ -59,8 +67,11 @@ class Outbox:
         "_max_payload_len",
         "_max_queue_len",
         "_on_batch",
+        "_part",
         "_prefixes",
         "_room",
+        "_run",
+        "_short",
         "_source",
         "_stop_at",
         "_unsent",
@@ -88,11 +99,19 @@ class Outbox:
         self._prefixes: dict[tuple[str, str], tuple[bytes, int]] = {}
         self._buffer = bytearray()
         self._first = 1
-        # The run that a post may go on with, and how long its data may be. No source: none is open.
+        # The run that a post may go on with: its names, what follows its first data, how long data may be, and up to which
+        # length nothing about it has to be reckoned. 0: none is open.
         self._source: str | None = None
         self._event: str | None = None
+        self._run: list[bytes] = []
         self._room = 0
-        # The number at which the queue is full; and that, or the one with which the open batch ends at the latest.
+        self._short = 0
+        # How many events a batch holds, and the part of its bytes that each of them has; then the number with which the
+        # open one ends. Longer data counts as several.
+        self._batch_events = BATCH_EVENTS
+        self._part = BATCH_BYTES // BATCH_EVENTS
+        self._batch_end = BATCH_EVENTS
+        # The number at which the queue is full; and the lower one of these two.
         self._full_at = max_queue_len
         self._stop_at = min(max_queue_len, BATCH_EVENTS)
         self._max_queue_len = max_queue_len
@@ -116,8 +135,9 @@ class Outbox:
     @max_payload_len.setter
     def max_payload_len(self, value: int) -> None:
         self._max_payload_len = value
-        # What the open run has room for was reckoned with the other one.
-        self._source = self._event = None
+        # What runs have room for was reckoned with the other one.
+        self._prefixes.clear()
+        self._room = self._short = 0
 
     @property
     def queued(self) -> int:
@@ -144,24 +164,19 @@ class Outbox:
         number = self.number
         if number >= self._stop_at:
             self._make_room()
-        # What follows up to the run is `encode_data`, without its call.
+        # With what `_append` begins with this is `encode_data`, without its call.
         try:
             encoded = write(data, None, OPTIONS)
         except TypeError as error:
             raise refusal(data, error) from None
-        if (117 in encoded and encoded.replace(b"null", b"") is not encoded) or len(encoded) > SURE_BYTES:
-            check_written(encoded, data)
-        # Most posts repeat the source and event of the one before, as the very same objects.
-        if source is self._source and event is self._event and len(encoded) <= self._room:
-            buffer = self._buffer
-            buffer += b","
-            buffer += encoded
+        # Most posts repeat the source and event of the one before, as the very same objects, and are short and without a
+        # `null` that would have to be looked at.
+        if source is self._source and event is self._event and len(encoded) <= self._short and 117 not in encoded:
+            # The number first: Ctrl-C may come behind a call, and the count must be that of what is there.
             self.number = number + 1
-            if len(buffer) >= BATCH_BYTES:
-                self._close_batch()
-                self._on_batch()
+            self._run.append(encoded)
         else:
-            self._begin_run(source, event, encoded)
+            self._append(source, event, data, encoded)
 
     def _make_room(self) -> None:
         """Begin another batch where the open one has as many events as may be. Raises QueueOverflow."""
@@ -173,29 +188,52 @@ class Outbox:
         else:
             self._begin_batch()
 
-    def _begin_run(self, source: str, event: str, encoded: bytes) -> None:
-        """Append one event with all that has to stand before it. Raises as `post` does."""
-        prefix, overhead = self._prefix(source, event, len(encoded))
-        buffer = self._buffer
-        is_new = not buffer
-        if is_new:
-            buffer += _BLANK_HEADER + b"["
-        elif source == self._source and event == self._event:
-            # The same names, made anew for this post.
-            prefix = b","
+    def _append(self, source: str, event: str, data: Any, encoded: bytes) -> None:
+        """Append one event that may need a look, a run of its own or more than its part of a batch. Raises as `post` does."""
+        size = len(encoded)
+        if size > SURE_BYTES or (117 in encoded and encoded.replace(b"null", b"") is not encoded):
+            check_written(encoded, data)
+        if source is self._source and event is self._event and size <= self._room:
+            self.number += 1
+            self._run.append(encoded)
+            is_new = False
         else:
-            buffer += b"]],"
-            # Once decoded, a run is as much as an event.
-            self._stop_at -= 1
-        buffer += prefix
-        buffer += encoded
-        self._source, self._event, self._room = source, event, self._max_payload_len - overhead
-        self.number += 1
-        if len(buffer) >= BATCH_BYTES:
-            self._close_batch()
+            prefix, room = self._prefix(source, event, size)
+            if self._run:
+                self._end_run()
+            size += len(prefix)
+            buffer = self._buffer
+            is_new = not buffer
+            if is_new:
+                prefix = _BLANK_HEADER + b"[" + prefix[_BETWEEN_RUNS:]
+            elif source == self._source and event == self._event:
+                # The same names, made anew for this post.
+                prefix = b","
+            buffer += prefix
+            buffer += encoded
+            self.number += 1
+            self._source = source
+            self._event = event
+            self._room = room
+            self._short = room if room < self._part else self._part  # noqa: FURB136 - a call of `min` takes four times as long
+        if size > self._part:
+            # It counts as several.
+            self._batch_end -= size // self._part
+            self._stop_at = min(self._full_at, self._batch_end)
+            if self.number >= self._batch_end:
+                self._close_batch()
+                is_new = True
+        if is_new:
             self._on_batch()
-        elif is_new:
-            self._on_batch()
+
+    def _end_run(self) -> None:
+        """Put what the run goes on with into the batch."""
+        rest = b",".join(self._run)
+        if rest:
+            # No call in between, behind which Ctrl-C could come.
+            self._buffer += b","
+            self._buffer += rest
+            self._run = []
 
     def post_unique(
         self, source: str, event: str, data: Any, key: str, *, receipt: bool = False, trace: bool = False
@@ -219,7 +257,7 @@ class Outbox:
         encoded = encode_data(data)
         prefix, _ = self._prefix(source, event, len(encoded) + len(head))
         self._close_batch()
-        self._buffer += _BLANK_HEADER + head + b"[" + prefix + encoded
+        self._buffer += _BLANK_HEADER + head + b"[" + prefix[_BETWEEN_RUNS:] + encoded
         self.number += 1
         self._close_batch(flags)
         self._on_batch()
@@ -246,8 +284,8 @@ class Outbox:
         self._on_batch()
 
     def _prefix(self, source: str, event: str, data_bytes: int) -> tuple[bytes, int]:
-        """The start of a run, and by how much an event is longer than its data. Checks the names and that an event with
-        `data_bytes` of data is within the limit. Changes nothing: the post may yet be refused."""
+        """The start of a run behind another, and how long the data of its events may be. Checks the names and that
+        `data_bytes` is within the limit. Changes nothing: the post may yet be refused."""
         known = self._prefixes.get((source, event)) if type(source) is str and type(event) is str else None
         if known is None:
             check_name(source, "source")
@@ -258,28 +296,43 @@ class Outbox:
             if len(self._prefixes) >= _PREFIXES:
                 self._prefixes.clear()
             # An event counts as it would travel alone: [source,event,data].
-            known = self._prefixes[source, event] = (b"[" + names + b",[", len(names) + 3)
-        overhead = known[1]
-        if data_bytes + overhead > self._max_payload_len:
-            raise PayloadTooLarge(source, event, data_bytes + overhead, self._max_payload_len)
+            room = self._max_payload_len - len(names) - 3
+            known = self._prefixes[source, event] = (b"]],[" + names + b",[", room)
+        if data_bytes > known[1]:
+            limit = self._max_payload_len
+            raise PayloadTooLarge(source, event, data_bytes + limit - known[1], limit)
         return known
 
     def _close_batch(self, flags: int = 0) -> None:
         buffer = self._buffer
         if not buffer:
             return
+        self._end_run()
         buffer += b"]]]"
         first, last = self._first, self.number
+        events = last - first + 1
+        if events >= _LEAST_EVENTS:
+            self._learn(events)
         length = len(buffer) - HEADER_BYTES
-        HEADER.pack_into(buffer, 0, length, Kind.EVENTS, flags, last - first + 1, self.pid, self.origin, first, 0, 0)
-        self._unsent.append(Entry(last, last - first + 1, buffer))
+        HEADER.pack_into(buffer, 0, length, Kind.EVENTS, flags, events, self.pid, self.origin, first, 0, 0)
+        self._unsent.append(Entry(last, events, buffer))
         self._buffer = bytearray()
         self._begin_batch()
 
+    def _learn(self, events: int) -> None:
+        """Choose how many events the next batches hold, by what those at the end of this one are made of."""
+        buffer = self._buffer
+        containers = buffer.count(b"[", -_SAMPLE_BYTES) + buffer.count(b"{", -_SAMPLE_BYTES)
+        sampled = events * min(_SAMPLE_BYTES, len(buffer)) / len(buffer)
+        fitting = int(sampled * BATCH_CONTAINERS / (containers + 1))
+        self._batch_events = min(max(fitting, _LEAST_EVENTS), BATCH_CONTAINERS)
+        self._part = min(BATCH_BYTES // self._batch_events, SURE_BYTES)
+
     def _begin_batch(self) -> None:
         self._first = self.number + 1
-        self._stop_at = min(self._full_at, self.number + BATCH_EVENTS)
-        self._source = self._event = None
+        self._batch_end = self.number + self._batch_events
+        self._stop_at = min(self._full_at, self._batch_end)
+        self._room = self._short = 0
 
     def take(self, *, patient: bool = False) -> list[bytearray]:
         """The frames that may leave now, in order, as far as the broker's window allows. They count as sent.
@@ -315,7 +368,7 @@ class Outbox:
 
     def _set_full_at(self, number: int) -> None:
         self._full_at = number
-        self._stop_at = min(number, self._first + BATCH_EVENTS - 1)
+        self._stop_at = min(number, self._batch_end)
 
     def rewind(self) -> None:
         """After a reconnect: send everything unconfirmed again, marked so that whoever has it drops it."""

@@ -16,6 +16,7 @@ from eventsh.errors import ProtocolError
 
 __all__ = [
     "BATCH_BYTES",
+    "BATCH_CONTAINERS",
     "BATCH_EVENTS",
     "FLAGS_OFFSET",
     "FRAME_KINDS",
@@ -59,10 +60,12 @@ MAX_PAYLOAD_BYTES = 16 * 1024 * 1024
 # A batch is closed once it is this long or longer, so a frame holds at most this and one more event. With half of it the
 # broker takes a fifth more CPU an event, and twice as much is beyond the nearest caches.
 BATCH_BYTES = 32 * 1024
-# And once it has so many events and runs. Decoded, each is a container or two, and all of a batch are there at once: above
-# 700 of them (gc.get_threshold) the garbage collector walks through all that is there, to free nothing, which took a
-# fifth of a worker's time.
-BATCH_EVENTS = 200
+# And once its events and runs are so many lists and dicts, by what those of the batch before were: decoded, all of them are
+# there at once, and above 700 (gc.get_threshold) the garbage collector walks through all that is there, to free nothing,
+# which took a fifth of a worker's time.
+BATCH_CONTAINERS = 600
+# How many events that is where nothing is known of them.
+BATCH_EVENTS = BATCH_CONTAINERS // 4
 # The largest body that is accepted: the largest event on top of a batch, its unique key (a u16 of bytes) and brackets.
 MAX_BODY_BYTES = MAX_PAYLOAD_BYTES + BATCH_BYTES + 65536 + 64
 # Until a peer has said hello it may make us hold no more than this.

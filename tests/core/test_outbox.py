@@ -13,6 +13,7 @@ from eventsh.errors import EventError, NotSerializable, PayloadTooLarge, QueueOv
 from eventsh.protocol.codec import decode
 from eventsh.protocol.frame import (
     BATCH_BYTES,
+    BATCH_CONTAINERS,
     BATCH_EVENTS,
     HEADER_BYTES,
     MAX_BODY_BYTES,
@@ -101,31 +102,33 @@ def test_a_batch_is_closed_once_it_is_long():
         outbox.post("s", "e", "x" * 1000)
     frames = outbox.take()
     assert len(frames) > 1
-    assert all(BATCH_BYTES <= len(frame) < BATCH_BYTES + 1100 for frame in frames[:-1])
+    assert all(0.9 * BATCH_BYTES <= len(frame) < BATCH_BYTES + 1100 for frame in frames[:-1])
 
 
-def test_a_batch_holds_no_more_events_than_its_limit():
+@pytest.mark.parametrize(
+    ("events", "data", "containers"),
+    [
+        ("e", 1, 1),
+        ("ef", 1, 2),
+        ("e", {"id": 1}, 1),
+        ("e", {"id": 1, "tags": ["a", "b"]}, 2),
+        ("ef", {"id": 1, "tags": ["a", "b"]}, 4),
+        ("e", [[]] * 9, 10),
+    ],
+)
+def test_a_batch_holds_what_can_be_decoded_and_let_go_without_a_garbage_collection(events, data, containers):
     outbox = make()
-    for _ in range(2 * BATCH_EVENTS + 5):
-        outbox.post("s", "e", 1)
-    assert [decode_header(frame).count for frame in outbox.take()] == [BATCH_EVENTS, BATCH_EVENTS, 5]
-
-
-def test_a_run_counts_towards_that_limit_too():
-    outbox = make()
-    for number in range(2 * BATCH_EVENTS):
-        outbox.post("s", "ef"[number % 2], 1)
+    for number in range(5000):
+        outbox.post("s", events[number % len(events)], data)
     frames = outbox.take()
-    assert [number for number, _ in events_of(frames)] == list(range(1, 2 * BATCH_EVENTS + 1))
-    assert max(decode_header(frame).count for frame in frames) == BATCH_EVENTS // 2 + 1
-
-
-@pytest.mark.parametrize("events", ["e", "ef"])
-def test_a_full_batch_is_decoded_and_let_go_without_a_garbage_collection(events):
-    outbox = make()
-    for number in range(10 * BATCH_EVENTS):
-        outbox.post("s", events[number % len(events)], {"id": number, "tags": ["a", "b"]})
-    frames = outbox.take()
+    assert len(events_of(frames)) == 5000
+    counts = [decode_header(frame).count for frame in frames]
+    assert counts[0] == BATCH_EVENTS
+    fitting = min(BATCH_CONTAINERS // containers, 600)
+    assert all(0.9 * fitting <= count <= fitting for count in counts[1:-1])
+    if containers > 4:
+        # Of what is nested so much the first batch is too long: nothing was known of it.
+        del frames[0]
     collected: list[str] = []
 
     def note(phase: str, info: dict[str, int]) -> None:
@@ -233,7 +236,7 @@ def test_what_can_be_no_key_is_refused(key):
 
 def test_the_longest_key_and_the_largest_event_fit_into_the_largest_frame():
     outbox = make(max_payload_len=MAX_PAYLOAD_BYTES)
-    outbox.post("s", "e", "x" * (BATCH_BYTES - HEADER_BYTES - 20))
+    outbox.post("s", "e", "x" * (BATCH_BYTES - 1000))
     outbox.post("n" * 1000, "e" * 1000, "x" * (MAX_PAYLOAD_BYTES - 2010))
     outbox.post_unique("s", "e", "x" * (MAX_PAYLOAD_BYTES - 65537 - 12), "k" * 65535)
     lengths = [decode_header(frame).length for frame in outbox.take()]
