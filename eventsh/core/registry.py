@@ -127,13 +127,14 @@ class Match:
     So read `handlers` for each event. The tuple itself never changes: iterating over it skips nobody.
     """
 
-    __slots__ = ("event", "handlers", "is_sync", "source")
+    __slots__ = ("event", "handlers", "single", "source")
 
     def __init__(self, source: str, event: str) -> None:
         self.source = source
         self.event = event
         self.handlers: tuple[Handler, ...] = ()
-        self.is_sync = True
+        # The handler where it is the only one, and a sync one.
+        self.single: Handler | None = None
 
 
 class Registry:
@@ -244,9 +245,8 @@ class Registry:
         while True:
             version = self.version
             handlers = self._handlers_for(match.source, match.event)
-            is_sync = not any(handler.is_async for handler in handlers)
             match.handlers = handlers
-            match.is_sync = is_sync
+            match.single = handlers[0] if len(handlers) == 1 and not handlers[0].is_async else None
             if version == self.version:
                 return
 

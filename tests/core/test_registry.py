@@ -282,7 +282,7 @@ def test_async_callbacks_are_known_as_such(callback):
     registry = Registry()
     registry.register(callback)
     assert registry.handlers()[0].is_async
-    assert not registry.match("s", "e").is_sync
+    assert registry.match("s", "e").single is None
 
 
 @pytest.mark.parametrize(
@@ -293,17 +293,22 @@ def test_other_callbacks_are_sync(callback):
     assert not only(callback).is_async
 
 
-def test_a_match_is_sync_as_long_as_no_handler_is_async():
+def test_a_match_names_its_handler_while_it_is_the_only_one_and_sync():
     registry = Registry()
     match = registry.match("s", "e")
-    seen = [match.is_sync]
+    seen = [match.single]
     registry.register(module_handler)
-    seen.append(match.is_sync)
+    seen.append(match.single)
     registry.register(async_module_handler)
-    seen.append(match.is_sync)
+    seen.append(match.single)
+    registry.unregister(module_handler)
+    seen.append(match.single)
     registry.unregister(async_module_handler)
-    seen.append(match.is_sync)
-    assert seen == [True, True, False, True]
+    registry.register(module_handler, "s")
+    seen.append(match.single)
+    first, second = match.handlers[0], seen[1]
+    assert seen == [None, second, None, None, first]
+    assert second is not None
 
 
 @pytest.mark.parametrize(
