@@ -118,9 +118,9 @@ class Connection(ABC):
         The buffers must not be changed as long as the connection is open: where the same object is sent to several
         connections, a transport may know it again. After the end of the connection: no effect."""
 
-    def send_now(self, frame: Buffer) -> None:
-        """As `send` with one frame, but try to hand it to the kernel before returning."""
-        self.send((frame,))
+    def send_now(self, frames: Sequence[Buffer]) -> None:
+        """As `send`, but try to hand the frames to the kernel before returning."""
+        self.send(frames)
 
     @abstractmethod
     def limit_body(self, max_body_bytes: int) -> None:

@@ -347,7 +347,7 @@ class Client:
         if ack is None or connection is None:
             return
         if at_once:
-            connection.send_now(ack)
+            connection.send_now((ack,))
         else:
             connection.send((ack,))
 
@@ -363,7 +363,7 @@ class Client:
         """Something was posted: send it at the end of the loop's turn. Callable in any thread, under the lock."""
         if not self._is_shared and self.session.outbox.closed_batches >= _BATCHES_AT_ONCE:
             # A program that posts without giving the loop its turn would else keep the workers waiting until it does.
-            self.flush()
+            self.flush(at_once=True)
         elif not self._woken:
             if self._is_shared:
                 self._loop.call_soon_threadsafe(self._flush_patiently)
@@ -381,14 +381,14 @@ class Client:
         else:
             self._schedule_pump()
 
-    def flush(self) -> None:
-        """Send what may leave now."""
+    def flush(self, *, at_once: bool = False) -> None:
+        """Send what may leave now; `at_once`: not only when the loop has its turn."""
         with self._lock:
             self._woken = False
             frames = self.session.take_output()
         connection = self._attacher.connection
         if frames and connection is not None:
-            connection.send(frames)
+            (connection.send_now if at_once else connection.send)(frames)
 
     def _flush_patiently(self) -> None:
         """As `flush`, but where much is under way let what was posted wait for company: for a confirmation, or the time

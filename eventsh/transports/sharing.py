@@ -269,21 +269,22 @@ class SharingConnection(StreamConnection):
         if ring is None or self._closing:
             super().send(frames)
             return
-        lane = self._lane
-        frames = [frame if len(frame) < INLINE_BYTES else ring.place(lane, frame) for frame in frames]
-        if self._rings.unreleased_bytes and frames:
-            frames.insert(0, self._rings.take_release())
-        super().send(frames)
+        super().send(self._placed(ring, frames))
         if memory.on_step is not None:
             memory.on_step("sent")
 
-    def send_now(self, frame: Buffer) -> None:
+    def send_now(self, frames: Sequence[Buffer]) -> None:
         if self._ring is not None and not self._closing:
-            if len(frame) >= INLINE_BYTES:
-                frame = self._ring.place(self._lane, frame)
-            if self._rings.unreleased_bytes:
-                frame = self._rings.take_release() + frame
-        super().send_now(frame)
+            frames = self._placed(self._ring, frames)
+        super().send_now(frames)
+
+    def _placed(self, ring: SharedRing, frames: Sequence[Buffer]) -> list[Buffer]:
+        """What goes over the socket for them: large ones go into the ring."""
+        lane = self._lane
+        placed = [frame if len(frame) < INLINE_BYTES else ring.place(lane, frame) for frame in frames]
+        if self._rings.unreleased_bytes and placed:
+            placed.insert(0, self._rings.take_release())
+        return placed
 
     def close(self) -> None:
         self._keep_socket()

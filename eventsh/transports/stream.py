@@ -144,20 +144,21 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         else:
             self._transport.write(b"".join(frames))
 
-    def send_now(self, frame: Buffer) -> None:
-        if self._closing:
+    def send_now(self, frames: Sequence[Buffer]) -> None:
+        if self._closing or not frames:
             return
-        # Older versions of uvloop keep what is written until the end of the turn.
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        # uvloop keeps what is written until the end of the turn.
         if self._fd >= 0 and self._transport.get_write_buffer_size() == 0:
             try:
-                sent = os.write(self._fd, frame)
+                sent = os.write(self._fd, data)
             except OSError:
                 # Full, or broken: then the transport meets the same error, and ends as it always does.
                 sent = 0
-            if sent == len(frame):
+            if sent == len(data):
                 return
-            frame = memoryview(frame)[sent:]
-        self._transport.write(frame)
+            data = memoryview(data)[sent:]
+        self._transport.write(data)
 
     def limit_body(self, max_body_bytes: int) -> None:
         self._decoder.max_body_bytes = max_body_bytes

@@ -126,11 +126,11 @@ class ChaosConnection(Connection):
         else:
             self._tell_writing()
 
-    def send_now(self, frame: Buffer) -> None:
+    def send_now(self, frames: Sequence[Buffer]) -> None:
         if self._queue or self._closing or self._lost or self._faults != _NONE:
-            self.send((frame,))
+            self.send(frames)
         else:
-            self._inner.send_now(frame)
+            self._inner.send_now(frames)
 
     def limit_body(self, max_body_bytes: int) -> None:
         self._inner.limit_body(max_body_bytes)

@@ -125,8 +125,8 @@ class FailingOnce:
         self.failures += 1
         self._connection.abort()
 
-    def send_now(self, frame: Buffer) -> None:
-        self.send((frame,))
+    def send_now(self, frames: Sequence[Buffer]) -> None:
+        self.send(frames)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)

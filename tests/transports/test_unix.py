@@ -136,12 +136,12 @@ def test_send_now_reaches_the_kernel_before_it_returns(run, address):
         with sock:
             while not connections:
                 await asyncio.sleep(0.001)
-            connections[0].send_now(encode_frame(1, b"now"))
+            connections[0].send_now([encode_frame(1, b"now")])
             assert sock.recv(1000, socket.MSG_DONTWAIT) == bytes(encode_frame(1, b"now"))
             # What the kernel has no room for follows in its place.
             large = encode_frame(3, bytes(3_000_000))
-            connections[0].send_now(large)
-            connections[0].send_now(encode_frame(1, b"last"))
+            connections[0].send_now([large])
+            connections[0].send_now([encode_frame(1, b"last")])
             assert connections[0].unsent_bytes > 0
             received = bytearray()
             sock.setblocking(False)
@@ -173,7 +173,7 @@ def test_what_the_peer_said_last_is_received_although_writing_fails_first(run, a
             connection = accepted[0].connection
             assert connection is not None
             if unread:
-                connection.send_now(event_frame(0))
+                connection.send_now([event_frame(0)])
             sock.sendall(event_frame(1) + event_frame(2))
         # In the same turn: the loop has not read, and the kernel refuses to write.
         connection.send([event_frame(3)])

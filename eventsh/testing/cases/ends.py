@@ -61,7 +61,7 @@ class EndCases:
             for connection in (pair.client, pair.server):
                 connection.send([event_frame(0)])
                 connection.send([event_frame(1), event_frame(2)])
-                connection.send_now(event_frame(3))
+                connection.send_now([event_frame(3)])
                 connection.pause_reading()
                 connection.resume_reading()
                 connection.close()

@@ -46,7 +46,7 @@ class FrameCases:
         async with bench.connected() as pair:
             pair.client.send([bytes(event_frame(0)), event_frame(1), memoryview(event_frame(2))])
             pair.client.send((memoryview(event_frame(3)),))
-            pair.client.send_now(memoryview(event_frame(4)))
+            pair.client.send_now([memoryview(event_frame(4))])
             pair.client.send([])
             assert await pair.to_server.until_frames(5) == [0, 1, 2, 3, 4]
 
@@ -66,9 +66,9 @@ class FrameCases:
         async with bench.connected() as pair:
             pair.raise_limits()
             for n in range(0, 60, 3):
-                pair.client.send_now(event_frame(n))
+                pair.client.send_now([event_frame(n)])
                 pair.client.send([event_frame(n + 1, LARGE_BYTES)])
-                pair.client.send_now(event_frame(n + 2, LARGE_BYTES))
+                pair.client.send_now([event_frame(n + 2, LARGE_BYTES)])
             assert await pair.to_server.until_frames(60) == list(range(60))
 
     @pytest.mark.parametrize("limit", [PRE_HELLO_BODY_BYTES, LARGE_BYTES, MAX_BODY_BYTES])
