@@ -8,7 +8,7 @@ or mistyped one is a ProtocolError, but for those that were added since: who doe
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 import orjson
@@ -72,7 +72,7 @@ class Message:
 
     def encode(self, *, seq: int = 0) -> bytearray:
         """The frame of this message. `seq` places it among the events, where it has such a place."""
-        return encode_frame(self.kind, orjson.dumps(asdict(self)), seq=seq)
+        return encode_frame(self.kind, orjson.dumps(self), seq=seq)
 
     @classmethod
     def decode(cls, frame: bytes | bytearray) -> Self:
