@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from eventsh.errors import ProtocolError
-from eventsh.protocol.frame import Flag, Kind, encode_frame
+from eventsh.protocol.frame import KIND_OFFSET, Flag, Kind, encode_frame
 from eventsh.protocol.messages import Handled, Receipt
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ _received = attrgetter("received")
 
 
 class Confirmations:
-    """How far everything is confirmed, and who has still to be told."""
+    """How far everything is confirmed, and who has still to be told. `links` are all connections, the owner's."""
 
-    def __init__(self, roster: Roster, fanout: Fanout, posters: Posters, outlet: Outlet) -> None:
+    def __init__(self, roster: Roster, fanout: Fanout, posters: Posters, outlet: Outlet, links: Iterable[Link]) -> None:
         # The last event that all live workers have received.
         self.floor = 0
         # How many posts to everybody are confirmed, and how many everybody was told of.
@@ -42,6 +43,7 @@ class Confirmations:
         self._fanout = fanout
         self._posters = posters
         self._outlet = outlet
+        self._links = links
 
     def settle(self) -> None:
         """Confirm what every live worker has. The caller spares itself the call where nothing is placed and nobody due."""
@@ -94,13 +96,21 @@ class Confirmations:
         """Let all clients know how much is confirmed, if that matters to anybody."""
         if self._leaves_out and self.posts > self._told:
             self._told = self.posts
-            for poster in self._posters:
-                self._tell(poster)
+            # Not all posters that are remembered: those are thousands where people post at the command line.
+            for link in self._links:
+                if link.poster is not None:
+                    self._tell(link.poster)
             self.due.clear()
 
     def _tell(self, poster: Poster) -> None:
-        if poster.link is not None:
-            self._outlet.send(poster.link, encode_frame(Kind.CONFIRM, origin_seq=poster.confirmed, seq=self.posts))
+        link = poster.link
+        if link is None:
+            return
+        if link.output and link.output[-1][KIND_OFFSET] == Kind.CONFIRM:
+            # The one before has not left, and this one says more. They would pile up for a process that is stopped, which
+            # is what others are told for.
+            link.output.pop()
+        self._outlet.send(link, encode_frame(Kind.CONFIRM, origin_seq=poster.confirmed, seq=self.posts))
 
     def confirm(self, post: Post) -> None:
         """Everybody has it. The poster is told by the next `settle`, and of a receipt at once."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from eventsh.errors import ProtocolError
@@ -137,9 +136,6 @@ class Posters:
 
     def __len__(self) -> int:
         return len(self._by_origin)
-
-    def __iter__(self) -> Iterator[Poster]:
-        return iter(self._by_origin.values())
 
     def attach(self, origin: int, identity: str, link: Link) -> Poster | None:
         """The poster for a connection; None when another one that is attached has this origin."""

@@ -81,7 +81,7 @@ class Router:
             timeout_s=options.unique_timeout or options.timeout,
             max_keys=options.max_unique_keys,
         )
-        self._confirmations = Confirmations(self.roster, self._fanout, self._posters, self._outlet)
+        self._confirmations = Confirmations(self.roster, self._fanout, self._posters, self._outlet, self.links)
         self._desk = Desk(
             self.roster, self._fanout, self._outlet, status=self.status, allow_scripts=options.allow_scripts
         )

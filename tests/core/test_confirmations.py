@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from eventsh.protocol.frame import Kind
 from eventsh.protocol.messages import Receipt
-from tests.core.net import TIMEOUT_S, Net, ack, confirmed, observer, post, post_unique, poster, ran, worker, workers
+from tests.core.net import (
+    TIMEOUT_S,
+    Net,
+    ack,
+    confirmed,
+    headers,
+    observer,
+    post,
+    post_unique,
+    poster,
+    ran,
+    worker,
+    workers,
+)
 
 
 def test_a_post_is_confirmed_once_every_worker_has_received_it():
@@ -129,3 +143,48 @@ def test_a_receipt_of_a_unique_event_says_who_has_it_or_why_nobody_has():
             post_unique(net, posting, 2, "key")
             net.run()
             assert ran(late) == [[2]]
+
+
+def test_confirmations_do_not_pile_up_for_a_process_that_is_stopped():
+    net = Net(max_queue_len=4)
+    first, second = workers(net, 2)
+    link = second.channel.link
+    # What is for it stays in the link, as where the kernel takes no more.
+    collect = net.collect
+
+    def collect_from_others():
+        net.router._outlet.changed.pop(link, None)
+        collect()
+
+    net.collect = collect_from_others  # type: ignore[method-assign]
+    for number in range(4):
+        post(net, first, number)
+        ack(net, first)
+    net.advance(TIMEOUT_S + 1)
+    for number in range(4, 104):
+        post(net, first, number)
+        net.run(first)
+    assert confirmed(net, first) == 104
+    told = headers(link.output, Kind.CONFIRM)
+    assert len(told) <= 5
+    assert told[-1].seq == 104
+
+
+def test_posters_that_left_cost_nothing_where_all_are_told():
+    net = Net(max_queue_len=4)
+    first, _ = workers(net, 2)
+    for number in range(100, 105):
+        net.disconnect(poster(net, number))
+    told = []
+    tell = net.router._confirmations._tell
+
+    def note(poster):
+        told.append(poster.origin)
+        tell(poster)
+
+    net.router._confirmations._tell = note  # type: ignore[method-assign]
+    post(net, first, 1)
+    ack(net, first)
+    net.advance(TIMEOUT_S + 1)
+    assert confirmed(net, first) == 1
+    assert set(told) == {1, 2}
