@@ -49,7 +49,7 @@ class Outlet:
             return
         slot = link.slot
         if slot is not None:
-            unread -= sum(len(entry.frame) for entry in slot.queue if entry.last > slot.received)
+            unread -= sum(getsizeof(entry.frame) for entry in slot.queue if entry.last > slot.received)
         if unread > _MAX_UNREAD_MIB << 20:
             # It will not read these either, and need not be kept in memory for that.
             link.output.clear()

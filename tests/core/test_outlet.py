@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from eventsh.core.queue import Entry
 from eventsh.protocol.frame import Kind, encode_frame
 from eventsh.protocol.messages import Error
 from tests.core.net import TIMEOUT_S, Net, error_codes, poster, worker, workers
@@ -59,6 +60,19 @@ def test_events_that_wait_for_a_slow_worker_are_its_queues_business_until_it_say
     net.advance(1.0)
     assert error_codes(second) == ["unread"]
     assert net.notices[-1].startswith("worker 1 reads nothing")
+
+
+def test_many_small_events_that_wait_for_a_slow_worker_are_its_queues_business_too():
+    net = Net(max_queue_len=1_000_000)
+    first = worker(net, 1)
+    link, slot = first.channel.link, first.channel.link.slot
+    # Each takes more beside what it holds than that itself is.
+    small = encode_frame(Kind.EVENTS, b'[["a","b",[1]]]', count=1)
+    for number in range(700_000):
+        slot.queue.append(Entry(slot.received + number + 1, 1, small))
+    link.output += [small] * 700_000
+    net.router.tick(net.now)
+    assert not link.is_closing
 
 
 def test_a_closing_connection_whose_end_is_not_read_is_aborted_after_the_timeout():
