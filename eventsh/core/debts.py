@@ -145,13 +145,19 @@ class Debts:
             self._vacant[slot.worker_id] = max(0, self._fanout.posts - behind)
             self._tell(slot.worker_id, self._links)
 
-    def greet(self, link: Link, slot: Slot | None) -> None:
+    def greet(self, link: Link, slot: Slot | None, hello: Hello) -> None:
         """A client came, as the worker of this slot or as none."""
-        if slot is not None and slot.worker_id is not None and slot.worker_id in self._vacant:
-            del self._vacant[slot.worker_id]
-            self._tell(slot.worker_id, self._links)
+        number = None if slot is None else slot.worker_id
+        if number is not None and (number in self._vacant or number in self._left):
+            self._vacant.pop(number, None)
+            self._tell(number, self._links)
         for number in self._vacant:
             self._tell(number, [link])
+        # It did not hear that somebody came: to the next broker it would say that what was told to them is still owed.
+        for number, _, _ in hello.vacant:
+            holder = self._roster.workers.get(number)
+            if number not in self._vacant and holder is not None and holder.identity is not None:
+                self._tell(number, [link])
 
     def _tell(self, number: int, links: Iterable[Link]) -> None:
         frame = Ask(0, SLOT_HOLDER, {"worker_id": number, "posts": self._vacant.get(number)}).encode()

@@ -124,7 +124,7 @@ class Greeting:
         self._outlet.send(link, self._welcome(slot, resumed).encode())
         if slot is not None:
             self._attach(link, slot, hello, resumed, now)
-        self._debts.greet(link, slot)
+        self._debts.greet(link, slot, hello)
         if has_news:
             self._debts.pay_all(now)
         elif slot is not None:
@@ -151,7 +151,8 @@ class Greeting:
             max_queue_len=options.max_queue_len,
             max_payload_len=options.max_payload_len,
             slots=held,
-            posts=self._fanout.posts - slot.posts_behind if slot is not None else 0,
+            # What it missed may be more than that, for some of it was eventsh's own.
+            posts=max(0, self._fanout.posts - slot.posts_behind) if slot is not None else 0,
         )
 
     def _attach(self, link: Link, slot: Slot, hello: Hello, resumed: bool, now: float) -> None:

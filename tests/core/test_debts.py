@@ -384,3 +384,39 @@ def test_a_notice_that_was_dropped_with_its_queue_is_told_later():
     successor = worker(net, 3, 1)
     net.run()
     assert [gap["missed"] for gap in successor.gaps if gap["epoch"] == 1] == [2]
+
+
+def test_a_worker_whose_broker_is_killed_before_it_told_of_a_gap_can_attach_to_the_next():
+    net = Net(slots=2)
+    worker(net, 1, 0)
+    net.advance(TIMEOUT_S + 1)
+    second = Process(2, worker_id=1)
+    channel = net.connect(second)
+    net.up(channel)
+    # The welcome alone; what it missed is an event of eventsh's own, and so more than all posts.
+    net.down(channel, 1)
+    begin_anew(net, second)
+    assert second.is_attached
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+def test_what_a_slot_was_owed_is_not_owed_again_once_somebody_came_for_it(is_late):
+    net = Net()
+    first, second = workers(net, 2)
+    post(net, first, "handled")
+    net.run()
+    net.kill(second)
+    post(net, first, "missed")
+    net.run(first)
+    net.replace_broker()
+    # Whoever comes late never sees the other one join.
+    third = Process(3, worker_id=1)
+    for process in (third, first) if is_late else (first, third):
+        net.attach(process)
+    post(net, first, 3, 4, 5)
+    net.run()
+    assert ran(third)[0][-3:] == [3, 4, 5]
+    # It is killed together with its broker.
+    fourth = Process(4, worker_id=1)
+    begin_anew(net, first, fourth)
+    assert [(gap["missed"], gap["exact"]) for gap in fourth.gaps] == [(0, False)]
