@@ -24,9 +24,10 @@ from eventsh.protocol.frame import (
     decode_header,
 )
 from eventsh.transports import memory
+from eventsh.transports.descriptors import forget_descriptor, note_descriptor
 from eventsh.transports.memory import RingReader, RingWriter
 from eventsh.transports.ring import Lane, Ring
-from eventsh.transports.stream import StreamConnection, forget_descriptor, note_descriptor
+from eventsh.transports.stream import StreamConnection
 
 if TYPE_CHECKING:
     from eventsh.transport import Buffer, Connection, Frame, Peer, Receiver

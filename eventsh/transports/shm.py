@@ -22,14 +22,15 @@ from typing import TYPE_CHECKING, ClassVar
 from eventsh.errors import ConfigureError, TransportError
 from eventsh.options import Options
 from eventsh.transport import Capabilities
+from eventsh.transports.listening import StreamListener, until_readable
 from eventsh.transports.memory import RingReader, has_memfd
 from eventsh.transports.sharing import SharedRing, SharingConnection
-from eventsh.transports.stream import StreamConnection, StreamListener, until_readable
 from eventsh.transports.unix import UnixTransport, peer_of
 
 if TYPE_CHECKING:
     from eventsh.address import Address
     from eventsh.transport import Connection, Listener, Receiver
+    from eventsh.transports.stream import StreamConnection
 
 __all__ = ["ShmTransport"]
 

@@ -18,6 +18,7 @@ from eventsh.address import Address, default_address
 from eventsh.errors import ConfigureError, TransportError
 from eventsh.options import Options
 from eventsh.transport import Capabilities, Connection, Listener, Peer, Receiver, Transport
+from eventsh.transports.descriptors import forget_descriptor, note_descriptor
 
 if TYPE_CHECKING:
     import asyncio
@@ -78,7 +79,8 @@ class TcpTransport(Transport):
             raise TransportError(f"{address}: there is no place for its lock: {error}") from error
 
     async def listen(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Listener:
-        from eventsh.transports.stream import StreamConnection, StreamListener
+        from eventsh.transports.listening import StreamListener
+        from eventsh.transports.stream import StreamConnection
 
         self.check_address(address)
         target = (await _resolve_in_loop(address))[0]
@@ -101,7 +103,7 @@ class TcpTransport(Transport):
     async def connect(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Connection:
         import asyncio
 
-        from eventsh.transports.stream import StreamConnection, forget_descriptor
+        from eventsh.transports.stream import StreamConnection
 
         self._check_connectable(address)
         loop = asyncio.get_running_loop()
@@ -265,7 +267,7 @@ def _peer_of(sock: socket.socket) -> Peer:
 
 
 def _open_socket(address: Address, target: _Target) -> socket.socket:
-    from eventsh.transports.stream import BACKLOG
+    from eventsh.transports.listening import BACKLOG
 
     family, sockaddr = target
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -288,8 +290,6 @@ async def _connect_first(targets: list[_Target], loop: asyncio.AbstractEventLoop
     """A socket that is connected to the first target that can be reached, its descriptor noted; and that host's number.
     Raises what the last one raised."""
     import asyncio
-
-    from eventsh.transports.stream import forget_descriptor, note_descriptor
 
     for family, sockaddr in targets[:-1]:
         try:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 from eventsh.address import Address, default_address
 from eventsh.errors import ConfigureError, TransportError
 from eventsh.transport import Capabilities, Connection, Listener, Peer, Receiver, Transport
+from eventsh.transports.descriptors import forget_descriptor, note_descriptor
 
 if TYPE_CHECKING:
     from eventsh.transports.stream import StreamConnection
@@ -81,14 +82,13 @@ class UnixTransport(Transport):
         on_connection: Callable[[Connection], Receiver],
         removed: Callable[[], None],
     ) -> Listener:
-        from eventsh.transports.stream import StreamConnection, StreamListener
+        from eventsh.transports.listening import StreamListener
+        from eventsh.transports.stream import StreamConnection
 
         return StreamListener(sock, address, lambda peer: StreamConnection(_admit(peer), on_connection), removed)
 
     async def connect(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Connection:
         import asyncio
-
-        from eventsh.transports.stream import forget_descriptor
 
         self.check_address(address)
         sock = await connect_socket(address)
@@ -147,8 +147,6 @@ def check_path(address: Address) -> None:
 async def connect_socket(address: Address) -> socket.socket:
     """A socket that is connected to the path of `address`, does not block, and is noted for forks. Raises TransportError."""
     import asyncio
-
-    from eventsh.transports.stream import forget_descriptor, note_descriptor
 
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     note_descriptor(sock.fileno())
@@ -266,7 +264,7 @@ def _is_default(address: Address, uid: int) -> bool:
 def open_socket(address: Address) -> tuple[socket.socket, tuple[int, int]]:
     """A listening socket at the path of `address`, mode 0600, and the identity of its file. To be called with the lock of
     the address: a socket of this user's that stands there is stale, and removed. Raises TransportError."""
-    from eventsh.transports.stream import BACKLOG
+    from eventsh.transports.listening import BACKLOG
 
     path = address.path
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -29,7 +29,7 @@ from eventsh.runtime.endpoint import find_endpoint
 from eventsh.testing import TransportConformance
 from eventsh.testing.addresses import free_port
 from eventsh.testing.recorder import DEADLINE_S, Recorder
-from eventsh.transports import stream
+from eventsh.transports import listening
 from eventsh.transports.tcp import TcpTransport
 from tests.certificates import NAME, Certificates
 
@@ -390,7 +390,7 @@ async def knocking(broker: Broker, number: int) -> AsyncIterator[list[asyncio.St
 @both_loops
 @pytest.mark.parametrize("limit", ["OPENING_LIMIT", "HANDSHAKE_LIMIT"])
 def test_a_crowd_that_never_finishes_its_handshake_keeps_nobody_out(run, limit, certificates, monkeypatch):
-    monkeypatch.setattr(stream, limit, 4)
+    monkeypatch.setattr(listening, limit, 4)
 
     async def main() -> None:
         # The time that the crowd takes is also the one that a loaded machine has for the handshake of who is no part of it.
@@ -407,7 +407,7 @@ def test_a_crowd_that_never_finishes_its_handshake_keeps_nobody_out(run, limit, 
 def test_a_crowd_that_says_nothing_is_not_waited_for(run, certificates):
     async def main() -> None:
         options = {"tls_cert": certificates.cert, "hello_timeout": DEADLINE_S}
-        async with serving(**options) as broker, knocking(broker, 2 * stream.HANDSHAKE_LIMIT):
+        async with serving(**options) as broker, knocking(broker, 2 * listening.HANDSHAKE_LIMIT):
             await attach(broker.listening, tls_ca=certificates.ca)
 
     run(main())
