@@ -20,11 +20,11 @@ from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
 from prompt_toolkit.output import ColorDepth
-from prompt_toolkit.patch_stdout import patch_stdout
 from prompt_toolkit.styles import Style
 from prompt_toolkit.validation import ValidationError, Validator
 
 from eventsh.escape import escape
+from eventsh.shell.above import Above
 from eventsh.shell.check import find_fault, goes_on
 from eventsh.shell.complete import ShellCompleter
 from eventsh.shell.highlight import ShellLexer
@@ -71,10 +71,12 @@ def run_prompt(shell: Shell, attach: Callable[[], dict[str, Any] | None]) -> int
     session = make_session(shell, _history())
     shell.history = lambda: list(session.history.get_strings())
     shell.columns = lambda: _columns(shell)
-    with patch_stdout(raw=True):
+    above = Above()
+    with above.shown():
         while True:
             try:
-                text = session.prompt()
+                with above.prompting():
+                    text = session.prompt()
             except KeyboardInterrupt:
                 continue
             except EOFError:
