@@ -15,7 +15,8 @@ from typing import Any
 
 COMMAND = [sys.executable, "-m", "eventsh"]
 ROOT = str(Path(__file__).parents[2])
-DEADLINE_S = 30.0
+# A command is a process, which takes some seconds to start where many others run.
+DEADLINE_S = 60.0
 
 # Writes a line for each event, and hangs on one.
 HANDLERS = """
@@ -109,6 +110,15 @@ class Pool:
         assert done.status == 0, done.err
         answer: dict[str, Any] = json.loads(done.out)
         return answer
+
+    def is_served_anew(self, before: int) -> bool:
+        """Whether another broker than `before` has the workers."""
+        done = self.run("status", "--json")
+        if done.status != 0:
+            return False
+        state = json.loads(done.out)
+        attached = all(worker["state"] == "attached" for worker in state["workers"])
+        return bool(state["broker"]["pid"] != before and attached)
 
     def handled(self, event: str) -> dict[int, list[Any]]:
         """The data of all events of this name that each process handled, in its order."""

@@ -57,16 +57,6 @@ def broker_pid(pool: Pool) -> int:
     return pid
 
 
-def is_served_anew(pool: Pool, before: int) -> bool:
-    """Whether another broker than `before` has the workers."""
-    done = pool.run("status", "--json")
-    if done.status != 0:
-        return False
-    state = json.loads(done.out)
-    attached = all(worker["state"] == "attached" for worker in state["workers"])
-    return bool(state["broker"]["pid"] != before and attached)
-
-
 def of_app(path: Path) -> list[Any]:
     return [event for event in events(items(path)) if event.source != "eventsh"]
 
@@ -99,7 +89,7 @@ def test_after_kill_9_of_the_broker_the_next_one_goes_on_with_the_file(tmp_path)
         assert pool.run("post", "test", "e", "1", "--count", "300").status == 0
         first = broker_pid(pool)
         os.kill(first, signal.SIGKILL)
-        wait_until(lambda: is_served_anew(pool, first), "another broker serves")
+        wait_until(lambda: pool.is_served_anew(first), "another broker serves")
         assert pool.run("post", "test", "e", "2", "--count", "300").status == 0
         # A post is confirmed only once it is on disk, so all of them are there already.
         assert [event.data for event in of_app(path)] == [1] * 300 + [2] * 300
@@ -271,7 +261,7 @@ def test_what_came_while_the_broker_was_gone_is_a_hole(tmp_path, is_read):
         if is_read:
             assert b"the broker is gone" in process.stderr.readline()
             assert b"recording" in process.stderr.readline()
-        wait_until(lambda: is_served_anew(pool, first), "another broker serves")
+        wait_until(lambda: pool.is_served_anew(first), "another broker serves")
         wait_until(lambda: pool.status()["broker"]["observers"] == 1, "it is attached again")
         pool.run("post", "test", "e", "2")
         wait_until(lambda: len(of_app(path)) == 2, "it is recorded")

@@ -18,7 +18,7 @@ from tests.cli.pool import COMMAND, DEADLINE_S, Done, Pool, environment, run, wa
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    pool = Pool(tmp_path_factory.mktemp("pool"), "--unique-timeout", "500ms", "--log-format", "json")
+    pool = Pool(tmp_path_factory.mktemp("pool"), "--unique-timeout", "3s", "--log-format", "json")
     yield pool
     assert pool.stop() == 0
 
@@ -247,8 +247,8 @@ def test_a_full_queue_is_a_timeout_that_tells_what_is_confirmed(tmp_path):
     try:
         assert pool.run("post", "test", "hang").status == 0
         wait_until(lambda: pool.handled("hang"), "the handler hangs")
-        done = pool.run("post", "test", "x", "--count", "50", "--timeout", "500ms")
-        assert_refused(done, 4, "no room for posts within 0.5 s", "eventsh status", "posted events are confirmed")
+        done = pool.run("post", "test", "x", "--count", "50", "--timeout", "3s")
+        assert_refused(done, 4, "no room for posts within 3 s", "eventsh status", "posted events are confirmed")
     finally:
         # The worker hangs: the second signal kills.
         pool.process.send_signal(signal.SIGTERM)

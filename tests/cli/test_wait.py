@@ -6,13 +6,12 @@ import json
 import os
 import re
 import signal
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.cli.pool import COMMAND, Pool, environment, wait_until
+from tests.cli.pool import DEADLINE_S, Pool, wait_until
 
 HANDLERS = """
 import asyncio, os, time
@@ -37,7 +36,8 @@ async def worse(data, event, source, pid):
 @eventsh.on("calls", "hang")
 async def hang(data, event, source, pid):
     open(os.path.join(os.path.dirname(__file__), "hung"), "w").close()
-    await asyncio.sleep(data)
+    while not os.path.exists(os.path.join(os.path.dirname(__file__), data)):
+        await asyncio.sleep(0.01)
 """
 
 
@@ -45,7 +45,7 @@ async def hang(data, event, source, pid):
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     directory = tmp_path_factory.mktemp("wait")
     (directory / "calls.py").write_text(HANDLERS)
-    pool = Pool(directory, "--handlers", str(directory / "calls.py"), workers=2)
+    pool = Pool(directory, "--handlers", str(directory / "calls.py"), "--unique-timeout", "10m", workers=2)
     yield pool
     assert pool.stop() == 0
 
@@ -117,7 +117,9 @@ def test_a_unique_event_is_told_by_its_one_worker_and_a_repeat_by_none(pool):
 
 
 def test_handlers_that_take_longer_than_the_timeout_are_told_as_not_answered(pool):
-    done = pool.run("post", "calls", "hang", "1.5", "--wait", "--timeout", "500ms")
+    # In this time the workers have to say that they have it.
+    done = pool.run("post", "calls", "hang", '"go on"', "--wait", "--timeout", "3")
+    (pool.directory / "go on").touch()
     assert (done.status, done.err) == (4, "")
     assert done.out.count("received; its handlers have not returned in time") == 2
 
@@ -132,18 +134,20 @@ def test_it_is_for_one_event(pool, option):
 def test_handlers_that_return_after_the_brokers_death_are_told_by_way_of_the_next_one(tmp_path):
     (tmp_path / "calls.py").write_text(HANDLERS)
     pool = Pool(tmp_path, "--handlers", str(tmp_path / "calls.py"), workers=1)
+    waiting = None
     try:
         broker = pool.status()["broker"]["pid"]
-        waiting = subprocess.Popen(
-            [*COMMAND, "post", "calls", "hang", "3", "--wait", "--timeout", "15"],
-            stdout=subprocess.PIPE,
-            env=environment(pool.address),
-        )
+        waiting = pool.start("post", "calls", "hang", '"go on"', "--wait", "--timeout", str(DEADLINE_S))
         wait_until((tmp_path / "hung").exists, "the handler is at work")
         os.kill(broker, signal.SIGKILL)
-        out, _ = waiting.communicate(timeout=15)
+        wait_until(lambda: pool.is_served_anew(broker), "another broker serves")
+        (tmp_path / "go on").touch()
+        out, _ = waiting.communicate(timeout=DEADLINE_S)
         assert waiting.returncode == 0, (out, pool.err)
         assert b"worker 0" in out
         assert b"  hang (" in out
     finally:
         pool.stop()
+        if waiting is not None:
+            waiting.kill()
+            waiting.communicate()

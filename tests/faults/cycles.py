@@ -24,7 +24,7 @@ MARK = "FAULTS_CYCLE"
 # How long after its start a pool is ended, at most: from before its first import to long after it is ready.
 _LIFE_S = 1.6
 # What a child may take to end by itself once its supervisor was killed.
-_ORPHAN_S = 10.0
+_ORPHAN_S = 30.0
 _STATUS = {signal.SIGTERM: 0, signal.SIGINT: 0}
 # The default of a signal that came before Python could take it, or before `serve` did.
 _EARLY_STATUS = {signal.SIGTERM: {-signal.SIGTERM, 143}, signal.SIGINT: {-signal.SIGINT, 130, 1}}

@@ -60,7 +60,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def ask(address: str, timeout_s: float = 2.0) -> dict[str, Any] | None:
+def ask(address: str, timeout_s: float = 10.0) -> dict[str, Any] | None:
     """The broker's own account; None while there is no broker that answers."""
     try:
         return status(address, timeout_s=timeout_s)

@@ -199,7 +199,7 @@ def run_soak(
 
 
 def _worker_pids(pool: Served) -> list[int]:
-    state = ask(pool.address, 10.0)
+    state = ask(pool.address)
     assert state is not None
     return [state["broker"]["pid"], *(worker["pid"] for worker in state["workers"])]
 
@@ -218,7 +218,7 @@ def _come_and_go(address: str) -> int:
     """An observer and a question: what stays of clients that left would be seen."""
     with Events(address, broker="never", role="observer") as events:
         events.wait_ready(_REST_S)
-    ask(address, 10.0)
+    ask(address)
     return 2
 
 

@@ -89,7 +89,7 @@ def stop_workers(plan: Plan, path: Path, say: Say) -> StopReport:
         for poster in posters:
             poster.tell("post")
         for number in range(plan.kills):
-            state = ask(address, 10.0)
+            state = ask(address)
             assert state is not None
             slot = draw.randrange(plan.workers)
             pid = next(worker["pid"] for worker in state["workers"] if worker["worker_id"] == slot)
@@ -126,7 +126,7 @@ def _await_idle(address: str, but: int | None) -> None:
     """Wait until no worker has more queued than what is under way; the slot `but` is not waited for."""
 
     def look() -> bool:
-        state = ask(address, 10.0)
+        state = ask(address)
         return state is not None and all(
             worker["queued"] < _UNDER_WAY or worker["worker_id"] == but for worker in state["workers"]
         )
@@ -135,7 +135,7 @@ def _await_idle(address: str, but: int | None) -> None:
 
 
 def _is_losing(address: str, slot: int) -> bool:
-    state = ask(address, 10.0)
+    state = ask(address)
     return state is not None and any(
         worker["worker_id"] == slot and worker["state"] == "losing" for worker in state["workers"]
     )
@@ -176,7 +176,7 @@ def stop_brokers(plan: Plan, path: Path, say: Say) -> StopReport:
         for poster in posters:
             poster.tell("post")
         for number in range(plan.kills):
-            state = ask(address, 10.0)
+            state = ask(address)
             assert state is not None
             _await_idle(address, None)
             before = [rss_bytes(poster.pid) for poster in posters]

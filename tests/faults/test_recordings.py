@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from functools import partial
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def test_nothing_that_was_confirmed_is_missing_in_the_recording_after_kill_9_of_
                     number += 1
                 victim = broker_pid(pool)
                 os.kill(victim, signal.SIGKILL)
-                wait_until(partial(is_another, pool, victim), "another broker serves")
+                wait_until(partial(pool.is_served_anew, victim), "another broker serves")
                 bus.post("test", "e", number)
                 number += 1
                 bus.flush(DEADLINE_S)
@@ -58,11 +57,3 @@ def test_nothing_that_was_confirmed_is_missing_in_the_recording_after_kill_9_of_
     finally:
         pool.stop()
     assert not [item for item in Reader(str(path)) if isinstance(item, Damage)]
-
-
-def is_another(pool: Pool, victim: int) -> bool:
-    done = pool.run("status", "--json")
-    if done.status:
-        time.sleep(0.05)
-        return False
-    return broker_pid(pool) != victim

@@ -11,7 +11,9 @@ SEED = 2
 
 def test_reloads_and_changes_of_the_number_of_workers_lose_nothing_and_repeat_nothing() -> None:
     with directory() as path:
-        found = reload_workers(Plan(kills=3, seed=SEED, workers=2, rate=200.0, pause_s=0.2), path, print)
+        found = reload_workers(
+            Plan(kills=3, seed=SEED, workers=2, rate=200.0, pause_s=0.2, timeout_s=30.0), path, print
+        )
     account = found.report.account
     assert not found.report.faults, str(found)
     assert not found.faults, str(found)

@@ -28,8 +28,9 @@ def test_a_worker_that_stands_still_is_told_exactly_what_it_missed_and_the_other
     assert account.told_too_much == 0, str(found)
     assert account.handled + account.told == account.posted * account.places
     assert found.broker_grew_bytes < MEMORY_BYTES
-    # Rate and latency are measured by the long form: here others use the machine too.
-    assert found.during[0].rate > found.before[0].rate / 2
+    # Rate and latency are measured by the long form: here others use the machine too, and may have most of it in one of
+    # the two spans. Who waited for the one that stands still would have handled nothing.
+    assert found.during[0].rate > found.before[0].rate / 20
 
 
 def test_while_the_broker_stands_still_posters_are_refused_and_nothing_is_lost_or_told_as_a_gap(path: Path) -> None:

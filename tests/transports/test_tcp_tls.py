@@ -126,6 +126,8 @@ def test_a_wait_for_a_broker_with_another_token_says_so(certificates, caplog):
         async with serving(token_file=certificates.token) as broker:
             events = AsyncEvents(broker.listening, broker="never", timeout=0.5, token_file=certificates.other_token)
             async with events:
+                with pytest.raises(AuthenticationError):
+                    await events._bus.working_client().wait_first_attempt(DEADLINE_S)
                 with pytest.raises(AuthenticationError, match=r"within 0.2 s: .*the token is not this broker's"):
                     await events.wait_ready(0.2)
 
