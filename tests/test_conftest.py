@@ -9,6 +9,13 @@ import pytest
 pytest_plugins = ["pytester"]
 
 CONFTEST = Path(__file__).with_name("conftest.py")
+SETTINGS = Path(__file__).parents[1] / "pyproject.toml"
+
+
+def run(pytester: pytest.Pytester, **outcomes: int) -> None:
+    arguments = ("-p", "no:cacheprovider", "-c", str(SETTINGS), "--rootdir", ".", ".")
+    done = pytester.runpytest_subprocess(*arguments, timeout=100)
+    done.assert_outcomes(**outcomes)
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -30,8 +37,27 @@ def test_what_a_failing_test_leaves_open_is_not_blamed_on_the_next_one(pytester:
             gc.collect()
         """
     )
-    done = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:asyncio", "-W", "error", timeout=100)
-    done.assert_outcomes(failed=1, passed=1)
+    run(pytester, failed=1, passed=1)
+
+
+def test_who_leaves_something_open_in_uvloop_fails(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(CONFTEST.read_text())
+    pytester.makepyfile(
+        """
+        import asyncio, socket, uvloop
+
+        async def leak():
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                await asyncio.open_connection(*listener.getsockname())
+
+        def test_leaks():
+            uvloop.run(leak())
+
+        def test_passes():
+            pass
+        """
+    )
+    run(pytester, failed=1, passed=1)
 
 
 def test_no_example_of_a_property_test_fails_by_its_time(pytester: pytest.Pytester) -> None:
@@ -48,5 +74,4 @@ def test_no_example_of_a_property_test_fails_by_its_time(pytester: pytest.Pytest
             time.sleep(0.3)
         """
     )
-    done = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-W", "error", timeout=100)
-    done.assert_outcomes(passed=1)
+    run(pytester, passed=1)
