@@ -14,7 +14,7 @@ SETTINGS = Path(__file__).parents[1] / "pyproject.toml"
 
 def run(pytester: pytest.Pytester, **outcomes: int) -> None:
     arguments = ("-p", "no:cacheprovider", "-c", str(SETTINGS), "--rootdir", ".", ".")
-    done = pytester.runpytest_subprocess(*arguments, timeout=100)
+    done = pytester.runpytest_subprocess(*arguments, timeout=160)
     done.assert_outcomes(**outcomes)
 
 

@@ -20,7 +20,7 @@ from eventsh.errors import ConfigureError
 
 SERVING = str(Path(__file__).with_name("serving.py"))
 ROOT = str(Path(__file__).parents[2])
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 HANDLERS = """
 import os
@@ -86,18 +86,18 @@ class Served:
     def write_handlers(self, version: str) -> None:
         self.handlers.write_text(HANDLERS.format(journal=str(self.directory / "journal"), version=version))
 
-    def start(self, workers: int, *handlers: str) -> Served:
+    def start(self, workers: int, *handlers: str, stop_timeout_s: float = DEADLINE_S) -> Served:
         with (self.directory / "stdout").open("wb") as stdout, (self.directory / "stderr").open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, SERVING, self.address, str(workers), *handlers],
+                [sys.executable, SERVING, self.address, str(workers), str(stop_timeout_s), *handlers],
                 stdout=stdout,
                 stderr=stderr,
                 env={**os.environ, "PYTHONPATH": ROOT},
             )
         return self
 
-    def start_ready(self, workers: int, *handlers: str) -> Served:
-        self.start(workers, *handlers)
+    def start_ready(self, workers: int, *handlers: str, **more: float) -> Served:
+        self.start(workers, *handlers, **more)
         wait_until(lambda: "Ctrl-C" in self.output, "it is ready")
         return self
 
@@ -198,7 +198,7 @@ def test_a_broker_alone_serves_clients_of_its_own(served):
 def test_a_second_one_at_the_address_is_refused_and_disturbs_nobody(served, tmp_path):
     served.start_ready(1, str(served.handlers))
     done = subprocess.run(
-        [sys.executable, SERVING, served.address, "1"],
+        [sys.executable, SERVING, served.address, "1", "3"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": ROOT},
@@ -272,7 +272,7 @@ def test_a_second_signal_kills_a_worker_that_hangs_and_leaves_no_socket(served):
 
 
 def test_a_worker_that_hangs_is_killed_in_the_end(served):
-    served.start_ready(1, str(served.handlers))
+    served.start_ready(1, str(served.handlers), stop_timeout_s=3.0)
     below = descendants(served.process.pid)
     served.post("hang")
     wait_until(lambda: served.handled("hang"), "the handler hangs")
@@ -287,7 +287,7 @@ def test_when_it_is_killed_nothing_survives_and_no_socket_is_left(served):
     below = descendants(served.process.pid)
     assert len(below) == 3
     served.signal(signal.SIGKILL)
-    wait_until(lambda: not any(map(is_alive, below)), "every process has ended", 10.0)
+    wait_until(lambda: not any(map(is_alive, below)), "every process has ended")
     assert len(served.handled("stopping")) == 2
     assert not (served.sockets / "events.sock").exists()
     served.process.wait()

@@ -56,7 +56,7 @@ def cuts(log: Path) -> int:
     return log.read_text().count("chaos: cut")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("face", FACES)
 def test_what_is_posted_over_links_that_are_cut_is_handled_by_all_once_and_in_order(face: str, directory: Path) -> None:
     log = directory / "log"

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,7 +87,8 @@ def test_a_successor_gets_what_was_posted_while_it_was_loading(start: Start, dir
 
 
 def test_a_worker_aborted_for_timeout_leaves_its_events_to_a_successor(start: Start, directory: Path):
-    server = start(gunicorn, "--workers", "2", "--timeout", "3")
+    # In this time a worker has to start, and what follows has to happen, on a busy machine too.
+    server = start(gunicorn, "--workers", "2", "--timeout", "6")
     before = server.wait_attached(2)
     # One of them begins a unique event that it will never finish, and so do its requests.
     server.get(f"/post-and-go?event=freeze&data={directory}/once&unique=k")
@@ -94,12 +96,12 @@ def test_a_worker_aborted_for_timeout_leaves_its_events_to_a_successor(start: St
     frozen = server.lines("freeze")[0].pid
     (other,) = before - {frozen}
 
+    met = Path(server.journal + ".met")
+
     def meets_frozen() -> bool:
-        try:
+        with suppress(TimeoutError):
             server.get("/", timeout_s=0.3)
-        except TimeoutError:
-            return True
-        return False
+        return met.exists()
 
     wait_until(meets_frozen, lambda: "the frozen worker accepts nothing")
     # Not waited for: it is not confirmed while a worker that lives is stuck.
@@ -120,7 +122,8 @@ def test_a_reload_under_load_loses_nothing_and_handles_nothing_twice(start: Star
     done = threading.Event()
 
     def load() -> None:
-        while not done.is_set():
+        # On a slow machine it goes on until there was some load.
+        while not done.is_set() or len(posted) <= 20:
             number = str(len(posted))
             server.post("load", data=number)
             posted.append(number)

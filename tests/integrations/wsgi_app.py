@@ -46,6 +46,7 @@ if os.environ.get("CONFIGURE_AT_IMPORT"):
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     if frozen.is_set():
+        Path(os.environ["JOURNAL"] + ".met").touch()
         time.sleep(600)
     query = {name: values[0] for name, values in parse_qs(environ["QUERY_STRING"]).items()}
     if environ["PATH_INFO"] in ("/post", "/post-and-go"):

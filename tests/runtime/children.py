@@ -39,7 +39,7 @@ def note(what: str, pid: int | None = None) -> None:
 
 async def live() -> None:
     commands: asyncio.Queue[str] = asyncio.Queue()
-    supervisor.follow(asyncio.get_running_loop(), commands.put_nowait, grace_s=1.0)
+    supervisor.follow(asyncio.get_running_loop(), commands.put_nowait, grace_s=3.0)
     if arguments.standby:
         # Noted first, as in all that follows: what the supervisor does at a report must not overtake the journal.
         note("standby")

@@ -93,7 +93,7 @@ def test_a_client_is_back_after_a_silence_and_has_lost_nothing():
     asyncio.run(main())
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_connections_that_are_cut_again_and_again_lose_nothing_and_double_nothing():
     draw = random.Random(7)
 

@@ -17,7 +17,8 @@ from tests.runtime.supervisor import MAX_WORKERS
 
 SUPERVISOR = str(Path(__file__).with_name("supervisor.py"))
 ROOT = str(Path(__file__).parents[2])
-DEADLINE_S = 20.0
+# Every process that a pool starts one after the other takes a second or two where many others run.
+DEADLINE_S = 60.0
 
 
 def wait_until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
@@ -151,7 +152,7 @@ def test_a_signal_during_the_start_stops_it(pool):
 def test_what_is_killed_is_started_again(pool, name):
     pool.start_ready(2)
     os.kill(pool.pids(name)[0], signal.SIGKILL)
-    wait_until(lambda: len(pool.pids(name, "ready")) == 2, f"{name} is back", 3.0)
+    wait_until(lambda: len(pool.pids(name, "ready")) == 2, f"{name} is back")
     assert "killed by SIGKILL; next start in 0.1 s" in pool.log
     others = {"broker", "worker0", "worker1"} - {name}
     assert all(len(pool.pids(other)) == 1 for other in others)
@@ -196,7 +197,6 @@ def test_a_worker_that_can_not_start_again_or_be_added_does_not_end_the_others(p
     wait_until(
         lambda: all(pool.log.count(failure) > MAX_RESTARTS for failure in failures),
         "every quick restart is used up",
-        30.0,
     )
     assert is_alive(pool.pids("worker0")[0])
     assert pool.process.poll() is None
@@ -232,7 +232,7 @@ def test_nothing_survives_a_supervisor_that_is_killed(pool):
     pool.behave("worker1", "stubborn")
     pool.start_ready(3)
     pool.signal(signal.SIGKILL)
-    wait_until(lambda: not pool.living(), "every child has ended", 5.0)
+    wait_until(lambda: not pool.living(), "every child has ended")
     stopped = {name for name, _, what in pool.journal if what == "ended"}
     assert stopped == {"broker", "worker0", "worker2"}, "they end in good order, and the one that does not is ended"
 
@@ -242,7 +242,7 @@ def test_a_supervisor_killed_while_a_worker_starts_leaves_nothing(pool):
     pool.start(1)
     wait_until(lambda: pool.pids("worker0", "hanging"), "the worker hangs")
     pool.signal(signal.SIGKILL)
-    wait_until(lambda: not pool.living(), "every child has ended", 5.0)
+    wait_until(lambda: not pool.living(), "every child has ended")
 
 
 def test_what_a_handler_forked_ends_with_its_worker(pool):

@@ -8,6 +8,9 @@ import pytest
 
 pytest_plugins = ["pytester"]
 
+# Of a whole pytest process.
+DEADLINE_S = 160.0
+
 HEAD = """
     import asyncio, os
     from eventsh.hookspecs import hookimpl
@@ -134,7 +137,9 @@ def test_a_fault_fails_the_test_that_is_about_it(pytester: pytest.Pytester, faul
     # What waits in vain must not wait for as long as the kit would.
     hurry = "    from eventsh.testing import bench, recorder\n    recorder.DEADLINE_S = bench.DEADLINE_S = 2.0\n"
     pytester.makepyfile(f"{HEAD}{hurry}{code}{tests}            return f'{address}'\n")
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-q", "-k", f"{test} and asyncio", timeout=100)
+    result = pytester.runpytest_subprocess(
+        "-p", "no:cacheprovider", "-q", "-k", f"{test} and asyncio", timeout=DEADLINE_S
+    )
     outcomes = result.parseoutcomes()
     assert outcomes.get("failed", 0) >= 1, result.stdout.str()
     assert "passed" not in outcomes or "any_size" in test
@@ -149,7 +154,7 @@ def test_a_class_without_an_address_says_so(pytester: pytest.Pytester) -> None:
             pass
         """
     )
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-k", "both_sides and asyncio", timeout=100)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-k", "both_sides and asyncio", timeout=DEADLINE_S)
     result.stdout.fnmatch_lines(["*NotImplementedError: TestMine must give an address: define make_address*"])
 
 
