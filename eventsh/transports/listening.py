@@ -192,9 +192,10 @@ class StreamListener(Listener):
             sock.send(Error("tls_needed", "it speaks TLS: give tls_ca (--tls-ca)").encode())
             self._drop(sock, sock.fileno())
             return
-        # The wait for the handshakes of others is not its own time: those that never finish would leave it none.
+        # The wait for the handshakes of others is not its own time: those that never finish would leave it none. It lasts
+        # twice theirs: with as long, all that wait would be turned away at the very moment when there is room again.
         waits_from_s = self._loop.time()
-        async with asyncio.timeout(self._ssl_timeout_s):
+        async with asyncio.timeout(2 * self._ssl_timeout_s):
             await self._handshakes.acquire()
         end_s += self._loop.time() - waits_from_s
         connection.accepted_at = end_s - self._ssl_timeout_s
