@@ -30,7 +30,7 @@ SCRIPT_OUTPUT = "script_output"
 _MAX_SCRIPTS = 256
 _MAX_CODE_CHARS = 256 * 1024
 # All together: a worker that attaches is told of all of them at once.
-_MAX_ALL_CHARS = 8 * 1024 * 1024
+_MAX_ALL_BYTES = 8 * 1024 * 1024
 _MAX_NAME_CHARS = 100
 _PREFIX = "<script "
 
@@ -90,8 +90,9 @@ class Scripts:
             raise UsageError(f"there is a script {name} already")
         if len(self._scripts) >= _MAX_SCRIPTS:
             raise UsageError(f"{_MAX_SCRIPTS} scripts are registered already: unregister some")
-        if len(code) + sum(len(script.arguments["code"]) for script in self._scripts.values()) > _MAX_ALL_CHARS:
-            raise UsageError(f"the scripts would have more than {_MAX_ALL_CHARS} characters together: unregister some")
+        codes = [code, *(script.arguments["code"] for script in self._scripts.values())]
+        if sum(len(each.encode("utf-8", "surrogatepass")) for each in codes) > _MAX_ALL_BYTES:
+            raise UsageError(f"the scripts would have more than {_MAX_ALL_BYTES} bytes together: unregister some")
         workers = arguments["workers"]
         chosen = None if workers is None else tuple(number for number in workers if isinstance(number, int))
         script = Script(name, None if keep else link, chosen, arguments)

@@ -211,10 +211,10 @@ def test_all_scripts_together_have_a_limit():
     net = Net()
     operator = shell(net)
     for number in range(33):
-        request(net, operator, ADD_SCRIPT, script(f"7.{number}", code="x" * 256 * 1024))
-    assert reply(net, operator).error == (
-        "the scripts would have more than 8388608 characters together: unregister some"
-    )
+        # As bytes, for so they wait for a worker that attaches.
+        code = "x" * 256 * 1024 if number % 2 else "\U0001f600" * 64 * 1024
+        request(net, operator, ADD_SCRIPT, script(f"7.{number}", code=code))
+    assert reply(net, operator).error == "the scripts would have more than 8388608 bytes together: unregister some"
 
 
 def test_the_location_of_a_handler_tells_its_script():
