@@ -51,12 +51,8 @@ _PUMP_BUDGET_S = 0.005
 _BATCHES_AT_ONCE = 2
 # What a post may wait for others to go with it, where much is under way already.
 _COMPANY_S = 0.001
-# "Received" is acknowledged at once, for posters wait for it: before the handlers are called, unless it is at most so many
-# events, and at least so many deliveries in a row, none of which took longer than this, say that the handlers are quick.
-_FEW_EVENTS = 32
-_QUICK_DELIVERIES = 100
-_QUICK_S = 0.001
-# "Handled" only makes room in a queue, so it may wait for company: this long, or until this part of the queue is handled.
+# "Received" is acknowledged at once, for posters wait for it. "Handled" only makes room in a queue, so it may wait for
+# company: this long, or until this part of the queue is handled.
 _HANDLED_DELAY_S = 0.02
 _HANDLED_PART = 8
 
@@ -122,8 +118,6 @@ class Client:
         self._company_ends_at: asyncio.TimerHandle | None = None
         self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._gaps_told = 0
-        # How many deliveries in a row have been handled quickly.
-        self._quick = 0
         # Nobody can wait for anything any more.
         self._is_over = False
         self._attacher = Attacher(transport, address, session, self._lock, self)
@@ -196,27 +190,14 @@ class Client:
             self._take_message(attachment, message)
         if self.session.gaps != self._gaps_told:
             self._tell_gap()
-        if self._quick >= _QUICK_DELIVERIES and self.session.unacked_received <= _FEW_EVENTS:
-            # An ack wakes the broker, which then takes the processor from handlers: in this order a single event reaches
-            # them a fifth sooner.
-            self._pump_what_came()
-            self._answer()
-        else:
-            self._answer()
-            self._pump_what_came()
-
-    def _pump_what_came(self) -> None:
-        if self.session.has_work:
-            self._pump()
-
-    def _answer(self) -> None:
-        """Tell the broker what has been received, and everybody here what it has confirmed."""
         if self.session.unacked_received:
             self._send_ack(at_once=True)
         if self._waiters:
             self._check_waiters()
         # A confirmation may have made room in the window.
         self._flush_patiently()
+        if self.session.has_work:
+            self._pump()
 
     def _take_message(self, attachment: Attachment, message: Message) -> None:
         if isinstance(message, Welcome):
@@ -323,8 +304,7 @@ class Client:
                 self._complete_now(delivery)
             # Before the next one is decoded: with the events of both, the collector of garbage would have its turn.
             del delivery
-            before, now = now, time.monotonic()
-            self._quick = self._quick + 1 if now - before < _QUICK_S else 0
+            now = time.monotonic()
             if now >= until:
                 self._schedule_pump()
                 break

@@ -15,7 +15,6 @@ import pytest
 from eventsh.api import Events
 from eventsh.commands.status import status
 from eventsh.errors import EventError, QueueOverflow
-from eventsh.runtime.client import _QUICK_DELIVERIES, _QUICK_S
 
 DEADLINE_S = 30.0
 
@@ -181,41 +180,3 @@ def test_a_broker_for_which_there_is_no_thread_is_tried_again(
     member = make_member()
     member.events.wait_ready(DEADLINE_S)
     assert failed.is_set()
-
-
-def test_nobody_waits_for_a_handler_that_is_known_to_be_slow(make_member: Callable[..., Member]) -> None:
-    entered, gate = threading.Event(), threading.Event()
-
-    def handler(data: Any, event: str, source: str, pid: int | None) -> None:
-        if data == "slow":
-            entered.set()
-            gate.wait(DEADLINE_S)
-
-    worker = make_member(timeout=2 * DEADLINE_S)
-    worker.events.register(handler, "app")
-    poster = make_member(role="observer")
-    poster.events.wait_ready(DEADLINE_S)
-    worker.events.wait_ready(DEADLINE_S)
-
-    def post_slow_and_flush() -> None:
-        entered.clear()
-        gate.clear()
-        poster.post("slow")
-        # Confirmed while the handler has not returned.
-        poster.events.flush(DEADLINE_S)
-        assert entered.wait(DEADLINE_S)
-        gate.set()
-
-    post_slow_and_flush()
-    # Now the handler is known to be quick, and it may be called before the ack.
-    for number in range(2 * _QUICK_DELIVERIES):
-        poster.post(number)
-        poster.events.flush(DEADLINE_S)
-    entered.clear()
-    gate.clear()
-    poster.post("slow")
-    assert entered.wait(DEADLINE_S)
-    time.sleep(5 * _QUICK_S)
-    gate.set()
-    poster.events.flush(DEADLINE_S)
-    post_slow_and_flush()
