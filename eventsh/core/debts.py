@@ -85,9 +85,9 @@ class Debts:
         own = {epoch: posts for epoch, posts, _ in hello.places if epoch != self._epoch}
         is_same = slot.identity == hello.identity
         if own:
-            # Where a notice is in its queue, more than it knows of.
+            # Where a notice is in its queue, more than it knows of: of its epochs, and of those that it was no worker in.
             known = slot.earlier if is_same and slot.earlier is not None else {}
-            slot.earlier = {epoch: max(posts, known.get(epoch, 0)) for epoch, posts in own.items()}
+            slot.earlier = known | {epoch: max(posts, known.get(epoch, 0)) for epoch, posts in own.items()}
         elif not hello.epoch and resumed and slot.identity is None:
             # A new process, the first here: what is known of the one before it, as soon as that is.
             slot.earlier = {}

@@ -197,6 +197,29 @@ def test_a_worker_that_is_stopped_for_several_brokers_is_told_of_each():
     assert missed(first) == []
 
 
+@pytest.mark.parametrize("arrived", [0, 1])
+def test_a_worker_whose_connection_breaks_before_it_was_told_is_told_once(arrived):
+    net = Net()
+    first, second = stalled(net)
+    net.run(first)
+    begin_anew(net, first)
+    post(net, first, "a", "b", "c")
+    net.run(first)
+    net.advance(TIMEOUT_S + 1)
+    net.run(first)
+    assert first.outbox.queued == 0
+    begin_anew(net, first)
+    channel = net.connect(second)
+    net.up(channel)
+    # Nothing of what the broker says, or no more than the welcome.
+    net.down(channel, arrived)
+    net.disconnect(second)
+    net.attach(second)
+    net.run()
+    assert [(gap["epoch"], gap["missed"]) for gap in second.gaps] == [(1, 2), (2, 3)]
+    assert slot_of(net, 1).dropped == 5
+
+
 def test_what_passed_at_the_new_broker_before_it_came_is_told_beside_it():
     net = Net()
     first, second = stalled(net)
