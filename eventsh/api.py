@@ -71,7 +71,7 @@ class _Face:
     ) -> Receipt:
         bus = self._bus
         limit = bus.options.timeout if timeout is None else timeout
-        receipt = await client.post_and_wait(source, event, data, unique, limit)
+        receipt = await client.waiters.post_and_wait(source, event, data, unique, limit)
         if bus.on_posted is not None:
             bus.on_posted(source, event, data, unique)
         if receipt.unique == "nobody":
@@ -179,7 +179,7 @@ class Events(_Face):
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until attached. Raises NotConnected after `timeout` seconds."""
-        self._wait(self._bus.working_client().wait_ready(timeout))
+        self._wait(self._bus.working_client().waiters.wait_ready(timeout))
 
     def post_and_wait(
         self, source: str, event: str, data: Any = None, unique: str | None = None, timeout: float | None = None
@@ -196,12 +196,12 @@ class Events(_Face):
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until every live worker has what was posted. Raises NotConnected after `timeout` seconds."""
-        self._wait(self._bus.working_client().wait_confirmed(timeout))
+        self._wait(self._bus.working_client().waiters.wait_confirmed(timeout))
 
     def drain(self, timeout: float | None = None) -> None:
         """Wait until the queue of posts is at most half full, as after a QueueOverflow. Raises NotConnected after
         `timeout` seconds."""
-        self._wait(self._bus.working_client().wait_room(timeout))
+        self._wait(self._bus.working_client().waiters.wait_room(timeout))
 
     def close(self, *, leave: bool = True, timeout: float | None = None) -> None:
         """Handle what was given, confirm what was posted, and detach; within `timeout` seconds, by default the option
@@ -275,7 +275,7 @@ class AsyncEvents(_Face):
 
     async def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until attached. Raises NotConnected after `timeout` seconds."""
-        await self._bus.working_client().wait_ready(timeout)
+        await self._bus.working_client().waiters.wait_ready(timeout)
 
     async def post_and_wait(
         self, source: str, event: str, data: Any = None, unique: str | None = None, timeout: float | None = None
@@ -285,12 +285,12 @@ class AsyncEvents(_Face):
 
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until every live worker has what was posted. Raises NotConnected after `timeout` seconds."""
-        await self._bus.working_client().wait_confirmed(timeout)
+        await self._bus.working_client().waiters.wait_confirmed(timeout)
 
     async def drain(self, timeout: float | None = None) -> None:
         """Wait until the queue of posts is at most half full, as after a QueueOverflow. Raises NotConnected after
         `timeout` seconds."""
-        await self._bus.working_client().wait_room(timeout)
+        await self._bus.working_client().waiters.wait_room(timeout)
 
     async def close(self, *, leave: bool = True, timeout: float | None = None) -> None:
         """As `Events.close`."""

@@ -712,7 +712,7 @@ def test_a_wait_that_begins_while_it_closes_ends() -> None:
         await events.close()
         async with asyncio.timeout(DEADLINE_S):
             with pytest.raises(NotConnected, match="closed while waiting for inproc:closing"):
-                await client.wait_until(lambda: False, None, "nothing")
+                await client.waiters.wait_until(lambda: False, None, "nothing")
 
     asyncio.run(program())
 

@@ -181,7 +181,7 @@ async def _record(
         loop.add_signal_handler(number, taker.finish, "signal")
     began = time.monotonic()
     client.start()
-    first = loop.create_task(client.wait_first_attempt(timeout_s))
+    first = loop.create_task(client.waiters.wait_first_attempt(timeout_s))
     try:
         await asyncio.wait((first, taker.done), return_when=asyncio.FIRST_COMPLETED)
         if first.done():

@@ -116,7 +116,7 @@ async def _watch(
         # A pipe's writing end is never readable but when its reader is gone.
         asyncio.get_running_loop().add_reader(output, watcher.finish)
     try:
-        await client.wait_first_attempt(timeout_s)
+        await client.waiters.wait_first_attempt(timeout_s)
         await watcher.done
     finally:
         watcher.done.cancel()

@@ -102,7 +102,7 @@ class Bus:
 
     def _wake(self) -> None:
         if (client := self._client_at_work()) is not None:
-            client.wake()
+            client.sender.wake()
 
     def wake_local(self) -> None:
         """Something was posted to this process alone."""

@@ -1,7 +1,8 @@
 """One client at work in a running loop: a session's rules joined to a connection, a clock and the handlers.
 
 Holds no rule of delivery. Finds or starts the broker, attaches again when the connection breaks, and pumps deliveries
-to the dispatcher. Everything but `wake` happens in the loop's thread.
+to the dispatcher. What it has to say leaves by its sender; who waits for something is with its waiters. Everything but
+`wake_local` happens in the loop's thread.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
-from eventsh.core.questions import ADD_SCRIPT, SCRIPT_REQUESTS
+from eventsh.core.questions import SCRIPT_REQUESTS
 from eventsh.core.session import SessionState
-from eventsh.core.trace import Wait
-from eventsh.errors import AuthenticationError, EventError, NotConnected, ProtocolError
-from eventsh.escape import expressible
+from eventsh.errors import AuthenticationError, EventError, ProtocolError
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.plugins import plugins
 from eventsh.protocol.messages import Ask, Error, Message, Reply, Welcome
 from eventsh.runtime.attach import Attacher, in_thread
 from eventsh.runtime.dispatch import Dispatcher, HandlerFailure
+from eventsh.runtime.farewell import Farewell
+from eventsh.runtime.intake import ScriptIntake
+from eventsh.runtime.sender import Sender
+from eventsh.runtime.waiters import Waiters
 from eventsh.transport import is_trusted_peer
 
 if TYPE_CHECKING:
@@ -33,9 +36,7 @@ if TYPE_CHECKING:
     from eventsh.core.registry import Registry
     from eventsh.core.session import Session
     from eventsh.options import Options
-    from eventsh.receipt import Receipt
     from eventsh.runtime.attach import Attachment
-    from eventsh.runtime.scripts import Scripts
     from eventsh.transport import Frame, Transport
 
 __all__ = ["Client", "Deliveries"]
@@ -47,10 +48,6 @@ _REPORT_CHARS = 4000
 # Deliveries are dispatched for this long before the loop gets its turn: acks leave, and an application that shares the
 # loop stays responsive.
 _PUMP_BUDGET_S = 0.005
-# So many full batches leave while the program still posts: two take a tenth less of the broker's time than one.
-_BATCHES_AT_ONCE = 2
-# What a post may wait for others to go with it, where much is under way already.
-_COMPANY_S = 0.001
 # "Received" is acknowledged at once, for posters wait for it. "Handled" only makes room in a queue, so it may wait for
 # company: this long, or until this part of the queue is handled.
 _HANDLED_DELAY_S = 0.02
@@ -73,7 +70,7 @@ class Deliveries(Protocol):
 class Client:
     """A session kept attached to one address.
 
-    `lock` guards the session's outbox where other threads post; `wake` may be called in any of them.
+    `lock` guards the session's outbox where other threads post; they may call `wake_local` and wake its sender.
     """
 
     def __init__(
@@ -103,24 +100,17 @@ class Client:
         )
         if tap is not None:
             self._dispatcher = tap(self._dispatcher)
-        self._registry = registry
-        # What operators brought from their shells; made when the first comes.
-        self._scripts: Scripts | None = None
-        self._replies: dict[int, asyncio.Future[Reply]] = {}
-        self._first_attempt: asyncio.Future[None] | None = None
-        self._woken = False
         self._was_attached = False
         self._pump_at: asyncio.Handle | None = None
         # When events are given out though no handler was ever registered. Apart, for it must not keep a pump from being
         # scheduled before that.
         self._hold_ends_at: asyncio.TimerHandle | None = None
         self._ack_at: asyncio.TimerHandle | None = None
-        self._company_ends_at: asyncio.TimerHandle | None = None
-        self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._gaps_told = 0
-        # Nobody can wait for anything any more.
-        self._is_over = False
         self._attacher = Attacher(transport, address, session, self._lock, self)
+        self.sender = Sender(session, self._attacher, self._lock, is_shared=self._is_shared)
+        self.waiters = Waiters(session, self._lock, self)
+        self._intake = ScriptIntake(session, registry, self)
         self._runner: asyncio.Task[None] | None = None
 
     @property
@@ -144,29 +134,29 @@ class Client:
         await self._attacher.run()
 
     @property
+    def last_failure(self) -> BaseException | None:
+        """Why the last attempt to attach failed."""
+        return self._attacher.last_failure
+
+    @property
     def attachment(self) -> Attachment | None:
         """The connection, while there is one."""
         return self._attacher.attachment
 
     def fail(self, error: EventError) -> None:
         """An attempt to attach failed; another one follows."""
-        if self._first_attempt is not None and not self._first_attempt.done():
-            self._first_attempt.set_exception(error)
+        self.waiters.end_first_attempt(error)
 
     def lose(self) -> None:
         """The connection is gone."""
         was_attached = self.is_attached
         with self._lock:
             self.session.disconnected()
-        if self._scripts is not None:
-            # The broker gives them again; nobody could end them while it is away.
-            self._scripts.clear()
-        for future in self._replies.values():
-            if not future.done():
-                future.set_exception(NotConnected(f"the connection to {self.address} broke before there was an answer"))
+        self._intake.clear()
+        self.waiters.lose_answers()
         if was_attached and self.on_state is not None:
             self.on_state(False)
-        self._check_waiters()
+        self.waiters.check()
 
     # --- frames in, deliveries to handlers ---
 
@@ -192,10 +182,10 @@ class Client:
             self._tell_gap()
         if self.session.unacked_received:
             self._send_ack(at_once=True)
-        if self._waiters:
-            self._check_waiters()
+        if self.waiters.waiting:
+            self.waiters.check()
         # A confirmation may have made room in the window.
-        self._flush_patiently()
+        self.sender.flush_patiently()
         if self.session.has_work:
             self._pump()
 
@@ -204,62 +194,21 @@ class Client:
             if not self._was_attached:
                 self._was_attached = True
                 self._tell_plugins("eventsh_worker_started", worker_id=message.worker_id, address=str(self.address))
-            if self._first_attempt is not None and not self._first_attempt.done():
-                self._first_attempt.set_result(None)
+            self.waiters.end_first_attempt(None)
             if self.on_state is not None:
                 self.on_state(True)
             if not attachment.welcomed.done():
                 attachment.welcomed.set_result(message)
-            self._check_waiters()
+            self.waiters.check()
         elif isinstance(message, Reply):
-            if (future := self._replies.get(message.id)) is not None and not future.done():
-                future.set_result(message)
+            self.waiters.take_reply(message)
         elif isinstance(message, Ask):
             if message.what in SCRIPT_REQUESTS:
-                self._take_script(attachment, message)
+                assert attachment.connection is not None
+                is_trusted = is_trusted_peer(self._attacher.transport, attachment.connection.peer)
+                self._intake.take(message, is_trusted=is_trusted)
         elif isinstance(message, Error):
             attachment.refusal = message
-
-    def _take_script(self, attachment: Attachment, ask: Ask) -> None:
-        """The broker passes on code of an operator, or the end of it."""
-        connection = attachment.connection
-        assert connection is not None
-        answer: dict[str, Any]
-        if ask.what != ADD_SCRIPT and self._scripts is None:
-            # What never came here is not missed.
-            answer = {"error": None, "handlers": 0}
-        elif not self.options.allow_scripts:
-            answer = {"error": "this worker takes no code: allow_scripts is off", "handlers": 0}
-        elif not is_trusted_peer(self._attacher.transport, connection.peer):
-            answer = {"error": "this worker takes code only over a unix socket", "handlers": 0}
-        else:
-            if self._scripts is None:
-                from eventsh.runtime.scripts import Scripts
-
-                self._scripts = Scripts(self._registry, self._write_output)
-            answer = self._scripts.take(ask.what, ask.arguments)
-            if ask.what == ADD_SCRIPT and answer["error"] is None:
-                self.session.release()
-                self._schedule_pump()
-        if answer["error"] is not None:
-            answer["error"] = expressible(answer["error"])
-            _log.warning("%s: script %s: %s", self.address, ask.arguments.get("name"), answer["error"])
-        self.session.answer(ask.id, answer)
-        self._wake_here()
-
-    def _write_output(self, script: str, text: str) -> None:
-        """A script printed; it may have done so in a thread of its own."""
-        told = expressible(text)
-
-        def write() -> None:
-            if self.session.write_output(script, told):
-                self._wake_here()
-
-        # In place where that is possible: what a handler that prints without end prints must not pile up.
-        if asyncio._get_running_loop() is self._loop:
-            write()
-        else:
-            self._loop.call_soon_threadsafe(write)
 
     def _tell_gap(self) -> None:
         self._gaps_told = self.session.gaps
@@ -271,6 +220,18 @@ class Client:
     def _tell_plugins(self, hook: str, **facts: Any) -> None:
         if plugins().has_impl(hook):
             plugins().call(hook, **facts)
+
+    def release(self) -> None:
+        """Give out what was held for a first handler."""
+        self.session.release()
+        self._schedule_pump()
+
+    def wake_local(self) -> None:
+        """Something was posted to this process alone. Callable in any thread."""
+        if self._is_shared:
+            self._loop.call_soon_threadsafe(self._pump)
+        else:
+            self._schedule_pump()
 
     def _schedule_pump(self) -> None:
         if self._pump_at is None:
@@ -327,7 +288,7 @@ class Client:
             # Until the broker knows, it would have another worker run it again if this one died.
             self._send_ack(at_once=True)
         if delivery.trace is not None:
-            self._wake_here()
+            self.sender.wake_here()
 
     def _after_handling(self) -> None:
         if self.session.unacked_handled:
@@ -335,8 +296,8 @@ class Client:
                 self._send_ack()
             elif self._ack_at is None:
                 self._ack_at = self._loop.call_later(_HANDLED_DELAY_S, self._send_ack)
-        if self._waiters:
-            self._check_waiters()
+        if self.waiters.waiting:
+            self.waiters.check()
 
     def _send_ack(self, *, at_once: bool = False) -> None:
         if not at_once and self._ack_at is not None:
@@ -355,180 +316,7 @@ class Client:
         facts = {name: text[:_REPORT_CHARS] for name, text in asdict(failure).items()}
         self.session.report_failure(facts)
         self._tell_plugins("eventsh_handler_failed", failure=facts)
-        self._wake_here()
-
-    # --- frames out ---
-
-    def wake(self) -> None:
-        """Something was posted: send it at the end of the loop's turn. Callable in any thread, under the lock."""
-        if not self._is_shared and self.session.outbox.closed_batches >= _BATCHES_AT_ONCE:
-            # A program that posts without giving the loop its turn would else keep the workers waiting until it does.
-            self.flush(at_once=True)
-        elif not self._woken:
-            if self._is_shared:
-                self._loop.call_soon_threadsafe(self._flush_patiently)
-            else:
-                self._loop.call_soon(self._flush_patiently)
-            self._woken = True
-
-    def _wake_here(self) -> None:
-        self._loop.call_soon(self.flush)
-
-    def wake_local(self) -> None:
-        """Something was posted to this process alone. Callable in any thread."""
-        if self._is_shared:
-            self._loop.call_soon_threadsafe(self._pump)
-        else:
-            self._schedule_pump()
-
-    def flush(self, *, at_once: bool = False) -> None:
-        """Send what may leave now; `at_once`: not only when the loop has its turn."""
-        with self._lock:
-            self._woken = False
-            frames = self.session.take_output()
-        connection = self._attacher.connection
-        if frames and connection is not None:
-            (connection.send_now if at_once else connection.send)(frames)
-
-    def _flush_patiently(self) -> None:
-        """As `flush`, but where much is under way let what was posted wait for company: for a confirmation, or the time
-        that it waits at most."""
-        with self._lock:
-            frames = self.session.take_output(patient=True)
-            # While it waits no post has to wake anybody.
-            self._woken = self.session.outbox.has_open_batch
-        connection = self._attacher.connection
-        if frames and connection is not None:
-            connection.send(frames)
-        if self._woken and self._company_ends_at is None:
-            self._company_ends_at = self._loop.call_later(_COMPANY_S, self._end_company)
-
-    def _end_company(self) -> None:
-        self._company_ends_at = None
-        self.flush()
-
-    # --- waiting ---
-
-    async def wait_until(self, condition: Callable[[], bool], timeout: float | None, what: str) -> None:
-        """Wait for `condition`, which is looked at whenever something was confirmed, handled or attached.
-
-        Raises NotConnected that says `what` did not happen, or AuthenticationError if that is why.
-        """
-        if condition():
-            return
-        if self._is_over:
-            raise NotConnected(f"closed while waiting for {self.address}")
-        future: asyncio.Future[None] = self._loop.create_future()
-        waiter = (condition, future)
-        self._waiters.append(waiter)
-        try:
-            async with asyncio.timeout(timeout):
-                await future
-        except TimeoutError:
-            failed = self._attacher.last_failure
-            error = AuthenticationError if isinstance(failed, AuthenticationError) else NotConnected
-            raise error(f"{what} within {timeout:g} s: {self._situation()}") from None
-        finally:
-            with contextlib.suppress(ValueError):
-                self._waiters.remove(waiter)
-
-    def _situation(self) -> str:
-        if self.is_attached:
-            return f"{self.session.outbox.queued} posts are not confirmed by {self.address}"
-        return str(self._attacher.last_failure or f"nothing answers at {self.address}")
-
-    def _fail_waiters(self) -> None:
-        """It is closed: what others wait for does not come."""
-        self._is_over = True
-        for _, future in self._waiters:
-            if not future.done():
-                future.set_exception(NotConnected(f"closed while waiting for {self.address}"))
-        if self._first_attempt is not None and not self._first_attempt.done():
-            self._first_attempt.set_exception(NotConnected(f"closed before it was attached to {self.address}"))
-
-    def _check_waiters(self) -> None:
-        for condition, future in list(self._waiters):
-            if not future.done() and condition():
-                future.set_result(None)
-
-    async def wait_ready(self, timeout: float | None) -> None:
-        """Wait until attached. Raises NotConnected."""
-        await self.wait_until(lambda: self.is_attached, timeout, f"not attached to {self.address}")
-
-    async def wait_first_attempt(self, timeout: float | None) -> None:
-        """Wait until attached, or raise what the first attempt failed with: for those who do not wait for a broker.
-        To be called right after `start`."""
-        self._first_attempt = self._loop.create_future()
-        try:
-            async with asyncio.timeout(timeout):
-                await self._first_attempt
-        except TimeoutError:
-            raise NotConnected(f"not attached to {self.address} within {timeout:g} s") from None
-
-    async def wait_confirmed(self, timeout: float | None) -> None:
-        """Wait until every live worker has all that was posted before this call. Raises NotConnected."""
-        outbox = self.session.outbox
-        with self._lock:
-            number = outbox.number
-        self.flush()
-        await self.wait_until(lambda: outbox.confirmed >= number, timeout, "not confirmed")
-
-    async def wait_room(self, timeout: float | None) -> None:
-        """Wait until the queues of posts and of local events are at most half full. Raises NotConnected."""
-        session, outbox = self.session, self.session.outbox
-
-        def has_room() -> bool:
-            return max(outbox.queued, session.local_queued) <= outbox.max_queue_len // 2
-
-        self.flush()
-        await self.wait_until(has_room, timeout, "no room for posts")
-
-    async def post_and_wait(
-        self, source: str, event: str, data: Any, unique: str | None, timeout: float | None
-    ) -> Receipt:
-        """Post an event and wait until the handlers of all who have it have returned, or `timeout` is over.
-
-        Raises what a post raises, and NotConnected when it is not even known who has it. What was held for a first
-        handler is given out: this process would wait for itself.
-        """
-        session = self.session
-        wait = Wait()
-        with self._lock:
-            if unique is None:
-                session.outbox.post_receipt(source, event, data, trace=True)
-            else:
-                session.outbox.post_unique(source, event, data, unique, trace=True)
-            number = session.outbox.number
-            session.waits[number] = wait
-        session.release()
-        self._schedule_pump()
-        self.flush()
-        try:
-            await self.wait_until(lambda: wait.is_over, timeout, "no answer of the workers")
-        except NotConnected:
-            if wait.having is None:
-                raise
-        finally:
-            del session.waits[number]
-        return wait.receipt()
-
-    async def ask(self, what: str, arguments: dict[str, Any], timeout: float | None) -> Any:
-        """Ask the broker a question. Raises EventError when it has no answer, NotConnected when it gives none."""
-        if not self.is_attached:
-            raise NotConnected(f"not attached to {self.address}")
-        number = self.session.request(what, arguments)
-        future = self._replies[number] = self._loop.create_future()
-        self.flush()
-        try:
-            async with asyncio.timeout(timeout):
-                reply = await future
-        except TimeoutError:
-            raise NotConnected(f"{self.address}: the broker did not answer within {timeout:g} s") from None
-        finally:
-            del self._replies[number]
-        if reply.error is not None:
-            raise EventError(reply.error)
-        return reply.data
+        self.sender.wake_here()
 
     # --- the end ---
 
@@ -537,56 +325,28 @@ class Client:
 
         All of it within `timeout` seconds; what could not be done by then is logged with its number.
         """
-        deadline = self._loop.time() + timeout
         self._tell_plugins("eventsh_worker_stopping", worker_id=self.session.worker_id, address=str(self.address))
-        await self._leave(leave, deadline)
-        self.session.release()
-        self._schedule_pump()
-        await self._try(self._is_idle, deadline)
-        with contextlib.suppress(EventError):
-            self.session.post_local(LIFECYCLE_SOURCE, "stopping", {"worker_id": self.session.worker_id})
-        self._schedule_pump()
-        await self._try(self._is_idle, deadline)
+        await Farewell(self, leave=leave, deadline=self._loop.time() + timeout).say()
+        await self._detach()
         outbox = self.session.outbox
         if outbox.queued:
-            self.flush()
-            await self._try(lambda: not outbox.queued, deadline)
-        if self.session.state in (SessionState.PROVING, SessionState.GREETING, SessionState.ATTACHED):
-            # Attached since, perhaps for just these posts.
-            await self._leave(leave, deadline)
-            self._schedule_pump()
-            await self._try(self._is_idle, deadline)
-        await self._detach()
-        if outbox.queued:
             _log.warning("%s: closed with %d posts that were not confirmed", self.address, outbox.queued)
-        if not self._is_idle():
+        if not self.is_idle:
             _log.warning("%s: closed while handlers were still at work", self.address)
 
-    async def _leave(self, leave: bool, deadline: float) -> None:
-        """Say goodbye wherever the broker knows of us, and wait for the answer. Without it, a process that lives on would
-        be expected back for `timeout` seconds, and everybody's posts would wait for that."""
-        greeting = (SessionState.PROVING, SessionState.GREETING)
-        await self._try(lambda: self.session.state not in greeting, deadline)
-        self.session.leave(leave=leave)
-        self.flush()
-        await self._try(lambda: self.session.state in (SessionState.DRAINED, SessionState.DETACHED), deadline)
-
-    def _is_idle(self) -> bool:
+    @property
+    def is_idle(self) -> bool:
+        """Whether every handler of what came has returned."""
         return self.session.is_idle and not self._dispatcher.pending
-
-    async def _try(self, condition: Callable[[], bool], deadline: float) -> None:
-        with contextlib.suppress(NotConnected, AuthenticationError):
-            await self.wait_until(condition, max(0.0, deadline - self._loop.time()), "")
 
     async def _detach(self) -> None:
         self._send_ack()
-        self._fail_waiters()
+        self.waiters.close()
         if self._runner is not None:
             self._runner.cancel()
             await asyncio.wait((self._runner,))
         await self._attacher.close()
-        if self._company_ends_at is not None:
-            self._company_ends_at.cancel()
+        self.sender.close()
         self._cancel_pump()
         self._dispatcher.close()
 
@@ -602,7 +362,7 @@ class Client:
         if self._runner is not None:
             self._runner.cancel()
         self._dispatcher.close()
-        self._fail_waiters()
+        self.waiters.close()
         if self.session.outbox.queued:
             _log.warning("%s: given up with %d posts that were not confirmed", self.address, self.session.outbox.queued)
         self.abandon()

@@ -119,7 +119,7 @@ async def _live(known: argparse.Namespace, options: dict[str, Any], supervisor: 
 
 async def _attach(bus: Bus, commands: asyncio.Queue[str], supervisor: Supervisor) -> str:
     """Attach, report it, and give the command that ends this worker; it may come before a broker does."""
-    attaching = asyncio.create_task(bus.working_client().wait_ready(None))
+    attaching = asyncio.create_task(bus.working_client().waiters.wait_ready(None))
     told = asyncio.create_task(commands.get())
     try:
         await asyncio.wait((attaching, told), return_when=asyncio.FIRST_COMPLETED)

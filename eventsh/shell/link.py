@@ -77,7 +77,7 @@ class Link:
         """Ask the broker, and wait for its answer. Not in the connection's own thread. Raises EventError."""
         thread = self._bus.thread
         assert thread is not None
-        return thread.run(self._bus.working_client().ask(what, arguments or {}, _ASK_TIMEOUT_S))
+        return thread.run(self._bus.working_client().waiters.ask(what, arguments or {}, _ASK_TIMEOUT_S))
 
     def take_script(self, what: str, arguments: dict[str, Any], write: Callable[[str, str], None]) -> dict[str, Any]:
         """Add or remove a handler in this process. `write` gets what those handlers print, in the connection's thread."""
@@ -100,7 +100,7 @@ class Link:
             thread = self._bus.thread
             assert thread is not None
             client = self._bus.working_client()
-            thread.run(client.wait_until(lambda: self._bus.session.is_idle, 1.0, "not handled"))
+            thread.run(client.waiters.wait_until(lambda: self._bus.session.is_idle, 1.0, "not handled"))
 
     def close(self) -> None:
         """Detach."""
@@ -114,7 +114,7 @@ class Link:
         client = self._bus.working_client()
         while True:
             try:
-                self._take_status(await client.ask("status", {}, _ASK_TIMEOUT_S), loop.time())
+                self._take_status(await client.waiters.ask("status", {}, _ASK_TIMEOUT_S), loop.time())
             except EventError:
                 self.figures = replace(self.figures, is_attached=False, events_per_s=0.0)
                 self._last = None

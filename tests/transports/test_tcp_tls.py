@@ -73,7 +73,7 @@ async def attach(address: str, **options: Any) -> None:
     async with AsyncEvents(address, broker="never", timeout=2.0, **options) as events:
         events.register(lambda *_: handled.set(), "test")
         client = events._bus.working_client()
-        await client.wait_first_attempt(DEADLINE_S)
+        await client.waiters.wait_first_attempt(DEADLINE_S)
         events.post("test", "event")
         await asyncio.wait_for(handled.wait(), DEADLINE_S)
 
@@ -127,7 +127,7 @@ def test_a_wait_for_a_broker_with_another_token_says_so(certificates, caplog):
             events = AsyncEvents(broker.listening, broker="never", timeout=0.5, token_file=certificates.other_token)
             async with events:
                 with pytest.raises(AuthenticationError):
-                    await events._bus.working_client().wait_first_attempt(DEADLINE_S)
+                    await events._bus.working_client().waiters.wait_first_attempt(DEADLINE_S)
                 with pytest.raises(AuthenticationError, match=r"within 0.2 s: .*the token is not this broker's"):
                     await events.wait_ready(0.2)
 
