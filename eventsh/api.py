@@ -85,7 +85,7 @@ class _Face:
         """
         bus = self._bus
         with bus.lock:
-            bus.session.post_local(source, event, data)
+            bus.session.inbox.post_local(source, event, data)
         bus.wake_local()
         return True
 

@@ -45,5 +45,5 @@ def new_observer(
         host=pid_space(),
     )
     session.new_proof = client_proofs(options.token_file)
-    session.release()
+    session.inbox.release()
     return Client(transport, found, options, session, registry, dispatcher=dispatcher, on_state=on_state)

@@ -168,7 +168,7 @@ async def _record(
             return
         if attached:
             try:
-                taker.attached(client.session.epoch, str(client.address))
+                taker.attached(client.session.inbox.epoch, str(client.address))
             except RecordingError as error:
                 taker.done.set_exception(error)
                 return

@@ -1,8 +1,8 @@
 """The rules of one client: what it posts, what it gets, what it has handled, and what it tells the broker of that.
 
-Knows no connection, no thread and no handler being called. The owner feeds it frames and takes deliveries to dispatch,
-acks and frames to send. All state of an attachment is here; all transitions are in `connected`, `receive`, `leave` and
-`disconnected`:
+Knows no connection, no thread and no handler being called. The owner feeds it frames, takes deliveries to dispatch from
+its inbox, and acks and frames to send. All state of an attachment is here; all transitions are in `connected`,
+`receive`, `leave` and `disconnected`:
 
 DETACHED --connected--> GREETING --Welcome--> ATTACHED --leave--> LEAVING --Goodbye--> DRAINED
     ^                       |                     |                  |                    |
@@ -13,18 +13,18 @@ With a token, PROVING comes before GREETING: the hello is sent when the broker h
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from eventsh.core.delivery import Delivery, decode_runs
+from eventsh.core.inbox import Inbox
+from eventsh.core.memory import REMEMBERED, Memory
 from eventsh.core.questions import SCRIPT_REQUESTS, answer_question
 from eventsh.core.standing import SLOT_HOLDER, Standing
-from eventsh.core.trace import Trace, Wait
-from eventsh.errors import ProtocolError, QueueOverflow
+from eventsh.errors import ProtocolError
 from eventsh.escape import expressible
-from eventsh.event import LIFECYCLE_SOURCE, check_name
+from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.protocol.frame import (
     HEADER,
     HEADER_BYTES,
@@ -33,7 +33,6 @@ from eventsh.protocol.frame import (
     Flag,
     Kind,
     encode_frame,
-    read_key,
 )
 from eventsh.protocol.messages import (
     Answer,
@@ -59,16 +58,10 @@ if TYPE_CHECKING:
     from eventsh.core.outbox import Outbox
     from eventsh.core.proof import ClientProof
     from eventsh.core.registry import Registry
+    from eventsh.core.trace import Wait
 
 __all__ = ["Session", "SessionState"]
 
-# Of how many posters a worker remembers what it has, to drop what is sent again after a broker's death. Only posters
-# whose batches are unconfirmed at that moment matter, so this is generous; some 10 MiB full.
-_REMEMBERED = 65536
-
-# Of how many unique events, and how long all their keys may be: what a new broker is told of them fits into a frame.
-_REMEMBERED_UNIQUES = 16384
-_REMEMBERED_KEY_BYTES = 2 * 1024 * 1024
 # Of one script in one turn. An operator's queue of 10,240 of them stays small.
 _MAX_OUTPUT_CHARS = 4000
 # A hello has to fit into what a broker accepts before it.
@@ -132,45 +125,31 @@ class Session:
         self.role = role
         self.worker_id = worker_id
         self.take_unique = take_unique
-        self.max_queue_len = max_queue_len
-        self.timeout_s = timeout_s
-        self.epoch = 0
-        # The last seq that arrived, and the last up to which every handler has returned.
+        # The last seq that arrived.
         self.received = 0
-        self.handled = 0
         self._standing = Standing()
         self.gaps = 0
         self.missed = 0
         self.last_gap: dict[str, Any] = {}
         # Posts whose handlers the owner waits for, by number. It puts them in and takes them out.
         self.waits: dict[int, Wait] = {}
-        self._registry = registry
-        # Give frames as they came, for a recorder.
-        self._reads_whole = reads_whole
         # The worker slots that are held: what a new broker has to know when this one dies.
         self._slots: set[int] = set()
-        # What the broker knows of `received` and `handled`.
+        # What the broker knows of what was received and handled.
         self._acked = (0, 0)
-        self._inbox: deque[tuple[int, bytearray | memoryview] | Delivery] = deque()
-        # Deliveries that were given out and whose handlers have not all returned, in their order.
-        self._open: deque[Delivery] = deque()
-        # Deliveries of an earlier epoch whose handlers have not returned: nobody can be told when they do.
-        self._stale = 0
-        self._seen: dict[int, int] = {}
-        # The key of each unique event, and when the broker stamped it: a new broker has to know.
-        self._uniques_seen: dict[tuple[int, int], tuple[bytes, int]] = {}
-        self._key_bytes = 0
-        # The last epoch whose broker knows of them, which is the one that gave them out or one that was told.
-        self._told = 0
-        # Events wait for the first handler: a program that calls configure() and then register() must not lose what
-        # arrives between the two. Not for ever, for a program may want to post only.
-        self._holding = True
-        self.hold_until: float | None = None
-        self._held_events = 0
-        # Counted in and out apart, for local events are posted in other threads than the one that handles them.
-        self._local_in = 0
-        self._local_out = 0
+        self._registry = registry
+        # What is told behind all that was posted before it.
         self._control: list[bytearray] = []
+        self._memory = Memory()
+        # What handlers are given, and what they have handled.
+        self.inbox = Inbox(
+            registry,
+            self._control,
+            is_worker=role == "worker",
+            max_queue_len=max_queue_len,
+            timeout_s=timeout_s,
+            reads_whole=reads_whole,
+        )
         # Makes the proof of each connection, where there is a token; what is to be sent before the welcome.
         self.new_proof: Callable[[], ClientProof] | None = None
         self._proof: ClientProof | None = None
@@ -180,6 +159,11 @@ class Session:
         self._outputs: dict[str, tuple[str, int]] = {}
         self._failed = 0
         self._last_failure: dict[str, str] = {}
+
+    def become(self, role: str) -> None:
+        """Be a worker, an observer or a poster, from the next connection on."""
+        self.role = role
+        self.inbox.is_worker = role == "worker"
 
     # --- attaching ---
 
@@ -193,7 +177,7 @@ class Session:
 
     def _greet(self) -> bytearray:
         self.state = SessionState.GREETING
-        self._acked = (self.received, self.handled)
+        self._acked = (self.received, self.inbox.handled)
         hello = Hello(
             identity=self.identity,
             origin=self.outbox.origin,
@@ -201,14 +185,14 @@ class Session:
             role=self.role,
             worker_id=self.worker_id,
             take_unique=self.take_unique,
-            epoch=self.epoch,
+            epoch=self.inbox.epoch,
             received=self.received,
-            handled=self.handled,
+            handled=self.inbox.handled,
             slots=sorted(self._slots)[:_MAX_HELLO_SLOTS],
-            tells=bool(self._uniques_seen),
-            told=self._told,
+            tells=self._memory.has_uniques,
+            told=self._memory.told,
             host=self._host,
-            places=self._standing.places(self.epoch),
+            places=self._standing.places(self.inbox.epoch),
             vacant=self._standing.vacant,
         )
         return hello.encode()
@@ -223,7 +207,7 @@ class Session:
         self._outputs.clear()
 
     def leave(self, *, leave: bool = True) -> None:
-        """Ask for no more events. When the state is DRAINED and `is_idle`, everything that was given is handled."""
+        """Ask for no more events. When the state is DRAINED and its inbox `is_idle`, everything that was given is handled."""
         if self.state is SessionState.ATTACHED:
             self._control.append(Goodbye(leave).encode())
             self.state = SessionState.LEAVING
@@ -255,7 +239,7 @@ class Session:
         AuthenticationError if it can't prove that it has the token.
 
         Frames of events are kept until they are handled. Views are good only while the connection is there: the owner
-        calls `keep_frames` at its end."""
+        calls `keep_frames` of the inbox at its end."""
         messages: list[Message] = []
         for frame in frames:
             kind = frame[KIND_OFFSET]
@@ -275,37 +259,30 @@ class Session:
                 raise ProtocolError(f"a broker does not send frames of kind {kind}")
         return messages
 
-    def keep_frames(self) -> None:
-        """Copy what waits and is only a view of memory that is about to go. In the thread that takes deliveries."""
-        inbox = self._inbox
-        # In place, for other threads may append at the end meanwhile.
-        for place, item in enumerate(list(inbox)):
-            if type(item) is tuple and isinstance(item[1], memoryview):
-                inbox[place] = (item[0], bytearray(item[1]))
-
     def _take_events(self, frame: bytearray | memoryview) -> None:
         _, _, flags, count, pid, origin, number, seq, time_ns = HEADER.unpack_from(frame)
         if seq <= self.received or not count or seq + count > _MAX_SEQ:
             raise ProtocolError(f"event {seq} (of {count}) came after event {self.received}")
         self.received = last = seq + count - 1
+        inbox = self.inbox
         if not origin:
             self._note_workers(frame)
         elif not flags & Flag.UNIQUE:
             self._standing.posts += count
-        if flags and self._is_repeat(flags, origin, number, time_ns, frame):
+        if flags and self._memory.is_repeat(flags, origin, number, time_ns, frame):
             # Passed on empty, so that it is acknowledged in its turn.
-            self._inbox.append(Delivery(last, 0, pid, [], epoch=self.epoch))
+            inbox.waiting.append(Delivery(last, 0, pid, [], epoch=inbox.epoch))
             return
         if not flags & Flag.UNIQUE:
             # A later batch can't carry a lower number but after a broker's death, and then it is marked as resent.
             # Taken out first, so that the posters heard last are at the end and the oldest is forgotten.
-            seen = self._seen
+            seen = self._memory.seen
             seen.pop(origin, None)
             seen[origin] = number + count - 1
-            if len(seen) > _REMEMBERED:
+            if len(seen) > REMEMBERED:
                 del seen[next(iter(seen))]
-        self._held_events += count
-        self._inbox.append((self.epoch, frame))
+        inbox.events += count
+        inbox.waiting.append((inbox.epoch, frame))
 
     def _note_workers(self, frame: bytearray | memoryview) -> None:
         """Follow in the broker's own events who holds which slot."""
@@ -316,25 +293,6 @@ class Session:
                         self._slots.add(number)
                     case "worker_left", {"worker_id": int(number), "kept": False}:
                         self._slots.discard(number)
-
-    def _is_repeat(self, flags: int, origin: int, number: int, time_ns: int, frame: bytearray | memoryview) -> bool:
-        """Whether this process already has this batch, from an earlier broker or before another worker gave it back.
-
-        Only what is marked as resent can be known: origins are random, and a new poster may by chance have the origin
-        of one that has left.
-        """
-        if flags & Flag.UNIQUE:
-            known = self._uniques_seen
-            if (origin, number) in known and flags & Flag.RESENT:
-                return True
-            key = read_key(frame)
-            forgotten, _ = known.pop((origin, number), (b"", 0))
-            known[origin, number] = (key, time_ns)
-            self._key_bytes += len(key) - len(forgotten)
-            while len(known) > _REMEMBERED_UNIQUES or self._key_bytes > _REMEMBERED_KEY_BYTES:
-                self._key_bytes -= len(known.pop(next(iter(known)))[0])
-            return False
-        return bool(flags & Flag.RESENT) and number <= self._seen.get(origin, 0)
 
     def _take_confirm(self, frame: bytearray | memoryview) -> None:
         _, _, _, _, _, _, number, posts, _ = HEADER.unpack_from(frame)
@@ -350,13 +308,13 @@ class Session:
             self.received = max(self.received, message.last_seq)
             self._deliver_gap(message)
         elif isinstance(message, Taken):
-            self._told = self.epoch
+            self._memory.told = self.inbox.epoch
         elif isinstance(message, Goodbye):
             self.state = SessionState.DRAINED
         elif isinstance(message, Ask):
             # Code is the owner's affair: rules run none.
             if message.what == SLOT_HOLDER:
-                self._standing.note_holder(message.arguments, self.epoch)
+                self._standing.note_holder(message.arguments, self.inbox.epoch)
             elif message.what not in SCRIPT_REQUESTS:
                 self.answer(message.id, answer_question(message.what, self._registry))
         elif isinstance(message, Receipt | Handled):
@@ -388,30 +346,21 @@ class Session:
         self.outbox.window = welcome.max_queue_len
         self.outbox.max_payload_len = min(self.outbox.max_payload_len, welcome.max_payload_len)
         self._slots = set(welcome.slots)
-        self._tell(welcome.epoch)
-        if welcome.epoch == self.epoch:
+        if (taken := self._memory.tell(welcome.epoch)) is not None:
+            self._control.append(taken.encode())
+        if welcome.epoch == self.inbox.epoch:
             first, missed = self.received + 1, welcome.seq - self.received
             if missed > 0 and not welcome.resumed and self.role != "poster":
                 self.received = welcome.seq
                 reason = "the slot was given up while this process was away"
                 self._deliver_gap(Gap(missed, first, welcome.seq, reason, posts=welcome.posts))
             return
-        self._standing.begin(welcome.posts, self.epoch)
-        self.epoch = welcome.epoch
+        self._standing.begin(welcome.posts, self.inbox.epoch)
         # A new worker's stream starts here, but an old slot's starts with what its last process did not handle.
         start = 0 if welcome.resumed else welcome.seq
-        self.received = self.handled = start
+        self.received = start
+        self.inbox.begin(welcome.epoch, start)
         self._acked = (start, start)
-        self._stale += sum(not delivery.done for delivery in self._open)
-        self._open.clear()
-
-    def _tell(self, epoch: int) -> None:
-        """Tell a broker which unique events others before it gave out; again, if the last time it may not have heard."""
-        if not self._uniques_seen:
-            self._told = epoch
-        elif self._told != epoch:
-            taken = [[*name, time_ns, key.hex()] for name, (key, time_ns) in self._uniques_seen.items()]
-            self._control.append(Taken(taken).encode())
 
     def _deliver_gap(self, gap: Gap) -> None:
         self._standing.take_gap(gap)
@@ -423,115 +372,11 @@ class Session:
             "first_seq": first,
             "last_seq": last,
             "reason": gap.reason,
-            "epoch": gap.epoch or self.epoch,
+            "epoch": gap.epoch or self.inbox.epoch,
             "exact": gap.exact,
         }
         runs = [[LIFECYCLE_SOURCE, "gap", [self.last_gap]]]
-        self._inbox.append(Delivery(gap.last_seq, 0, None, runs, epoch=self.epoch))
-
-    # --- deliveries out ---
-
-    def post_local(self, source: str, event: str, data: Any) -> None:
-        """Put an event into this process's own queue, behind what has arrived. Raises QueueOverflow, UsageError."""
-        check_name(source, "source")
-        check_name(event, "event")
-        if self.local_queued >= self.max_queue_len:
-            raise QueueOverflow(self.local_queued, self.max_queue_len, queue="local")
-        self._local_in += 1
-        self._inbox.append(Delivery(0, 1, None, [[source, event, [data]]]))
-
-    @property
-    def local_queued(self) -> int:
-        """How many local events have not been handled."""
-        return self._local_in - self._local_out
-
-    def post_first(self, source: str, event: str, data: Any) -> None:
-        """Put an event of eventsh's own before everything that waits."""
-        self._local_in += 1
-        self._inbox.appendleft(Delivery(0, 1, None, [[source, event, [data]]]))
-
-    def release(self) -> None:
-        """Stop waiting for a first handler."""
-        self._holding = False
-
-    def next_delivery(self, now: float) -> Delivery | None:
-        """The next delivery to dispatch, or None. Each must be given back to `complete` once its handlers returned.
-
-        Raises ProtocolError for a batch that can't be decoded; the batch then counts as handled.
-        """
-        if not self._inbox or (self._holding and self._holds(now)):
-            return None
-        item = self._inbox.popleft()
-        if type(item) is tuple:
-            return self._open_batch(*item)
-        assert isinstance(item, Delivery)
-        if item.last_seq:
-            self._give_out(item)
-        return item
-
-    def _give_out(self, delivery: Delivery) -> None:
-        if delivery.epoch == self.epoch:
-            self._open.append(delivery)
-        else:
-            self._stale += 1
-
-    def _holds(self, now: float) -> bool:
-        if self.hold_until is None:
-            self.hold_until = now + self.timeout_s
-        self._holding = (
-            not self._registry.ever_registered
-            and now < self.hold_until
-            # A sleeping giant of a queue would make the broker wait for this worker.
-            and self._held_events < self.max_queue_len // 2
-        )
-        return self._holding
-
-    def _open_batch(self, epoch: int, frame: bytearray | memoryview) -> Delivery:
-        _, _, flags, count, pid, origin, number, seq, time_ns = HEADER.unpack_from(frame)
-        self._held_events -= count
-        delivery = Delivery(seq + count - 1, count, pid, [], epoch=epoch, first_seq=seq, time_ns=time_ns)
-        self._give_out(delivery)
-        if self._reads_whole:
-            delivery.frame = bytearray(frame) if isinstance(frame, memoryview) else frame
-            return delivery
-        delivery.is_replayed = bool(flags & Flag.REPLAYED)
-        start = HEADER_BYTES
-        if flags & Flag.UNIQUE:
-            delivery.is_unique = True
-            start += 2 + len(read_key(frame))
-        if flags & Flag.TRACE and (delivery.is_unique or self.role == "worker"):
-            delivery.trace = Trace(origin, number)
-        try:
-            delivery.runs = decode_runs(memoryview(frame)[start:], count)
-        except ProtocolError:
-            self.complete(delivery)
-            raise
-        return delivery
-
-    def complete(self, delivery: Delivery) -> None:
-        """Every handler of this delivery has returned."""
-        if not delivery.last_seq:
-            self._local_out += 1
-            return
-        if delivery.trace is not None:
-            self._control.append(delivery.trace.answer().encode())
-        delivery.done = True
-        if delivery.epoch != self.epoch:
-            self._stale -= 1
-            return
-        waiting = self._open
-        while waiting and waiting[0].done:
-            self.handled = waiting.popleft().last_seq
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing waits for its handlers, or for them to return."""
-        return not self._inbox and not self._open and not self._stale
-
-    @property
-    def has_work(self) -> bool:
-        """Whether `next_delivery` may have something."""
-        return bool(self._inbox)
+        self.inbox.waiting.append(Delivery(gap.last_seq, 0, None, runs, epoch=self.inbox.epoch))
 
     # --- frames out ---
 
@@ -543,16 +388,16 @@ class Session:
 
     def take_ack(self) -> bytearray | None:
         """The Ack to send now, or None when the broker already knows everything."""
-        state = (self.received, self.handled)
+        state = (self.received, self.inbox.handled)
         if state == self._acked or self.state in _UNWELCOMED:
             return None
         self._acked = state
-        return encode_frame(Kind.ACK, seq=self.received, origin_seq=self.handled)
+        return encode_frame(Kind.ACK, seq=self.received, origin_seq=self.inbox.handled)
 
     @property
     def unacked_handled(self) -> int:
         """How far the last ack lags behind what has been handled."""
-        return self.handled - self._acked[1]
+        return self.inbox.handled - self._acked[1]
 
     @property
     def unacked_received(self) -> int:

@@ -245,7 +245,7 @@ class Attacher:
 
     def keep_frames(self) -> None:
         """The memory that holds frames which wait for their handlers is about to go."""
-        self._session.keep_frames()
+        self._session.inbox.keep_frames()
 
     def lose(self, attachment: Attachment) -> None:
         """The connection is gone."""

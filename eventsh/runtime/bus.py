@@ -117,9 +117,9 @@ class Bus:
     def apply(self, options: Options) -> None:
         """Take options into use, now and in the next configuration."""
         self.options = options
-        self.outbox.max_queue_len = self.session.max_queue_len = options.max_queue_len
+        self.outbox.max_queue_len = self.session.inbox.max_queue_len = options.max_queue_len
         self.outbox.max_payload_len = options.max_payload_len
-        self.session.timeout_s = options.timeout
+        self.session.inbox.timeout_s = options.timeout
         if self.client is not None:
             self.client.change(options)
 
@@ -140,7 +140,7 @@ class Bus:
 
         def start() -> None:
             session = self.session
-            session.role = options.role
+            session.become(options.role)
             session.worker_id = options.worker_id
             session.new_proof = new_proof
             session.take_unique = options.role == "worker" if options.take_unique is None else options.take_unique
@@ -176,7 +176,7 @@ class Bus:
 
     def registered(self) -> None:
         """A handler was registered: it may be the first, for which events wait."""
-        if self.session.has_work:
+        if self.session.inbox.has_work:
             self.wake_local()
 
     def working_client(self) -> Client:

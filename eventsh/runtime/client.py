@@ -120,7 +120,7 @@ class Client:
     def start(self) -> None:
         """Begin to attach."""
         facts = {"worker_id": self.session.worker_id, "pid": self.session.outbox.pid}
-        self.session.post_first(LIFECYCLE_SOURCE, "started", facts)
+        self.session.inbox.post_first(LIFECYCLE_SOURCE, "started", facts)
         self._runner = self._loop.create_task(self._keep_attached(), name=f"eventsh {self.address}")
         self._schedule_pump()
 
@@ -186,7 +186,7 @@ class Client:
             self.waiters.check()
         # A confirmation may have made room in the window.
         self.sender.flush_patiently()
-        if self.session.has_work:
+        if self.session.inbox.has_work:
             self._pump()
 
     def _take_message(self, attachment: Attachment, message: Message) -> None:
@@ -223,7 +223,7 @@ class Client:
 
     def release(self) -> None:
         """Give out what was held for a first handler."""
-        self.session.release()
+        self.session.inbox.release()
         self._schedule_pump()
 
     def wake_local(self) -> None:
@@ -240,18 +240,18 @@ class Client:
     def _pump(self) -> None:
         """Give deliveries to the handlers until none is left or the turn has lasted long enough."""
         self._cancel_pump()
-        session, dispatcher = self.session, self._dispatcher
+        inbox, dispatcher = self.session.inbox, self._dispatcher
         now = time.monotonic()
         until = now + _PUMP_BUDGET_S
         while True:
             try:
-                delivery = session.next_delivery(now)
+                delivery = inbox.next_delivery(now)
             except ProtocolError as error:
                 _log.error("%s: a batch can't be read and is dropped: %s", self.address, error)
                 continue
             if delivery is None:
-                if session.has_work and session.hold_until is not None:
-                    self._hold_ends_at = self._loop.call_later(max(0.0, session.hold_until - now), self._pump)
+                if inbox.has_work and inbox.hold_until is not None:
+                    self._hold_ends_at = self._loop.call_later(max(0.0, inbox.hold_until - now), self._pump)
                 break
             try:
                 is_done = dispatcher.dispatch(delivery)
@@ -283,7 +283,7 @@ class Client:
         self._after_handling()
 
     def _complete_now(self, delivery: Delivery) -> None:
-        self.session.complete(delivery)
+        self.session.inbox.complete(delivery)
         if delivery.is_unique:
             # Until the broker knows, it would have another worker run it again if this one died.
             self._send_ack(at_once=True)
@@ -337,7 +337,7 @@ class Client:
     @property
     def is_idle(self) -> bool:
         """Whether every handler of what came has returned."""
-        return self.session.is_idle and not self._dispatcher.pending
+        return self.session.inbox.is_idle and not self._dispatcher.pending
 
     async def _detach(self) -> None:
         self._send_ack()

@@ -36,7 +36,7 @@ class Farewell:
         await self._say_goodbye()
         await self._finish()
         with contextlib.suppress(EventError):
-            session.post_local(LIFECYCLE_SOURCE, "stopping", {"worker_id": session.worker_id})
+            session.inbox.post_local(LIFECYCLE_SOURCE, "stopping", {"worker_id": session.worker_id})
         await self._finish()
         if outbox.queued:
             self._client.sender.flush()

@@ -63,7 +63,7 @@ class Link:
         self._bus.tap = lambda inner: Tap(inner, self._watcher)
         self._events.configure(self.address, role="observer", broker="never")
         # Nobody is going to register a first handler, that events would wait for.
-        self._bus.session.release()
+        self._bus.session.inbox.release()
         try:
             self._events.wait_ready(_ATTACH_TIMEOUT_S)
         except BaseException:
@@ -100,7 +100,7 @@ class Link:
             thread = self._bus.thread
             assert thread is not None
             client = self._bus.working_client()
-            thread.run(client.waiters.wait_until(lambda: self._bus.session.is_idle, 1.0, "not handled"))
+            thread.run(client.waiters.wait_until(lambda: self._bus.session.inbox.is_idle, 1.0, "not handled"))
 
     def close(self) -> None:
         """Detach."""

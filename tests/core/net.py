@@ -198,14 +198,14 @@ class Net:
 
     def take(self, process: Process) -> Delivery | None:
         """Give the next delivery to the handlers."""
-        delivery = process.session.next_delivery(self.now)
+        delivery = process.session.inbox.next_delivery(self.now)
         if delivery is not None:
             process.busy.append(delivery)
             process.handled.append(delivery)
         return delivery
 
     def complete(self, process: Process, index: int = 0) -> None:
-        process.session.complete(process.busy.pop(index))
+        process.session.inbox.complete(process.busy.pop(index))
 
     def handle(self, process: Process) -> None:
         """All handlers run and return."""

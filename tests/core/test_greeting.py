@@ -101,7 +101,7 @@ def test_a_process_whose_first_welcome_got_lost_is_known_when_it_comes_again():
     (first,) = workers(net, 1)
     second = Process(2)
     # It has been attached to another broker before, and got far there.
-    second.session.epoch, second.session.received, second.session.handled = 4, 1000, 1000
+    second.session.inbox.epoch, second.session.received, second.session.inbox.handled = 4, 1000, 1000
     channel = net.connect(second)
     net.up(channel)
     post(net, first, "a")

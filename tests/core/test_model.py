@@ -82,7 +82,7 @@ class Delivering(RuleBasedStateMachine):
         if process.is_alive:
             self.number += 1
             try:
-                process.session.post_local("app", "local", self.number)
+                process.session.inbox.post_local("app", "local", self.number)
             except QueueOverflow:
                 return
             self.local[process.number].append(self.number)
@@ -226,7 +226,7 @@ class Delivering(RuleBasedStateMachine):
     def assert_everything_was_handled_or_confirmed(self) -> None:
         for process in self.holders.values():
             assert process.is_attached
-            assert process.session.is_idle
+            assert process.session.inbox.is_idle
             assert process.outbox.queued == 0, process
             assert self.local[process.number] == []
 

@@ -54,7 +54,7 @@ def batch(seq, *data, origin=8, number=None, flags=0, count=None, source="s"):
 
 def take(session, now=NOW):
     deliveries = []
-    while (delivery := session.next_delivery(now)) is not None:
+    while (delivery := session.inbox.next_delivery(now)) is not None:
         deliveries.append(delivery)
     return deliveries
 
@@ -66,7 +66,7 @@ def data_of(deliveries):
 def handle(session, now=NOW):
     deliveries = take(session, now)
     for delivery in deliveries:
-        session.complete(delivery)
+        session.inbox.complete(delivery)
     return data_of(deliveries)
 
 
@@ -86,7 +86,7 @@ def test_the_hello_says_who_this_is_and_what_it_has():
     session = make(worker_id=3, take_unique=False)
     assert attach(session, slots=[3, 1], worker_id=3) == Hello("me", 5, 42, "worker", 3, False, 0, 0, 0, [], False)
     session.receive([batch(1, "a"), batch(2, "b")])
-    session.complete(session.next_delivery(NOW))
+    session.inbox.complete(session.inbox.next_delivery(NOW))
     session.disconnected()
     assert Hello.decode(session.connected()) == Hello(
         "me", 5, 42, "worker", 3, False, 1, 2, 1, [1, 3], False, told=1, places=[[1, 2, 0]]
@@ -140,7 +140,8 @@ def test_the_welcome_tells_slot_and_limits():
     session = make()
     attach(session, worker_id=7)
     assert session.state is SessionState.ATTACHED
-    assert (session.worker_id, session.epoch, session.outbox.window, session.outbox.max_payload_len) == (7, 1, 50, 1000)
+    assert (session.worker_id, session.inbox.epoch) == (7, 1)
+    assert (session.outbox.window, session.outbox.max_payload_len) == (50, 1000)
 
 
 def test_nothing_leaves_before_the_welcome():
@@ -237,9 +238,9 @@ def test_leaving_ends_when_the_broker_says_that_this_was_all():
     assert str(session.state) == str(SessionState.LEAVING)
     session.receive([batch(1, "last"), Goodbye(leave=False).encode()])
     assert session.state is SessionState.DRAINED
-    assert not session.is_idle
+    assert not session.inbox.is_idle
     assert handle(session) == ["last"]
-    assert session.is_idle
+    assert session.inbox.is_idle
     assert ack_of(session) == (1, 1)
 
 
@@ -269,12 +270,12 @@ def test_a_unique_event_comes_without_its_key():
 def test_events_wait_for_the_first_handler():
     session = attached(handles=False, timeout_s=5.0)
     session.receive([batch(1, "a")])
-    session.post_local("s", "e", "local")
-    assert session.next_delivery(NOW) is None
-    assert session.has_work
-    assert session.hold_until == NOW + 5.0
-    session._registry.register(print)
-    session.post_local("s", "e", "later")
+    session.inbox.post_local("s", "e", "local")
+    assert session.inbox.next_delivery(NOW) is None
+    assert session.inbox.has_work
+    assert session.inbox.hold_until == NOW + 5.0
+    session.inbox._registry.register(print)
+    session.inbox.post_local("s", "e", "later")
     assert handle(session) == ["a", "local", "later"]
 
 
@@ -298,14 +299,14 @@ def test_an_owner_that_closes_stops_waiting_for_a_handler():
     session = attached(handles=False)
     session.receive([batch(1, "a")])
     assert take(session) == []
-    session.release()
+    session.inbox.release()
     assert handle(session) == ["a"]
 
 
 def test_a_local_event_takes_its_place_behind_what_has_arrived():
     session = attached()
     session.receive([batch(1, "a")])
-    session.post_local("s", "e", "local")
+    session.inbox.post_local("s", "e", "local")
     session.receive([batch(2, "b")])
     deliveries = take(session)
     assert data_of(deliveries) == ["a", "local", "b"]
@@ -314,16 +315,16 @@ def test_a_local_event_takes_its_place_behind_what_has_arrived():
 
 def test_a_local_event_needs_no_broker_and_is_not_copied():
     session, data = make(), object()
-    session.post_local("s", "e", data)
-    session.post_local("s", "e", 2)
+    session.inbox.post_local("s", "e", data)
+    session.inbox.post_local("s", "e", 2)
     assert handle(session)[0] is data
-    assert session.is_idle
+    assert session.inbox.is_idle
 
 
 def test_what_is_posted_first_comes_before_everything_that_waits():
     session = attached()
     session.receive([batch(1, "a")])
-    session.post_first("eventsh", "started", "first")
+    session.inbox.post_first("eventsh", "started", "first")
     assert handle(session) == ["first", "a"]
 
 
@@ -331,21 +332,21 @@ def test_what_is_posted_first_comes_before_everything_that_waits():
 def test_a_local_event_needs_its_names(source, event):
     session = make()
     with pytest.raises(UsageError):
-        session.post_local(source, event, 1)
-    assert not session.has_work
+        session.inbox.post_local(source, event, 1)
+    assert not session.inbox.has_work
 
 
 def test_a_full_local_queue_refuses_until_one_is_handled():
     session = make(max_queue_len=2)
-    session.post_local("s", "e", 1)
-    session.post_local("s", "e", 2)
+    session.inbox.post_local("s", "e", 1)
+    session.inbox.post_local("s", "e", 2)
     with pytest.raises(QueueOverflow, match="local queue holds 2 events, its limit is 2"):
-        session.post_local("s", "e", 3)
-    delivery = session.next_delivery(NOW)
+        session.inbox.post_local("s", "e", 3)
+    delivery = session.inbox.next_delivery(NOW)
     with pytest.raises(QueueOverflow, match="local queue holds 2 events, its limit is 2"):
-        session.post_local("s", "e", 3)
-    session.complete(delivery)
-    session.post_local("s", "e", 4)
+        session.inbox.post_local("s", "e", 3)
+    session.inbox.complete(delivery)
+    session.inbox.post_local("s", "e", 4)
     assert handle(session) == [2, 4]
 
 
@@ -373,11 +374,11 @@ def test_a_malformed_batch_is_an_error_and_counts_as_handled(body):
     bad = encode_frame(Kind.EVENTS, body, count=1, pid=1, origin=8, origin_seq=1, seq=1)
     session.receive([bad, batch(2, "good")])
     with pytest.raises(ProtocolError):
-        session.next_delivery(NOW)
+        session.inbox.next_delivery(NOW)
     assert ack_of(session) == (2, 1)
     assert handle(session) == ["good"]
     assert ack_of(session) == (2, 2)
-    assert session.is_idle
+    assert session.inbox.is_idle
 
 
 # --- acks ---
@@ -391,7 +392,7 @@ def test_received_is_acknowledged_at_once_and_handled_when_the_handlers_returned
     assert ack_of(session) == (2, 0)
     (delivery,) = take(session)
     assert ack_of(session) is None
-    session.complete(delivery)
+    session.inbox.complete(delivery)
     assert (session.unacked_received, session.unacked_handled) == (0, 2)
     assert ack_of(session) == (2, 2)
     assert ack_of(session) is None
@@ -401,14 +402,14 @@ def test_handled_goes_only_as_far_as_everything_before_it_is_done():
     session = attached()
     session.receive([batch(1, "a"), batch(2, "b"), batch(3, "c")])
     first, second, third = take(session)
-    session.complete(third)
+    session.inbox.complete(third)
     assert ack_of(session) == (3, 0)
-    session.complete(first)
+    session.inbox.complete(first)
     assert ack_of(session) == (3, 1)
-    assert not session.is_idle
-    session.complete(second)
+    assert not session.inbox.is_idle
+    session.inbox.complete(second)
     assert ack_of(session) == (3, 3)
-    assert session.is_idle
+    assert session.inbox.is_idle
 
 
 def test_what_was_handled_between_hello_and_welcome_is_acknowledged_too():
@@ -417,7 +418,7 @@ def test_what_was_handled_between_hello_and_welcome_is_acknowledged_too():
     (delivery,) = take(session)
     session.disconnected()
     assert Hello.decode(session.connected()).handled == 0
-    session.complete(delivery)
+    session.inbox.complete(delivery)
     session.receive([welcome(resumed=True, seq=1)])
     assert ack_of(session) == (1, 1)
 
@@ -454,7 +455,7 @@ def test_a_gap_is_an_event_at_its_place():
     assert (session.gaps, session.missed) == (1, 7)
     assert deliveries[1].pid is None
     for delivery in deliveries[:2]:
-        session.complete(delivery)
+        session.inbox.complete(delivery)
     assert ack_of(session) == (9, 8)
 
 
@@ -464,11 +465,11 @@ def test_a_gap_is_an_event_at_its_place():
 def test_in_the_same_epoch_the_stream_goes_on_where_it_was():
     session = attached()
     session.receive([batch(1, "a"), batch(2, "b")])
-    busy = session.next_delivery(NOW)
+    busy = session.inbox.next_delivery(NOW)
     session.disconnected()
     attach(session, resumed=True, seq=3)
     session.receive([batch(3, "c")])
-    session.complete(busy)
+    session.inbox.complete(busy)
     assert handle(session) == ["b", "c"]
     assert ack_of(session) == (3, 3)
 
@@ -492,7 +493,7 @@ def test_in_the_same_epoch_another_slot_without_anything_missed_is_no_gap():
     session.disconnected()
     attach(session, resumed=False, seq=1)
     assert session.gaps == 0
-    session.complete(busy)
+    session.inbox.complete(busy)
     assert ack_of(session) == (1, 1)
 
 
@@ -501,29 +502,29 @@ def test_a_poster_misses_nothing():
     attach(session, worker_id=None)
     session.disconnected()
     attach(session, seq=100, worker_id=None)
-    assert not session.has_work
+    assert not session.inbox.has_work
 
 
 @pytest.mark.parametrize(("resumed", "start"), [(False, 40), (True, 0)])
 def test_a_new_epoch_starts_where_the_broker_says(resumed, start):
     session = attached()
     session.receive([batch(1, "a"), batch(2, "b"), batch(3, "c")])
-    running, waiting_for_async = session.next_delivery(NOW), session.next_delivery(NOW)
+    running, waiting_for_async = session.inbox.next_delivery(NOW), session.inbox.next_delivery(NOW)
     session.disconnected()
     attach(session, epoch=2, resumed=resumed, seq=40)
-    assert (session.received, session.handled) == (start, start)
+    assert (session.received, session.inbox.handled) == (start, start)
     assert ack_of(session) is None
     session.receive([batch(41, "d", number=4)])
     # What arrived before is handled first, and nobody is told: the broker that could be is no more.
     old, new = take(session)
     assert data_of([old, new]) == ["c", "d"]
-    session.complete(new)
+    session.inbox.complete(new)
     assert ack_of(session) == (41, 41)
     for delivery in (old, waiting_for_async):
-        session.complete(delivery)
-        assert not session.is_idle
-    session.complete(running)
-    assert session.is_idle
+        session.inbox.complete(delivery)
+        assert not session.inbox.is_idle
+    session.inbox.complete(running)
+    assert session.inbox.is_idle
     assert ack_of(session) is None
 
 
@@ -625,9 +626,9 @@ def test_views_that_wait_are_copied_before_their_memory_goes():
     memory = bytearray(batch(1, "first", "x" * 100))
     shown = memoryview(memory).toreadonly()
     session.receive([shown, batch(3, "second")])
-    session.post_local("s", "local", "third")
+    session.inbox.post_local("s", "local", "third")
     del shown
-    session.keep_frames()
+    session.inbox.keep_frames()
     memory[:] = bytes(len(memory))
     assert handle(session) == ["first", "x" * 100, "second", "third"]
 

@@ -9,7 +9,7 @@ from eventsh.core.trace import Trace, Wait
 from eventsh.errors import ProtocolError
 from eventsh.protocol.frame import Flag, Kind, encode_frame
 from eventsh.protocol.messages import Handled, Receipt
-from tests.core.net import Net, Process, error_codes, observer, poster, slot_of, worker, workers
+from tests.core.net import Net, Process, error_codes, poster, slot_of, worker, workers
 
 
 def handler(name="handler", source="app", event=None):
@@ -96,10 +96,13 @@ def test_plain_events_and_mere_receipts_are_not_traced():
     assert [message for message in posting.messages if isinstance(message, Handled)] == []
 
 
-def test_observers_do_not_answer():
+@pytest.mark.parametrize("was", ["observer", "worker"])
+def test_observers_do_not_answer(was):
     net = Net()
     workers(net, 1)
-    observer(net)
+    observer = Process(90, role=was, take_unique=False)
+    observer.session.become("observer")
+    net.attach(observer)
     posting = poster(net)
     wait = post_traced(net, posting)
     net.run()
@@ -274,6 +277,6 @@ def test_what_a_process_without_a_handler_holds_is_answered_once_it_is_given_out
     wait = post_traced(net, posting)
     net.run()
     assert not wait.is_over
-    silent.session.release()
+    silent.session.inbox.release()
     net.run()
     assert wait.is_over

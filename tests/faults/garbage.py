@@ -175,7 +175,7 @@ class Storm:
     def _attach(self, role: str, origin: int) -> tuple[Session, Link]:
         outbox = Outbox(origin=origin, pid=origin, max_queue_len=10240, max_payload_len=65536, on_batch=lambda: None)
         session = Session(outbox, Registry(), identity=f"good {role}", role=role, take_unique=False)
-        session.release()
+        session.inbox.release()
         link = self.router.connect(f"good {role}", origin, self.now)
         self.router.receive(link, [session.connected()], self.now)
         self._deliver(session, link)
@@ -224,16 +224,16 @@ class Storm:
         self.poster.outbox.post("good", "e", self.report.posted)
         self.router.receive(self._poster_link, self.poster.take_output(), self.now)
         self._deliver(self.worker, self._worker_link)
-        while self.worker.has_work:
+        while self.worker.inbox.has_work:
             try:
-                delivery = self.worker.next_delivery(self.now)
+                delivery = self.worker.inbox.next_delivery(self.now)
             except ProtocolError:
                 continue
             assert delivery is not None
             for source, _, datas in delivery.runs:
                 if source == "good":
                     self.report.handled += datas
-            self.worker.complete(delivery)
+            self.worker.inbox.complete(delivery)
         ack = self.worker.take_ack()
         if ack is not None:
             self.router.receive(self._worker_link, [ack], self.now)
@@ -250,7 +250,7 @@ def storm_session(seed: int, frames: int) -> int:
     while given < frames:
         outbox = Outbox(origin=1, pid=1, max_queue_len=100, max_payload_len=65536, on_batch=lambda: None)
         session = Session(outbox, Registry(), identity="x")
-        session.release()
+        session.inbox.release()
         session.connected()
         batch = [stock.take() for _ in range(draw.randrange(1, 6))]
         if draw.random() < 0.9:
@@ -262,11 +262,11 @@ def storm_session(seed: int, frames: int) -> int:
             session.receive(batch)
         except ProtocolError:
             refused += 1
-        while session.has_work:
+        while session.inbox.has_work:
             with suppress(ProtocolError):
-                delivery = session.next_delivery(0.0)
+                delivery = session.inbox.next_delivery(0.0)
                 if delivery is not None:
-                    session.complete(delivery)
+                    session.inbox.complete(delivery)
         session.take_ack()
         session.take_output()
     return refused

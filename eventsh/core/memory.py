@@ -1,0 +1,67 @@
+"""What a client remembers of the events that it has got, to drop those that come again and to tell a new broker of them.
+
+Knows no broker's death: what was sent again is marked.
+"""
+
+from __future__ import annotations
+
+from eventsh.protocol.frame import Flag, read_key
+from eventsh.protocol.messages import Taken
+
+__all__ = ["REMEMBERED", "Memory"]
+
+# Of how many posters a worker remembers what it has, to drop what is sent again after a broker's death. Only posters
+# whose batches are unconfirmed at that moment matter, so this is generous; some 10 MiB full.
+REMEMBERED = 65536
+
+# Of how many unique events, and how long all their keys may be: what a new broker is told of them fits into a frame.
+_REMEMBERED_UNIQUES = 16384
+_REMEMBERED_KEY_BYTES = 2 * 1024 * 1024
+
+
+class Memory:
+    """Of one session, over all its brokers."""
+
+    __slots__ = ("_key_bytes", "_uniques", "seen", "told")
+
+    def __init__(self) -> None:
+        # By origin: the number of the last event that everybody got. The session notes it by itself, at most REMEMBERED,
+        # for each batch would pay for the call.
+        self.seen: dict[int, int] = {}
+        # The last epoch whose broker knows of the unique events, which is the one that gave them out or one that was told.
+        self.told = 0
+        # The key of each unique event, and when the broker stamped it: a new broker has to know.
+        self._uniques: dict[tuple[int, int], tuple[bytes, int]] = {}
+        self._key_bytes = 0
+
+    @property
+    def has_uniques(self) -> bool:
+        return bool(self._uniques)
+
+    def is_repeat(self, flags: int, origin: int, number: int, time_ns: int, frame: bytearray | memoryview) -> bool:
+        """Whether this process already has this batch, from an earlier broker or before another worker gave it back.
+
+        Only what is marked as resent can be known: origins are random, and a new poster may by chance have the origin
+        of one that has left.
+        """
+        if flags & Flag.UNIQUE:
+            known = self._uniques
+            if (origin, number) in known and flags & Flag.RESENT:
+                return True
+            key = read_key(frame)
+            forgotten, _ = known.pop((origin, number), (b"", 0))
+            known[origin, number] = (key, time_ns)
+            self._key_bytes += len(key) - len(forgotten)
+            while len(known) > _REMEMBERED_UNIQUES or self._key_bytes > _REMEMBERED_KEY_BYTES:
+                self._key_bytes -= len(known.pop(next(iter(known)))[0])
+            return False
+        return bool(flags & Flag.RESENT) and number <= self.seen.get(origin, 0)
+
+    def tell(self, epoch: int) -> Taken | None:
+        """For the broker of `epoch`: which unique events others before it gave out; again, if the last time it may not have
+        heard. None if there is nothing to tell."""
+        if not self._uniques:
+            self.told = epoch
+        elif self.told != epoch:
+            return Taken([[*name, time_ns, key.hex()] for name, (key, time_ns) in self._uniques.items()])
+        return None
