@@ -26,7 +26,7 @@ from eventsh.protocol.messages import Error
 from eventsh.testing import TransportConformance
 from eventsh.testing.recorder import DEADLINE_S, Recorder, event_frame, numbers, turns
 from eventsh.transport import Connection, Peer
-from eventsh.transports import stream, unix
+from eventsh.transports import listening, unix
 from eventsh.transports.unix import UnixTransport
 
 OTHER_UID = 65534
@@ -460,7 +460,7 @@ def test_a_client_of_another_user_is_turned_away_and_warned_about_now_and_then(
     run, public_address, caplog, monkeypatch
 ):
     # Longer than it takes to come three times.
-    monkeypatch.setattr(stream, "WARNING_INTERVAL_S", 600.0)
+    monkeypatch.setattr(listening, "WARNING_INTERVAL_S", 600.0)
 
     async def main() -> None:
         accepted: list[Connection] = []
@@ -593,7 +593,7 @@ def test_connect_waits_for_room_in_a_full_backlog(run, address):
 
 @both_loops
 def test_without_descriptors_accepting_rests_and_goes_on_later(run, address, caplog, monkeypatch):
-    monkeypatch.setattr(stream, "WARNING_INTERVAL_S", 600.0)
+    monkeypatch.setattr(listening, "WARNING_INTERVAL_S", 600.0)
 
     async def main() -> None:
         accepted: list[Connection] = []
