@@ -31,8 +31,6 @@ _SAMPLE_EACH_S = 0.05
 # What tells one call of a sync handler from every other: the number of the delivery, how many runs of it are left and how
 # many events of the run, the handler; and for the warning, the source and the event.
 _Call = tuple[int, int, int, Handler, str, str]
-# Has the handlers of a run called.
-_Run = Callable[[Match, list[Any], "Delivery"], None]
 
 
 class Dispatcher:
@@ -139,12 +137,12 @@ class Dispatcher:
         mark = REPLAYED.set(True) if delivery.is_replayed else None
         try:
             if delivery.trace is not None:
-                self._call_all(delivery, self._run_timed)
+                self._call_all(delivery, None)
             elif started >= self._sample_at:
                 self._sample_at = started + _SAMPLE_EACH_S
-                self._call_all(delivery, self._run_sampled)
+                self._call_all(delivery, 1)
             else:
-                self._call_all(delivery)
+                self._call_all(delivery, 0)
         finally:
             last_handler, self._handler = self._handler, None
             if mark is not None:
@@ -190,18 +188,22 @@ class Dispatcher:
         # Nothing of the parent's may be flushed or closed a second time.
         os._exit(1)
 
-    def _call_all(self, delivery: Delivery, run_noted: _Run | None = None) -> None:
-        """Call the handlers of each run: through `run_noted` where calls are noted."""
+    def _call_all(self, delivery: Delivery, noted: int | None) -> None:
+        """Call the handlers of each run, with a note of each call for its first `noted` events; None: for all."""
         registry, pid = self._registry, delivery.pid
         self._runs = runs = iter(delivery.runs)
         for source, event, datas in runs:
             match = registry.matches.get((source, event)) or registry.match(source, event)
             handler = match.single
-            if handler is None or len(datas) != 1 or run_noted is not None:
+            if handler is None or len(datas) != 1 or noted != 0:
                 if match.handlers:
-                    (run_noted or self._run)(match, datas, delivery)
+                    self._match = match
+                    self._data = rest = iter(datas)
+                    if noted != 0:
+                        self._call_noting(match, islice(rest, noted), delivery)
+                    self._call(match, rest, delivery)
                 continue
-            # As `_run`, for one event and one sync handler: where sources alternate, most runs are such.
+            # As `_call`, for one event and one sync handler: where sources alternate, most runs are such.
             if self._closed:
                 return
             self._match = match
@@ -217,13 +219,8 @@ class Dispatcher:
                 self._reporter.failure(handler, source, event, error)
             handler.calls += 1
 
-    def _run(self, match: Match, datas: list[Any], delivery: Delivery) -> None:
-        self._data = rest = iter(datas)
-        self._call(match, rest, delivery)
-
     def _call(self, match: Match, rest: Iterator[Any], delivery: Delivery) -> None:
         """Call the handlers of the events that are left of a run."""
-        self._match = match
         left = length_hint(rest)
         # Each turn goes on for as long as the handlers stay the same. When one registers or unregisters something,
         # that holds from the next event on.
@@ -282,20 +279,8 @@ class Dispatcher:
             if match.handlers is not handlers:
                 return
 
-    def _run_sampled(self, match: Match, datas: list[Any], delivery: Delivery) -> None:
-        """As `_run`, with the first event timed."""
-        self._data = rest = iter(datas)
-        self._call_noting(match, islice(rest, 1), delivery)
-        self._call(match, rest, delivery)
-
-    def _run_timed(self, match: Match, datas: list[Any], delivery: Delivery) -> None:
-        """As `_run`, with every event timed."""
-        self._data = rest = iter(datas)
-        self._call_noting(match, rest, delivery)
-
     def _call_noting(self, match: Match, rest: Iterator[Any], delivery: Delivery) -> None:
         """As `_call`, with a note of each call. Apart, for to measure costs as much as most calls take."""
-        self._match = match
         for data in rest:
             if self._closed:
                 break
