@@ -54,7 +54,7 @@ class Desk:
         """A connection is gone, with its questions, its answers and its scripts."""
         self._reply(self._questions.lose(link))
         for script in self._scripts.lose(link):
-            for slot in self._workers():
+            for slot in self._roster.ordered_workers:
                 if slot.link is not None and script.is_for(slot.worker_id):
                     self._outlet.send(slot.link, Ask(0, REMOVE_SCRIPT, {"name": script.name}).encode())
 
@@ -77,14 +77,11 @@ class Desk:
         elif request.what in SCRIPT_REQUESTS:
             reply = self._take_script(link, request, now)
         elif request.what in WORKERS_ANSWER:
-            reply = self._ask_workers(link, request, self._workers(), now)
+            reply = self._ask_workers(link, request, self._roster.ordered_workers, now)
         else:
             reply = Reply(request.id, None, f"this broker can't answer {request.what!r}")
         if reply is not None:
             self._outlet.send(link, reply.encode())
-
-    def _workers(self) -> list[Slot]:
-        return [slot for _, slot in sorted(self._roster.workers.items())]
 
     def _ask_workers(self, link: Link, request: Request, slots: list[Slot], now: float) -> Reply | None:
         reply, asked = self._questions.ask(link, request, slots, now)
@@ -102,7 +99,7 @@ class Desk:
             script = self._scripts.add(link, request.arguments) if is_new else self._scripts.remove(request.arguments)
         except UsageError as error:
             return Reply(request.id, None, str(error))
-        slots = [slot for slot in self._workers() if script.is_for(slot.worker_id)]
+        slots = [slot for slot in self._roster.ordered_workers if script.is_for(slot.worker_id)]
         return self._ask_workers(link, request, slots, now)
 
     # --- what workers say ---

@@ -34,6 +34,11 @@ class Roster:
         yield from self.workers.values()
         yield from self.observers
 
+    @property
+    def ordered_workers(self) -> list[Slot]:
+        """By their numbers, for people."""
+        return [slot for _, slot in sorted(self.workers.items())]
+
     def place(self, hello: Hello, now: float) -> tuple[Slot, bool]:
         """The place for a client, and whether its stream goes on where the place's queue begins.
 

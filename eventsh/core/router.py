@@ -386,6 +386,6 @@ class Router:
                     "failed": slot.failed,
                     "uniques": slot.uniques_given,
                 }
-                for _, slot in sorted(self.roster.workers.items())
+                for slot in self.roster.ordered_workers
             ],
         }
