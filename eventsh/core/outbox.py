@@ -196,15 +196,15 @@ class Outbox:
         if source is self._source and event is self._event and size <= self._room:
             self.number += 1
             self._run.append(encoded)
-            is_new = False
+            tells = False
         else:
             prefix, room = self._prefix(source, event, size)
             if self._run:
                 self._end_run()
             size += len(prefix)
             buffer = self._buffer
-            is_new = not buffer
-            if is_new:
+            tells = not buffer
+            if tells:
                 prefix = _BLANK_HEADER + b"[" + prefix[_BETWEEN_RUNS:]
             elif source == self._source and event == self._event:
                 # The same names, made anew for this post.
@@ -222,8 +222,8 @@ class Outbox:
             self._stop_at = min(self._full_at, self._batch_end)
             if self.number >= self._batch_end:
                 self._close_batch()
-                is_new = True
-        if is_new:
+                tells = True
+        if tells:
             self._on_batch()
 
     def _end_run(self) -> None:
