@@ -35,7 +35,11 @@ class Above(StdoutProxy):
     def shown(self) -> Iterator[None]:
         """Be the standard streams, until all that was written to them is shown."""
         with self, redirect_stdout(self), redirect_stderr(self):
-            yield
+            try:
+                yield
+            finally:
+                # What has no end of line yet: closing alone forgets it.
+                self.flush()
 
     @contextmanager
     def prompting(self) -> Iterator[None]:

@@ -78,3 +78,9 @@ def test_every_line_stands_by_itself_and_none_is_lost_while_prompts_begin_and_en
     rows = [row for row in console.rows if row]
     assert [row for row in rows if "line" in row] == [f"line {number}" for number in range(count[0])]
     assert [row for row in rows if "typed" in row] == [f"> typed {number}" for number in range(PROMPTS)]
+
+
+def test_a_last_line_without_its_end_is_shown_too(console: Console) -> None:
+    with Above().shown():
+        sys.stdout.write("whole\nunfinished")
+    assert [row for row in console.rows if row] == ["whole", "unfinished"]
