@@ -193,9 +193,8 @@ async def _replay(
 
 def _collect(bus: Bus, result: Replayed) -> None:
     """Take what handlers have posted out of the bus."""
-    with bus.lock:
-        frames = bus.outbox.take()
-        bus.outbox.confirm(bus.outbox.number)
+    frames = bus.outbox.take()
+    bus.outbox.confirm(bus.outbox.numbered)
     for frame in frames:
         _, _, flags, count, pid, _, _, _, _ = HEADER.unpack_from(frame)
         start = HEADER_BYTES + (2 + len(read_key(frame)) if flags & Flag.UNIQUE else 0)
