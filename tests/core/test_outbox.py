@@ -28,9 +28,7 @@ ORIGIN, PID = 77, 4711
 
 
 def make(*, max_queue_len=10240, max_payload_len=65536, **options):
-    return Outbox(
-        origin=ORIGIN, pid=PID, max_queue_len=max_queue_len, max_payload_len=max_payload_len, **options
-    )
+    return Outbox(origin=ORIGIN, pid=PID, max_queue_len=max_queue_len, max_payload_len=max_payload_len, **options)
 
 
 def runs_of(frame):
