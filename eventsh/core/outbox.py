@@ -12,7 +12,7 @@ from typing import Any
 from eventsh.core.queue import Entry, Queue
 from eventsh.errors import PayloadTooLarge, QueueOverflow, UsageError
 from eventsh.event import LIFECYCLE_SOURCE, check_name
-from eventsh.protocol.codec import OPTIONS, SURE_BYTES, check_written, encode_data, encode_name, refusal, write
+from eventsh.protocol.codec import OPTIONS, SURE_BYTES, check_written, encode_data, encode_name, to_plain, write
 from eventsh.protocol.frame import (
     BATCH_BYTES,
     BATCH_CONTAINERS,
@@ -167,8 +167,9 @@ class Outbox:
         # With what `_append` begins with this is `encode_data`, without its call.
         try:
             encoded = write(data, None, OPTIONS)
-        except TypeError as error:
-            raise refusal(data, error) from None
+        except TypeError:
+            data = to_plain(data)
+            encoded = write(data, None, OPTIONS)
         # Most posts repeat the source and event of the one before, as the very same objects, and are short and without a
         # `null` that would have to be looked at.
         if source is self._source and event is self._event and len(encoded) <= self._short and 117 not in encoded:
