@@ -28,6 +28,7 @@ __all__ = [
     "MAX_DEPTH",
     "OPTIONS",
     "SURE_BYTES",
+    "check_integers",
     "check_written",
     "decode",
     "encode_data",
@@ -139,8 +140,7 @@ def parse_json(text: str | bytes) -> Any:
         value = _loads(text)
     except orjson.JSONDecodeError as error:
         raise _syntax_error(text, error.msg, error.pos) from None
-    if _LONG_NUMBER.search(text):
-        _check_integers(text)
+    check_integers(text)
     if len(text) > SURE_BYTES:
         _check_depth(text, len(text))
     return value
@@ -472,8 +472,14 @@ def _syntax_error(text: str, message: str, position: int) -> UsageError:
     return _error_at(text, position, f"not JSON: {message}", UsageError)
 
 
-def _check_integers(text: str) -> None:
-    # orjson reads an integer beyond 64 bits as a float, and loses its last digits without a word.
+def check_integers(text: str) -> None:
+    """Check JSON for integers that `decode` would read as a float, and lose their last digits without an error.
+
+    Raises:
+        NotSerializable: An integer is beyond 64 bits. The message has its line, its column and an excerpt.
+    """
+    if not _LONG_NUMBER.search(text):
+        return
     for token in _TOKEN.finditer(text):
         digits = token[0]
         if len(digits) < 19 or digits[0] == '"' or not digits.lstrip("-").isdecimal():
