@@ -9,7 +9,7 @@ import sys
 import uuid
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -123,7 +123,7 @@ class Colour(enum.Enum):
         ({"a\n\x1b": [NAN]}, r"data['a\n\x1b'][0] is NaN, which JSON does not have"),
         ({'q"': [NAN]}, r'data["q\""][0] is NaN, which JSON does not have'),
         ([[None, orjson.Fragment(b"{")], NAN], "data[0][1] is an orjson.Fragment that is not JSON"),
-        ([None, orjson.Fragment(3)], "data[1] is an orjson.Fragment that is not JSON"),
+        ([None, orjson.Fragment(cast("bytes", 3))], "data[1] is an orjson.Fragment that is not JSON"),
         ([type("a\nb", (), {"__module__": "m"})()], None),
     ],
 )
