@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from eventsh.core.batches import Alone, Batcher, Facts, Long, Names
 from eventsh.errors import PayloadTooLarge, QueueOverflow, UsageError
 from eventsh.event import LIFECYCLE_SOURCE, check_name
-from eventsh.protocol.codec import OPTIONS, SURE_BYTES, check_written, encode_data, encode_name, refusal, write
+from eventsh.protocol.codec import OPTIONS, SURE_BYTES, check_written, encode_data, encode_name, to_plain, write
 from eventsh.protocol.frame import FLAGS_OFFSET, Flag
 
 if TYPE_CHECKING:
@@ -235,8 +235,9 @@ class Outbox:
         # With what `_check` begins with this is `encode_data`, without its call.
         try:
             encoded = write(data, None, OPTIONS)
-        except TypeError as error:
-            raise refusal(data, error) from None
+        except TypeError:
+            data = to_plain(data)
+            encoded = write(data, None, OPTIONS)
         # Most posts repeat the source and event of the one before, as the very same objects, and are short and without a
         # `null` that would have to be looked at.
         names = self._names
@@ -282,8 +283,7 @@ class Outbox:
         known = self._known_names.get((source, event)) if type(source) is str and type(event) is str else None
         if known is not None:
             return known
-        check_name(source, "source")
-        check_name(event, "event")
+        source, event = check_name(source, "source"), check_name(event, "event")
         if source == LIFECYCLE_SOURCE:
             raise UsageError(f"the source {source!r} is eventsh's own: post from another one")
         encoded = encode_name(source) + b"," + encode_name(event)
@@ -307,8 +307,7 @@ class Outbox:
         wait: Wait | None = None,
     ) -> None:
         """Append one unique event, which travels in a frame of its own. Raises as `post` does."""
-        check_name(key, "unique")
-        encoded_key = key.encode("utf-8", "surrogatepass")
+        encoded_key = check_name(key, "unique").encode("utf-8", "surrogatepass")
         if len(encoded_key) > _MAX_KEY_BYTES:
             raise UsageError(f"the unique key is {len(encoded_key)} bytes long, over the limit of {_MAX_KEY_BYTES}")
         head = len(encoded_key).to_bytes(2, "little") + encoded_key
