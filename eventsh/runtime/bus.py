@@ -48,7 +48,7 @@ _FIXED_OPTIONS = ("worker_id", "role", "take_unique", "broker", "ring_size", *SE
 class Bus:
     """What outlives a configuration: the handlers, and what was posted before it.
 
-    `lock` guards the outbox where several threads use the bus, and `registry_lock` the handlers.
+    `lock` guards the outbox where several threads use the bus; the registry needs none.
     """
 
     def __init__(self, *, threaded: bool) -> None:
@@ -71,11 +71,6 @@ class Bus:
     def renew_locks(self) -> None:
         """Have locks that nobody holds; in a forked child, threads that do not exist here may hold the old ones."""
         self.lock = threading.Lock()
-        # Apart from the other one, and may be taken twice by a thread: a warning about a weak handler can end up in a
-        # handler of the program's logging that registers or posts.
-        self.registry_lock: AbstractContextManager[Any] = (
-            threading.RLock() if self.threaded else contextlib.nullcontext()
-        )
         # One thread at a time configures or closes.
         self.lifecycle_lock: AbstractContextManager[Any] = (
             threading.RLock() if self.threaded else contextlib.nullcontext()
