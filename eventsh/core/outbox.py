@@ -379,6 +379,27 @@ class Outbox:
             entries.append(entry)
         self._unsent.put_back(entries)
 
+    def withdraw(self, readable: int) -> int:
+        """Empty the batches that have a flag beside `readable`, which this broker can't read; give the number of their events.
+
+        Call it after `rewind`. A batch keeps its numbers, for the broker takes no batch that leaves some out, and its
+        receipt: with no event in it every receiver reports it as a gap, in its place in the order.
+        """
+        withdrawn = 0
+        entries = [self._unsent.popleft() for _ in range(len(self._unsent))]
+        for place, (last, events, frame) in enumerate(entries):
+            flags = frame[FLAGS_OFFSET]
+            if flags & ~readable:
+                _, _, _, _, pid, origin, first, _, _ = HEADER.unpack_from(frame)
+                flags &= Flag.RESENT | Flag.RECEIPT | Flag.TRACE
+                empty = encode_frame(
+                    Kind.EVENTS, b"[]", flags=flags, count=events, pid=pid, origin=origin, origin_seq=first
+                )
+                entries[place] = Entry(last, events, empty)
+                withdrawn += events
+        self._unsent.put_back(entries)
+        return withdrawn
+
     def rename(self, origin: int) -> None:
         """Take another origin, because a poster with this one is known to the broker. Only before anything was sent."""
         self.origin = origin
