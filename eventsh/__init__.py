@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     drain = _bus.drain
     close = _bus.close
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _OBJECTS = ("AsyncEvents", "Events", "event_list", "replayed")
 _ERRORS = (

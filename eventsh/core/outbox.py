@@ -26,7 +26,7 @@ from eventsh.core.batches import Alone, Batcher, Facts, Names
 from eventsh.errors import PayloadTooLarge, QueueOverflow, UsageError
 from eventsh.event import LIFECYCLE_SOURCE, check_name
 from eventsh.protocol.codec import OPTIONS, SURE_BYTES, check_written, encode_data, encode_name, to_plain, write
-from eventsh.protocol.frame import FLAGS_OFFSET, Flag
+from eventsh.protocol.frame import FLAGS_OFFSET, HEADER, Flag, Kind, encode_frame
 
 if TYPE_CHECKING:
     from eventsh.core.trace import Wait
@@ -447,6 +447,26 @@ class Outbox:
             if batch.last <= self._sent:
                 batch.frame[FLAGS_OFFSET] |= Flag.RESENT
         self._sent = confirmed
+
+    def withdraw(self, readable: int) -> int:
+        """Empty the batches that have a flag beside `readable`, which this broker can't read; give the number of their events.
+
+        Call it after `rewind`. A batch keeps its numbers, for the broker takes no batch that leaves some out, and its
+        receipt: with no event in it every receiver reports it as a gap, in its place in the order.
+        """
+        withdrawn = 0
+        _, batches, _ = self._posted[1]
+        for place, batch in enumerate(batches):
+            flags = batch.frame[FLAGS_OFFSET]
+            if flags & ~readable:
+                _, _, _, count, pid, origin, first, _, _ = HEADER.unpack_from(batch.frame)
+                flags &= Flag.RESENT | Flag.RECEIPT | Flag.TRACE
+                empty = encode_frame(
+                    Kind.EVENTS, b"[]", flags=flags, count=count, pid=pid, origin=origin, origin_seq=first
+                )
+                batches[place] = batch._replace(frame=empty)
+                withdrawn += count
+        return withdrawn
 
     def forget(self, wait: Wait) -> None:
         """Nobody waits for this post any more."""
