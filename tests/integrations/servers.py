@@ -139,4 +139,6 @@ def uvicorn(directory: Path, app: str, *arguments: str) -> Server:
     """`app` is a name in asgi_app."""
     port = free_port()
     command = ["uvicorn", "--host", "127.0.0.1", "--port", str(port), "--log-level", "info", *arguments]
+    # A worker of a busy machine needs longer than 5 s to start; uvicorn would give the reload up.
+    command += ["--timeout-worker-healthcheck", str(int(DEADLINE_S))]
     return Server(directory, port, [*command, f"tests.integrations.asgi_app:{app}"], {})
