@@ -27,7 +27,7 @@ BASE_PYTHON = os.path.realpath(sys.executable)
 BARE = (BASE_PYTHON, "-I", "-S")
 # What the API and a broker need, compiled packages too.
 NEEDED = ("orjson", "pluggy")
-# Attaches, or waits until it has logged why it can't. Prints why, or which orjson this process and its broker have loaded, and
+# Attaches; or, told to fail, waits until it has logged why it can't. Prints why, or which orjson this process and its broker have loaded, and
 # how the broker runs.
 PROGRAM = """
 import json, logging, os, sys
@@ -40,7 +40,7 @@ class Keep(logging.Handler):
     def emit(self, record):
         warnings.append(record.getMessage())
 logging.getLogger().addHandler(Keep())
-address = sys.argv[1]
+address, fails = sys.argv[1], sys.argv[2] == "fails"
 eventsh.configure(address, linger=0.2, timeout=1.0)
 eventsh.post("app", "e")
 while True:
@@ -48,7 +48,7 @@ while True:
         eventsh.wait_ready(0.2)
         break
     except eventsh.NotConnected as error:
-        if any(str(error).partition(" s: ")[2] in warning for warning in warnings):
+        if fails and any(str(error).partition(" s: ")[2] in warning for warning in warnings):
             print(json.dumps({"error": str(error)}))
             eventsh.close(timeout=0.0)
             sys.exit()
@@ -86,11 +86,11 @@ def program_file(path: Path, *lines: str) -> Path:
     return file
 
 
-def run(path: Path, *command: str | Path, **variables: str) -> tuple[dict[str, Any], str]:
+def run(path: Path, *command: str | Path, fails: bool = False, **variables: str) -> tuple[dict[str, Any], str]:
     """Run a program at an address in `path`; return the facts that it printed, and its log."""
     own = {name: value for name, value in environment(path).items() if not name.startswith("PYTHON")}
     done = subprocess.run(
-        [*command, f"unix:{path.parent}/e.sock"],
+        [*command, f"unix:{path.parent}/e.sock", "fails" if fails else "attaches"],
         env={**own, **variables},
         cwd=path,
         capture_output=True,
@@ -207,7 +207,7 @@ def test_where_there_is_no_interpreter_at_all_the_program_logs_it_at_once(path: 
     prefixes = "sys.prefix = sys.exec_prefix = sys.base_prefix = sys.base_exec_prefix = '/nowhere'"
     lines = ["import sys, sysconfig", f"sys.path.insert(1, {ROOT!r})", "sys.executable = ''", prefixes]
     lines.append("sysconfig.get_config_vars()['BINDIR'] = '/nowhere/bin'")
-    facts, log = run(path, sys.executable, program_file(path, *lines))
+    facts, log = run(path, sys.executable, program_file(path, *lines), fails=True)
     assert "no Python interpreter: sys.executable is ''" in facts["error"]
     assert log.startswith("WARNING unix:")
     assert "'eventsh serve --workers 0'" in log.splitlines()[0]
@@ -241,7 +241,7 @@ def frozen(path: Path, *first: str) -> Path:
 
 
 def test_a_frozen_program_is_not_started_again_and_logs_at_once_that_it_has_no_broker(path: Path) -> None:
-    facts, log = run(path, frozen(path))
+    facts, log = run(path, frozen(path), fails=True)
     assert "is a frozen program without a Python interpreter: call eventsh.freeze_support()" in facts["error"]
     first = log.splitlines()[0]
     assert first.startswith("WARNING unix:")
@@ -289,7 +289,7 @@ def test_a_program_frozen_by_pyinstaller_has_a_broker_once_it_calls_freeze_suppo
     build(path, "PyInstaller", form, "--log-level=ERROR", f"--paths={ROOT}", *parts, program_file(path, *call))
     program = path / "dist" / "program"
     program = program / "program" if form == "--onedir" else program
-    facts, log = run(path, program, NO_CALL="1")
+    facts, log = run(path, program, fails=True, NO_CALL="1")
     assert "call eventsh.freeze_support()" in facts["error"]
     assert log.startswith("WARNING unix:")
     facts, _ = run(path, program)
@@ -311,7 +311,7 @@ def sitecustomize(path: Path, *lines: str) -> str:
 def why_not(path: Path, *first: str, **variables: str) -> str:
     """Run a program whose broker can't start; return the warning that it logs after `timeout`."""
     file = program_file(path, "import sys", f"sys.path.insert(1, {ROOT!r})", *first)
-    facts, log = run(path, sys.executable, file, **variables)
+    facts, log = run(path, sys.executable, file, fails=True, **variables)
     reason = facts["error"].partition(" s: ")[2]
     (warning, *_) = [line for line in log.splitlines() if "not attached for" in line and reason in line]
     assert "1 post waits: " in warning
@@ -340,7 +340,7 @@ def test_the_last_line_of_the_log_of_a_broker_without_its_packages_is_in_the_err
     packages = copy_packages(path / "packages", *NEEDED)
     lines = [f"sys.path.insert(0, {str(packages)!r})", "import eventsh.api", f"sys.path.remove({str(packages)!r})"]
     file = program_file(path, "import sys", f"sys.path.insert(1, {ROOT!r})", *lines)
-    facts, _ = run(path, *BARE, file)
+    facts, _ = run(path, *BARE, file, fails=True)
     assert facts["error"].endswith("did not start: exit status 1: ModuleNotFoundError: No module named 'orjson'")
 
 
