@@ -155,6 +155,8 @@ class Attacher:
                 await self._attach(attachment)
                 welcomed_at = self._loop.time()
                 await asyncio.wait((attachment.lost,))
+                # Again, in case that an exception interrupted the callback.
+                self.lose(attachment)
                 if attachment.refusal is not None:
                     _log.warning("%s: the broker ended the connection: %s", self.address, attachment.refusal.message)
                 _log.info("%s: the connection to the broker is gone; attaching again", self.address)
@@ -250,8 +252,13 @@ class Attacher:
     def lose(self, attachment: Attachment) -> None:
         """The connection is gone."""
         if self.attachment is attachment:
-            self.attachment = None
             self.owner.lose()
+            self.attachment = None
+
+    def rescue(self) -> None:
+        """Have the connection do what an exception kept its callbacks from."""
+        if self.connection is not None:
+            self.connection.rescue()
 
     async def close(self) -> None:
         """Close the connection once what was sent has left, but wait no longer than half a second for that."""

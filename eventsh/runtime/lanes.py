@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import inspect
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import copy_context
 from operator import length_hint
 from typing import TYPE_CHECKING, Any
@@ -184,16 +184,55 @@ class Lanes:
         lane.task = me
         turn_ends = self._clock() + _TURN_S
         queue = lane.queue
-        while queue:
+        # After an event that has set a ContextVar, `_ended` goes on with a new task, which has a new context.
+        while queue and is_clean(copy_context()):
             share = queue[0]
             if not share.left:
                 self._finish(lane, share)
-            elif await self._call(lane, share) or not is_clean(copy_context()):
-                # `_ended` goes on with a new task.
-                return
-            elif self._clock() >= turn_ends:
+                continue
+            state = index, made = share.state
+            data = iter(share.datas[index : index + 1])
+            failure: BaseException | None = None
+            try:
+                self._begin(lane, share, data)
+                # A weak handler whose object is gone gives None. Awaited here and in no function of its own, whose end by
+                # an exception here would end the handler too.
+                if made and made[0] is not None:
+                    await made[0]
+                share.state = (index + 1, [])
+            except BaseException as error:  # noqa: BLE001 - sorted out there
+                failure = error
+                if self._sort_out(lane, share, state, error, was_called=not length_hint(data)):
+                    # Cancelled, perhaps this task itself: `_ended` goes on.
+                    return
+            finally:
+                self._end(lane, share, failure)
+            if self._clock() >= turn_ends:
                 await asyncio.sleep(0)
                 turn_ends = self._clock() + _TURN_S
+
+    def _begin(self, lane: _Lane, share: Share, data: Iterator[Any]) -> None:
+        """Call the handler, unless that was done before."""
+        handler, delivery, made = share.handler, share.delivery, share.state[1]
+        if not made:
+            if not handler.active:
+                # Unregistered while this waited, perhaps by itself: it must not be called any more.
+                return
+            handler.calls += 1
+            # One step: what the call returned can't be lost.
+            made.extend(map(handler.call, data, (share.event,), (share.source,), (delivery.pid,)))
+        REPLAYED.set(delivery.is_replayed)
+        lane.call = (self._clock(), share.source, share.event)
+
+    def _end(self, lane: _Lane, share: Share, failure: BaseException | None) -> None:
+        call, lane.call = lane.call, None
+        if call is None:
+            return
+        now = self._clock()
+        share.handler.note_seconds(now - call[0])
+        if share.delivery.trace is not None:
+            share.delivery.trace.note(share.handler, now - call[0], failure)
+        self._warn_if_slow(lane, call, now)
 
     def _finish(self, lane: _Lane, share: Share) -> None:
         delivery = share.delivery
@@ -203,38 +242,6 @@ class Lanes:
         # Last, so that a task that begins anew repeats all of it.
         if lane.queue and lane.queue[0] is share:
             lane.queue.popleft()
-
-    async def _call(self, lane: _Lane, share: Share) -> bool:
-        """Call the handler for the event under way, and wait for it. True: it was cancelled, and not by us."""
-        handler, delivery = share.handler, share.delivery
-        state = index, made = share.state
-        call: tuple[float, str, str] | None = None
-        failure: BaseException | None = None
-        data = iter(share.datas[index : index + 1])
-        try:
-            if not made:
-                if not handler.active:
-                    # Unregistered while this waited, perhaps by itself: it must not be called any more.
-                    share.state = (len(share.datas), [])
-                    return False
-                handler.calls += 1
-                # One step: what the call returned can't be lost.
-                made.extend(map(handler.call, data, (share.event,), (share.source,), (delivery.pid,)))
-            lane.call = call = (self._clock(), share.source, share.event)
-            REPLAYED.set(delivery.is_replayed)
-            # A weak handler whose object is gone gives None.
-            if made[0] is not None:
-                await made[0]
-            share.state = (index + 1, [])
-        except BaseException as error:  # noqa: BLE001 - sorted out there
-            failure = error
-            return self._sort_out(lane, share, state, error, was_called=not length_hint(data))
-        finally:
-            lane.call = None
-            if call is not None:
-                self._note(share, call, failure)
-                self._warn_if_slow(lane, call, self._clock())
-        return False
 
     def _sort_out(
         self, lane: _Lane, share: Share, state: tuple[int, list[Any]], error: BaseException, *, was_called: bool
@@ -268,12 +275,6 @@ class Lanes:
             raise error
         pass_on(error)
         return isinstance(error, asyncio.CancelledError)
-
-    def _note(self, share: Share, call: tuple[float, str, str], failure: BaseException | None) -> None:
-        seconds = self._clock() - call[0]
-        share.handler.note_seconds(seconds)
-        if share.delivery.trace is not None:
-            share.delivery.trace.note(share.handler, seconds, failure)
 
     def _warn_if_slow(self, lane: _Lane, call: tuple[float, str, str], now: float) -> None:
         started, source, event = call
