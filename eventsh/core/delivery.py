@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eventsh.errors import ProtocolError
@@ -43,7 +43,19 @@ class Delivery:
     # that it has begun, and the shares of async handlers that are not finished.
     at: int = 0
     turn: Any = None
-    shares: set[Any] = field(default_factory=set)
+    shares: set[Any] | frozenset[Any] = frozenset()
+
+    def add_share(self, share: Any) -> None:
+        """Note that an async handler has some of the events. Most deliveries have none, and need no set."""
+        if isinstance(self.shares, set):
+            self.shares.add(share)
+        else:
+            self.shares = {share}
+
+    def end_share(self, share: Any) -> None:
+        """Note that an async handler has finished its events. Repeating the call changes nothing."""
+        if isinstance(self.shares, set):
+            self.shares.discard(share)
 
     @property
     def is_over(self) -> bool:

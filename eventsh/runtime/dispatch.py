@@ -9,8 +9,7 @@ import inspect
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from itertools import islice
+from collections.abc import Callable, Coroutine
 from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +33,8 @@ _SAMPLE_EACH_S = 0.05
 # As many events as there may be.
 _ALL = 1 << 32
 
-# What tells one call of a sync handler from every other: the number of the delivery, how many runs of it were handled and
-# how many events of the run are left, the handler; and for the warning, the source and the event.
+# What tells one call of a sync handler from every other: the number of the delivery, how many runs of it and how many
+# events of the run were handled, the handler; and for the warning, the source and the event.
 _Call = tuple[int, int, int, Handler, str, str]
 
 
@@ -49,7 +48,6 @@ class Dispatcher:
     __slots__ = (
         "_clock",
         "_closed",
-        "_data",
         "_delivery",
         "_delivery_number",
         "_forked_in",
@@ -90,13 +88,11 @@ class Dispatcher:
         self._lanes = Lanes(self._reporter, timeout_s=timeout_s, on_done=self._done, clock=clock)
         self._watchdog: Watchdog | None = None
         self._stall: Stall[_Call] = Stall()
-        # What is being called, for the watchdog to read. The delivery and the iterator over a run's data say how far it is:
-        # that costs an event nothing.
+        # What is being called, for the watchdog to read. The delivery says how far it is: that costs an event nothing.
         self._handler: Handler | None = None
         self._match: Match | None = None
         self._delivery_number = 0
         self._delivery = Delivery(0, 0, None, [])
-        self._data: Iterator[Any] = iter(())
         # The last delivery in which a call was told to be slow.
         self._told_delivery = 0
         self._sample_at = clock() + _SAMPLE_EACH_S
@@ -150,7 +146,7 @@ class Dispatcher:
             noted = 1
         try:
             while not self._closed:
-                context = new_context(is_replayed=delivery.is_replayed)
+                context = new_context(delivery.is_replayed)
                 if context.run(self._go_on, delivery, context, noted):
                     break
                 noted = _after_first(noted)
@@ -213,7 +209,8 @@ class Dispatcher:
         at = start - 1
         while True:
             try:
-                for at, (source, event, datas) in enumerate(islice(runs, start, None), start):
+                for at in range(start, len(runs)):
+                    source, event, datas = runs[at]
                     match = registry.matches.get((source, event)) or registry.match(source, event)
                     handler = match.single
                     if handler is None or len(datas) != 1 or noted or delivery.turn is not None:
@@ -232,7 +229,7 @@ class Dispatcher:
                     if result is not None:
                         self._take_result(handler, result, datas[0], match, delivery)
                     delivery.at = at + 1
-                    if not is_clean(context) or self._closed:
+                    if len(context) != CLEAN_LEN or self._closed:
                         return False
             except BaseException as error:
                 stage = _RUNS_LOOP.stage_of(error, call)
@@ -258,15 +255,14 @@ class Dispatcher:
             turn = delivery.turn = Turn(at, match, datas, 0, noted, set())
         while True:
             self._match = match
-            self._data = turn.rest
             for handler in turn.later:
                 if handler not in turn.given:
                     share = Share(handler, delivery, match.source, match.event, datas, turn.start)
                     self._lanes.put(share, turn.given)
             if turn.is_single:
                 self._give_single(turn, delivery, context)
-            elif turn.size:
-                self._give_several(turn, delivery, context)
+            elif turn.now and not turn.is_stale:
+                self._give_several(turn, delivery, context, datas)
             reached = turn.reached
             if turn.exit is not None:
                 error, turn.exit = turn.exit, None
@@ -286,6 +282,7 @@ class Dispatcher:
         # A local name, for called as an attribute the interpreter would take it for a method, which is slower. One that was
         # weak and becomes strong can still be called as it was.
         call = handler.call
+        clean_len = CLEAN_LEN
         result: Any = None
         data: Any = None
         left = length_hint(rest)
@@ -296,7 +293,7 @@ class Dispatcher:
                         result = call(data, event, source, pid)
                         if result is not None:
                             self._take_result(handler, result, data, match, delivery)
-                        if len(context) != CLEAN_LEN or match.handlers is not handlers:
+                        if match.handlers is not handlers or len(context) != clean_len:
                             return
                     return
                 except BaseException as error:
@@ -316,28 +313,32 @@ class Dispatcher:
         finally:
             handler.calls += left - length_hint(rest)
 
-    def _give_several(self, turn: Turn, delivery: Delivery, context: Context) -> None:
+    def _give_several(self, turn: Turn, delivery: Delivery, context: Context, datas: list[Any]) -> None:
         """As `_give_single`, for several sync handlers, or with notes. Stops only once all of them have had the event."""
-        match, handlers, rest, size = turn.match, turn.handlers, turn.rest, turn.size
+        match, now, noted = turn.match, turn.now, turn.noted
         source, event, pid = match.source, match.event, delivery.pid
         result: Any = None
         data: Any = None
-        handler, started = handlers[0], 0.0
-        call = handler.call
-        while length_hint(rest) % size or (match.handlers is handlers and not self._closed):
+        handler, call = now[0], now[0].call
+        started = 0.0
+        while True:
             try:
-                for handler, data in rest:
-                    self._handler = handler
-                    if turn.noted:
-                        started = self._clock()
-                    call = handler.call
-                    result = call(data, event, source, pid)
-                    handler.calls += 1
-                    if result is not None and self._take_result(handler, result, data, match, delivery):
-                        pass
-                    elif turn.noted:
-                        self._note(handler, delivery, self._clock() - started, None)
-                    if turn.must_stop(context) and not length_hint(rest) % size:
+                while turn.under_way[0] < turn.stop:
+                    index, left = turn.under_way
+                    data = datas[index]
+                    for handler in left:
+                        self._handler = handler
+                        call = handler.call
+                        if noted:
+                            started = self._clock()
+                        result = call(data, event, source, pid)
+                        handler.calls += 1
+                        if result is not None and self._take_result(handler, result, data, match, delivery):
+                            continue
+                        if noted:
+                            self._note(handler, delivery, self._clock() - started, None)
+                    turn.under_way = (index + 1, iter(now))
+                    if match.handlers is not turn.handlers or len(context) != CLEAN_LEN or turn.exit is not None:
                         return
                 return
             except BaseException as error:
@@ -350,12 +351,10 @@ class Dispatcher:
                     raise
                 handler.calls += 1
                 self._reporter.failure(handler, source, event, error)
-                if turn.noted:
+                if noted:
                     self._note(handler, delivery, self._clock() - started, error)
                 if isinstance(error, KeyboardInterrupt):
                     turn.exit = error
-                if turn.must_stop(context) and not length_hint(rest) % size:
-                    return
 
     def _note(self, handler: Handler, delivery: Delivery, seconds: float, failure: BaseException | None) -> None:
         handler.note_seconds(seconds)
@@ -398,12 +397,13 @@ class Dispatcher:
         # same, so was the run, and within a run a place never comes again. Then what is seen twice has stood still.
         number, delivery = self._delivery_number, self._delivery
         at = delivery.at
-        left, handler, match = length_hint(self._data), self._handler, self._match
+        turn, handler, match = delivery.turn, self._handler, self._match
+        reached = 0 if turn is None else turn.reached
         if handler is None or match is None or handler.is_async:
             return None
         if (number, at) != (self._delivery_number, delivery.at):
             return None
-        return number, at, left, handler, match.source, match.event
+        return number, at, reached, handler, match.source, match.event
 
     def _warn_of_delivery(self, delivery: Delivery, last_handler: Handler, seconds: float) -> None:
         handlers: dict[Handler, None] = {}

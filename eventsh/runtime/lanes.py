@@ -103,19 +103,19 @@ class Lanes:
         loop."""
         if self._closed:
             _abandon(share)
-            share.delivery.shares.add(share)
+            share.delivery.add_share(share)
             return
         asyncio.get_running_loop()
         handler, delivery = share.handler, share.delivery
         lane = self._lanes.get(handler) or self._lanes.setdefault(handler, _Lane(handler))
         try:
-            delivery.shares.add(share)
+            delivery.add_share(share)
             lane.queue.append(share)
             if given is not None:
                 given.add(handler)
         except BaseException:
             if share not in lane.queue:
-                delivery.shares.discard(share)
+                delivery.end_share(share)
             elif given is not None:
                 given.add(handler)
             raise
@@ -236,7 +236,7 @@ class Lanes:
 
     def _finish(self, lane: _Lane, share: Share) -> None:
         delivery = share.delivery
-        delivery.shares.discard(share)
+        delivery.end_share(share)
         if delivery.is_over:
             self._on_done(delivery)
         # Last, so that a task that begins anew repeats all of it.

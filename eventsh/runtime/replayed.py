@@ -15,7 +15,7 @@ _BASE.run(REPLAYED.set, False)
 CLEAN_LEN = len(_BASE)
 
 
-def new_context(*, is_replayed: bool = False) -> Context:
+def new_context(is_replayed: bool = False) -> Context:
     """Return a context for the handlers of events."""
     context = _BASE.copy()
     if is_replayed:

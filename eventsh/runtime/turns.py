@@ -15,12 +15,9 @@ from operator import length_hint
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
-from eventsh.runtime.replayed import is_clean
 from eventsh.runtime.report import is_from
 
 if TYPE_CHECKING:
-    from contextvars import Context
-
     from eventsh.core.registry import Call, Handler, Match
 
 __all__ = ["Loop", "Stage", "Turn"]
@@ -81,44 +78,51 @@ class Loop:
 class Turn:
     """The events of one run from `start` on, for as long as the handlers stay the same.
 
-    `rest` iterates over what is left: the data for one sync handler, else (handler, data) for each of several.
+    For one sync handler `rest` iterates over the data that is left. Else `under_way` is the index of an event, and an
+    iterator over the sync handlers that it has not been given to.
     """
 
     __slots__ = (
-        *("at", "exit", "given", "handlers", "is_single", "later", "match", "noted", "rest", "size", "start", "_steps"),
-        "_stop",
+        *("at", "exit", "given", "handlers", "is_single", "later", "match", "noted", "now", "rest", "start", "stop"),
+        "under_way",
     )
 
     def __init__(self, at: int, match: Match, datas: list[Any], start: int, noted: int, given: set[Handler]) -> None:
         self.at = at
         self.match = match
         self.start = start
+        self.stop = min(len(datas), start + noted) if noted else len(datas)
         self.noted = noted
         # The async handlers that have their share of the run.
         self.given = given
         # A KeyboardInterrupt out of a handler, to be raised once the event is complete.
         self.exit: BaseException | None = None
-        self.handlers = handlers = match.handlers
-        now = [handler for handler in handlers if not handler.is_async]
-        self.later = [handler for handler in handlers if handler.is_async]
-        # How many steps an event takes.
-        self.size = len(now)
-        self._stop = min(len(datas), start + noted) if noted else len(datas)
-        self.is_single = len(now) == len(handlers) == 1 and not noted
-        covered = datas if self._stop - start == len(datas) else datas[start : self._stop]
-        self._steps = covered if self.is_single else [(handler, data) for data in covered for handler in now]
+        self.handlers = self.now = handlers = match.handlers
+        self.later: tuple[Handler, ...] = ()
+        self.is_single = not noted and len(handlers) == 1 and not handlers[0].is_async
         # Any, for mypy knows no iterator that can be set back.
-        self.rest: Any = iter(self._steps)
+        self.rest: Any = iter(datas)
+        if self.is_single:
+            self.rest.__setstate__(start)
+        else:
+            self.now = tuple([handler for handler in handlers if not handler.is_async])
+            self.later = tuple([handler for handler in handlers if handler.is_async])
+        self.under_way: tuple[int, Any] = (start if self.now else self.stop, iter(self.now))
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the next event is one for other handlers."""
+        return self.match.handlers is not self.handlers and length_hint(self.under_way[1]) == len(self.now)
 
     @property
     def reached(self) -> int:
-        """The index of the first event of the run that no handler was called for."""
-        return self._stop - (-(-length_hint(self.rest) // self.size) if self.size else 0)
+        """The index of the first event of the run that was not given to all of the sync handlers."""
+        return self.stop - length_hint(self.rest) if self.is_single else self.under_way[0]
 
     def put_back(self) -> None:
-        """Put back the step that was taken last."""
-        self.rest.__setstate__(len(self._steps) - length_hint(self.rest) - 1)
-
-    def must_stop(self, context: Context) -> bool:
-        """Whether the next event needs other handlers or another context, or is not to be begun."""
-        return self.match.handlers is not self.handlers or self.exit is not None or not is_clean(context)
+        """Put back the event, or the handler, that was taken last."""
+        if self.is_single:
+            self.rest.__setstate__(self.stop - length_hint(self.rest) - 1)
+        else:
+            _, handlers = self.under_way
+            handlers.__setstate__(len(self.now) - length_hint(handlers) - 1)
