@@ -219,6 +219,8 @@ class Dispatcher:
                         delivery.at = at + 1
                         delivery.turn = None
                         noted = _after_first(noted)
+                        if len(context) != CLEAN_LEN or self._closed:
+                            return False
                         continue
                     # As `_give_single`, for one event: where sources alternate, most runs are such.
                     self._match = match
