@@ -40,6 +40,8 @@ _BACKOFF_LAST_S = 1.0
 _LASTED_S = 1.0
 # What a broker may take to answer a hello.
 _WELCOME_TIMEOUT_S = 5.0
+# Longer than any attempt takes, with the start of a broker.
+_ATTEMPT_S = 60.0
 
 
 class Owner(Protocol):
@@ -138,6 +140,10 @@ class Attacher:
         self._session = session
         self._lock = lock
         self._loop = asyncio.get_running_loop()
+        # When the present attempt began, and the attachment whose end `run` waits for.
+        self._began_at = self._loop.time()
+        self._watched: Attachment | None = None
+        self._missed_ends = 0
         # The slot that the user asked for; any other one was the broker's choice and may change.
         self._wanted_slot = session.worker_id
 
@@ -151,9 +157,11 @@ class Attacher:
         has_started = False
         while True:
             attachment = Attachment(self, self._loop)
+            self._began_at, self._watched = self._loop.time(), None
             try:
                 await self._attach(attachment)
                 welcomed_at = self._loop.time()
+                self._watched = attachment
                 await asyncio.wait((attachment.lost,))
                 # Again, in case that an exception interrupted the callback.
                 self.lose(attachment)
@@ -259,6 +267,14 @@ class Attacher:
         """Have the connection do what an exception kept its callbacks from."""
         if self.connection is not None:
             self.connection.rescue()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether `run` does not go on, for an exception in the loop itself has lost its next step. Asked at each rescue."""
+        if self._watched is None:
+            return self._loop.time() - self._began_at > _ATTEMPT_S
+        self._missed_ends = self._missed_ends + 1 if self._watched.lost.done() else 0
+        return self._missed_ends > 1
 
     async def close(self) -> None:
         """Close the connection once what was sent has left, but wait no longer than half a second for that."""

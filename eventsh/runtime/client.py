@@ -292,7 +292,8 @@ class Client:
         if self._handlers is not None:
             self._handlers.rescue()
         self._attacher.rescue()
-        if self._runner is not None and self._runner.done() and not self._is_closing:
+        if self._runner is not None and not self._is_closing and (self._runner.done() or self._attacher.is_stuck):
+            self._runner.cancel()
             self._runner = self._loop.create_task(self._keep_attached(), name=f"eventsh {self.address}")
         self.waiters.check()
         self._send_ack()

@@ -5,7 +5,6 @@ Knows no connection and no ack. Everything happens in the thread that runs the l
 
 from __future__ import annotations
 
-import inspect
 import os
 import threading
 import time
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventsh.core.delivery import Delivery
 from eventsh.core.registry import Call, Handler, Match, Registry
-from eventsh.runtime.lanes import Lanes, Share
+from eventsh.runtime.lanes import Lanes, Share, is_new
 from eventsh.runtime.replayed import CLEAN_LEN, is_clean, new_context
 from eventsh.runtime.report import HandlerFailure, Reporter, pass_on
 from eventsh.runtime.turns import Loop, Stage, Turn
@@ -374,8 +373,7 @@ class Dispatcher:
 
     def _take_result_once(self, handler: Handler, result: Any, data: Any, match: Match, delivery: Delivery) -> None:
         """As `_take_result`, after an exception that may have interrupted it."""
-        is_waiting = inspect.iscoroutine(result) and inspect.getcoroutinestate(result) == inspect.CORO_CREATED
-        if is_waiting and not any(share.holds(result) for share in delivery.shares):
+        if is_new(result) and not any(share.holds(result) for share in delivery.shares):
             self._take_result(handler, result, data, match, delivery)
 
     def _done(self, delivery: Delivery) -> None:

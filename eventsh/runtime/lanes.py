@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from eventsh.core.registry import Handler
     from eventsh.runtime.report import Reporter
 
-__all__ = ["Lanes", "Share"]
+__all__ = ["Lanes", "Share", "is_new"]
 
 # A handler that never really waits would keep the loop for its whole queue: after this long, others get their turn.
 _TURN_S = 0.01
@@ -62,7 +62,7 @@ class Share:
 
 
 class _Lane:
-    __slots__ = ("call", "handler", "queue", "task", "told")
+    __slots__ = ("call", "handler", "queue", "seen_ready", "task", "told")
 
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
@@ -72,6 +72,16 @@ class _Lane:
         self.call: tuple[float, str, str] | None = None
         # The call that was already told to be slow.
         self.told: tuple[float, str, str] | None = None
+        # What `ready_task` was for the last `rescue`.
+        self.seen_ready: tuple[Any, Any] | None = None
+
+    def ready_task(self) -> tuple[Any, Any] | None:
+        """Return the task and its progress, if it waits for nothing but the loop, and for no handler that has begun."""
+        if self.task is None or getattr(self.task, "_fut_waiter", self) is not None:
+            return None
+        state = self.queue[0].state
+        is_begun = any(not is_new(made) for made in state[1])
+        return None if is_begun else (self.task, state)
 
 
 class Lanes:
@@ -122,10 +132,16 @@ class Lanes:
         self._start(lane)
 
     def rescue(self) -> None:
-        """Start what an exception kept from being started."""
+        """Start what an exception kept from being started, or from going on."""
         for lane in list(self._lanes.values()):
-            if lane.queue and not self._closed:
-                self._start(lane)
+            if not lane.queue or self._closed:
+                continue
+            ready = lane.ready_task()
+            if ready is not None and lane.seen_ready == ready:
+                # Two calls ago it could have gone on: an exception in the loop itself has lost its next step.
+                lane.task = None
+            lane.seen_ready = ready
+            self._start(lane)
 
     async def drain(self) -> None:
         """Wait until every lane is empty; but for the caller's own one, which could not end before this returns."""
@@ -185,7 +201,7 @@ class Lanes:
         turn_ends = self._clock() + _TURN_S
         queue = lane.queue
         # After an event that has set a ContextVar, `_ended` goes on with a new task, which has a new context.
-        while queue and is_clean(copy_context()):
+        while queue and lane.task is me and is_clean(copy_context()):
             share = queue[0]
             if not share.left:
                 self._finish(lane, share)
@@ -254,7 +270,7 @@ class Lanes:
         is_own = True
         if made and inspect.iscoroutine(coroutine := made[0]):
             progress = inspect.getcoroutinestate(coroutine)
-            if progress == inspect.CORO_CREATED:
+            if is_new(coroutine):
                 raise error
             if progress == inspect.CORO_CLOSED and not is_from(error, coroutine.cr_code):
                 # It had returned.
@@ -281,6 +297,11 @@ class Lanes:
         if now - started > self.timeout_s and lane.told is not call:
             lane.told = call
             self._reporter.slow(lane.handler, source, event, now - started, self.timeout_s)
+
+
+def is_new(made: Any) -> bool:
+    """Whether this is a coroutine that has not begun."""
+    return inspect.iscoroutine(made) and inspect.getcoroutinestate(made) == inspect.CORO_CREATED
 
 
 def _abandon(share: Share) -> None:
