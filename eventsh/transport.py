@@ -138,7 +138,7 @@ class Connection(ABC):
         A transport that `crosses_hosts` must tell it; for others it may stay 0."""
         return 0
 
-    def rescue(self) -> None:  # noqa: B027 - not every transport has callbacks to lose
+    def rescue(self) -> None:
         """Repeat what an exception in a callback interrupted, such as the call of `connection_lost`. Called about twice a second
         in clients: their loop may be that of the main thread, where a signal handler can raise between any two steps."""
 

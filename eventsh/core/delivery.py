@@ -65,7 +65,7 @@ class Delivery:
 
 def decode_runs(body: memoryview, count: int) -> list[Any]:
     """The runs of a batch with `count` events. Raises ProtocolError: the broker passes on what it never looked at."""
-    runs = decode(body)
+    runs: list[Any] = decode(body)
     events = 0
     # Each is looked at: to catch the TypeError of a wrong shape would also catch one that a signal handler raises here.
     for run in runs if type(runs) is list else (None,):

@@ -260,7 +260,7 @@ class Session:
         return messages
 
     def _take_events(self, frame: bytearray | memoryview) -> None:
-        _, _, flags, count, pid, origin, number, seq, time_ns = HEADER.unpack_from(frame)
+        _, _, flags, count, pid, origin, number, seq, _ = HEADER.unpack_from(frame)
         if seq <= self.received or not count or seq + count > _MAX_SEQ:
             raise ProtocolError(f"event {seq} (of {count}) came after event {self.received}")
         last = seq + count - 1

@@ -107,7 +107,8 @@ class Turn:
         else:
             self.now = tuple([handler for handler in handlers if not handler.is_async])
             self.later = tuple([handler for handler in handlers if handler.is_async])
-        self.under_way: tuple[int, Any] = (start if self.now else self.stop, iter(self.now))
+        steps: Any = iter(self.now)
+        self.under_way: tuple[int, Any] = (start if self.now else self.stop, steps)
 
     @property
     def is_stale(self) -> bool:
@@ -124,5 +125,5 @@ class Turn:
         if self.is_single:
             self.rest.__setstate__(self.stop - length_hint(self.rest) - 1)
         else:
-            _, handlers = self.under_way
-            handlers.__setstate__(len(self.now) - length_hint(handlers) - 1)
+            _, steps = self.under_way
+            steps.__setstate__(len(self.now) - length_hint(steps) - 1)

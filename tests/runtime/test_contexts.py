@@ -142,7 +142,7 @@ def test_a_task_factory_that_takes_no_context_still_runs_async_handlers():
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        loop.set_task_factory(lambda loop, work: asyncio.Task(work, loop=loop))  # type: ignore[arg-type, misc]
+        loop.set_task_factory(lambda loop, work: asyncio.Task(work, loop=loop))
         registry = Registry()
         registry.register(seen.handle_async)
         dispatcher = Dispatcher(registry, timeout_s=60, on_failure=lambda _: None, on_complete=lambda _: None)
