@@ -237,8 +237,8 @@ class Dispatcher:
                 if stage < Stage.CALLED or handler is None:
                     raise
                 start = delivery.at = at + 1
-                if stage is Stage.RETURNED:
-                    self._take_result_once(handler, result, datas[0], match, delivery)
+                if stage > Stage.CALLED:
+                    self._rescue_result(stage, error, (handler, result, datas[0], match, delivery))
                     raise
                 handler.calls += 1
                 self._reporter.failure(handler, source, event, error)
@@ -301,8 +301,8 @@ class Dispatcher:
                     stage = _SINGLE_LOOP.stage_of(error, call)
                     if stage is Stage.TAKEN:
                         turn.put_back()
-                    if stage is Stage.RETURNED:
-                        self._take_result_once(handler, result, data, match, delivery)
+                    if stage > Stage.CALLED:
+                        self._rescue_result(stage, error, (handler, result, data, match, delivery))
                     if stage is not Stage.CALLED:
                         raise
                     self._reporter.failure(handler, source, event, error)
@@ -346,8 +346,8 @@ class Dispatcher:
                 stage = _SEVERAL_LOOP.stage_of(error, call)
                 if stage is Stage.TAKEN:
                     turn.put_back()
-                if stage is Stage.RETURNED:
-                    self._take_result_once(handler, result, data, match, delivery)
+                if stage > Stage.CALLED:
+                    self._rescue_result(stage, error, (handler, result, data, match, delivery))
                 if stage is not Stage.CALLED:
                     raise
                 handler.calls += 1
@@ -371,9 +371,15 @@ class Dispatcher:
         self._lanes.put(Share(handler, delivery, match.source, match.event, [data], 0, result))
         return True
 
-    def _take_result_once(self, handler: Handler, result: Any, data: Any, match: Match, delivery: Delivery) -> None:
+    def _rescue_result(
+        self, stage: Stage, error: BaseException, call: tuple[Handler, Any, Any, Match, Delivery]
+    ) -> None:
         """As `_take_result`, after an exception that may have interrupted it."""
-        if is_new(result) and not any(share.holds(result) for share in delivery.shares):
+        handler, result, data, match, delivery = call
+        if stage is Stage.UNSTORED:
+            # It may have been a coroutine, which is lost: then the event is reported.
+            self._reporter.failure(handler, match.source, match.event, error)
+        elif is_new(result) and not any(share.holds(result) for share in delivery.shares):
             self._take_result(handler, result, data, match, delivery)
 
     def _done(self, delivery: Delivery) -> None:

@@ -32,7 +32,9 @@ class Stage(IntEnum):
     NOTHING_TAKEN = 0
     TAKEN = 1
     CALLED = 2
-    RETURNED = 3
+    # The handler has returned, and nothing else has happened.
+    UNSTORED = 3
+    RETURNED = 4
 
 
 class Loop:
@@ -61,7 +63,7 @@ class Loop:
         if at < self._taken:
             return Stage.NOTHING_TAKEN
         if at >= self._returned:
-            return Stage.RETURNED
+            return Stage.RETURNED if at > self._returned else Stage.UNSTORED
         if at < self._calls:
             return Stage.TAKEN
         function = call.__func__ if isinstance(call, MethodType) else call

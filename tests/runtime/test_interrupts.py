@@ -174,7 +174,7 @@ class Program:
             len(self.seen["one"]) >= len(self.expected["one"])
             and len(self.seen["second"]) >= len(self.expected["two"])
             and len(self.seen["sync"]) >= len(self.expected["mixed"])
-            and (not self._is_async or len(self.seen["made"]) >= len(self.expected["made"]))
+            and (not self._is_async or len(self.seen["made"]) >= len(self.expected["made"]) - self.failed)
             and len(self.seen["turn"]) >= len(self.expected["turn"])
             and (not self._is_async or len(self.begun) >= len(self.expected["mixed"]))
             and client.is_idle
@@ -200,7 +200,10 @@ class Program:
         if not self._is_async:
             return
         assert self.begun == self.expected["mixed"]
-        assert self.seen["made"] == self.expected["made"]
+        # A coroutine that was lost in the instruction after the call is reported.
+        made = set(self.seen["made"])
+        assert self.seen["made"] == [number for number in self.expected["made"] if number in made]
+        assert len(made) >= len(self.expected["made"]) - self.failed
         # An async handler that was suspended has begun: its event may be reported in place of being handled.
         assert len(self.ended) >= len(self.begun) - self.failed
         assert self.ended == [number for number in self.begun if number in set(self.ended)]
