@@ -138,6 +138,10 @@ class Connection(ABC):
         A transport that `crosses_hosts` must tell it; for others it may stay 0."""
         return 0
 
+    def rescue(self) -> None:
+        """Repeat what an exception in a callback interrupted, such as the call of `connection_lost`. Called about twice a second
+        in clients: their loop may be that of the main thread, where a signal handler can raise between any two steps."""
+
     @abstractmethod
     def pause_reading(self) -> None:
         """Take no more frames from the peer. Idempotent."""

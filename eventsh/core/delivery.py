@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Delivery", "decode_runs"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Delivery:
     """Some events in order, as runs of neighbours with the same source and event.
 
@@ -38,26 +38,48 @@ class Delivery:
     is_replayed: bool = False
     # For a session that reads frames whole: this one, which is not decoded.
     frame: bytearray | None = None
-    # The two marks that its owners make: every handler has returned, and how many async calls are still owed.
+    # Set by the inbox: every handler has returned.
     done: bool = False
-    pending: int = 0
+    # Progress of the dispatcher, so that an interrupted dispatch resumes where it was: the index of the next run, the run
+    # that it has begun, and the shares of async handlers that are not finished.
+    at: int = 0
+    turn: Any = None
+    shares: set[Any] | frozenset[Any] = frozenset()
+
+    def add_share(self, share: Any) -> None:
+        """Note that an async handler has some of the events. Most deliveries have none, and need no set."""
+        if isinstance(self.shares, set):
+            self.shares.add(share)
+        else:
+            self.shares = {share}
+
+    def end_share(self, share: Any) -> None:
+        """Note that an async handler has finished its events. Repeating the call changes nothing."""
+        if isinstance(self.shares, set):
+            self.shares.discard(share)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every handler of every event was called and has returned."""
+        return self.at == len(self.runs) and not self.shares
 
 
 def decode_runs(body: memoryview, count: int, *, is_own: bool = False) -> list[Any]:
     """The runs of a batch with `count` events. Raises ProtocolError: the broker passes on what it never looked at.
 
     `is_own`: it is the broker's own (its origin is 0). Only such a batch may hold events of eventsh's own source."""
-    runs = decode(body)
+    runs: list[Any] = decode(body)
     events = 0
-    try:
-        for source, event, data in runs:
-            if type(source) is not str or type(event) is not str or type(data) is not list:
-                raise ProtocolError("a batch holds something other than runs of events")
-            if source == LIFECYCLE_SOURCE and not is_own:
-                raise ProtocolError(f"a process that is not the broker posted from the source {source!r}")
-            events += len(data)
-    except (TypeError, ValueError):
-        raise ProtocolError("a batch holds something other than runs of events") from None
-    if type(runs) is not list or events != count:
+    # Each is looked at: to catch the TypeError of a wrong shape would also catch one that a signal handler raises here.
+    for run in runs if type(runs) is list else (None,):
+        if type(run) is not list or len(run) != 3:
+            raise ProtocolError("a batch holds something other than runs of events")
+        source, event, data = run
+        if type(source) is not str or type(event) is not str or type(data) is not list:
+            raise ProtocolError("a batch holds something other than runs of events")
+        if source == LIFECYCLE_SOURCE and not is_own:
+            raise ProtocolError(f"a process that is not the broker posted from the source {source!r}")
+        events += len(data)
+    if events != count:
         raise ProtocolError(f"a batch said to hold {count} events holds {events}")
     return runs

@@ -23,8 +23,11 @@ __all__ = ["Inbox"]
 
 
 class Inbox:
-    """The queue of one session. The session appends to `waiting` and counts in `events` by itself, for each batch would
-    pay for the call; all else goes through the methods."""
+    """The queue of one session. The session appends to `waiting` by itself, for each batch would pay for the call; all
+    else goes through the methods.
+
+    A signal handler may raise between any two steps, so each change takes effect by one operation, or repeating it changes
+    nothing."""
 
     def __init__(
         self,
@@ -41,19 +44,21 @@ class Inbox:
         # The epoch that what arrives is of, and the last seq of it up to which every handler has returned.
         self.epoch = 0
         self.handled = 0
-        # Batches with the epoch that they came in, and what is no batch.
+        # Batches with the epoch that they came in, and deliveries. The first one is under way from `next_delivery` to
+        # `complete` or `set_aside`: a dispatch that an exception interrupted finds it here again.
         self.waiting: deque[tuple[int, bytearray | memoryview] | Delivery] = deque()
-        # How many events the batches in it hold.
-        self.events = 0
-        # Deliveries that were given out and whose handlers have not all returned, in their order.
+        # Deliveries of this epoch that were begun and whose handlers have not all returned, in their order.
         self._open: deque[Delivery] = deque()
-        # Deliveries of an earlier epoch whose handlers have not returned: nobody can be told when they do.
-        self._stale = 0
+        # The same of earlier epochs: their brokers are gone, so that no ack is owed for them.
+        self._stale: list[Delivery] = []
+        # Local deliveries that were set aside.
+        self._local_aside: set[Delivery] = set()
         # Events wait for the first handler: a program that calls configure() and then register() must not lose what
         # arrives between the two. Not for ever, for a program may want to post only.
         self._holding = True
         self.hold_until: float | None = None
-        # Counted in and out apart, for local events are posted in other threads than the one that handles them.
+        # Counted in and out apart, for local events are posted in other threads than the one that handles them. An
+        # interrupted post or completion can make the difference too large, never too small: `_count_local` corrects it.
         self._local_in = 0
         self._local_out = 0
         self._registry = registry
@@ -70,11 +75,11 @@ class Inbox:
         self._on_unread = on_unread
 
     def begin(self, epoch: int, start: int) -> None:
-        """Another epoch begins, behind the event `start`."""
+        """Begin another epoch, after the event `start`. Repeating the call changes nothing."""
+        self._stale = [delivery for delivery in dict.fromkeys((*self._stale, *self._open)) if not delivery.done]
+        self._open.clear()
         self.epoch = epoch
         self.handled = start
-        self._stale += sum(not delivery.done for delivery in self._open)
-        self._open.clear()
 
     def keep_frames(self) -> None:
         """Copy what waits and is only a view of memory that is about to go. In the thread that takes deliveries."""
@@ -87,45 +92,57 @@ class Inbox:
     def post_local(self, source: str, event: str, data: Any) -> None:
         """Put an event into this process's own queue, behind what has arrived. Raises QueueOverflow, UsageError."""
         source, event = check_name(source, "source"), check_name(event, "event")
-        if self.local_queued >= self.max_queue_len:
+        if self.local_queued >= self.max_queue_len and self._count_local() >= self.max_queue_len:
             raise QueueOverflow(self.local_queued, self.max_queue_len, queue="local")
+        delivery = Delivery(0, 1, None, [[source, event, [data]]])
         self._local_in += 1
-        self.waiting.append(Delivery(0, 1, None, [[source, event, [data]]]))
+        self.waiting.append(delivery)
 
     @property
     def local_queued(self) -> int:
         """How many local events have not been handled."""
         return self._local_in - self._local_out
 
+    def _count_local(self) -> int:
+        """Count the local events themselves, and correct the counters by that."""
+        waiting = sum(type(item) is Delivery and not item.last_seq and not item.done for item in list(self.waiting))
+        queued = waiting + len(self._local_aside)
+        self._local_out = self._local_in - queued
+        return queued
+
     def post_first(self, source: str, event: str, data: Any) -> None:
         """Put an event of eventsh's own before everything that waits."""
+        delivery = Delivery(0, 1, None, [[source, event, [data]]])
         self._local_in += 1
-        self.waiting.appendleft(Delivery(0, 1, None, [[source, event, [data]]]))
+        self.waiting.appendleft(delivery)
 
     def release(self) -> None:
         """Stop waiting for a first handler."""
         self._holding = False
 
     def next_delivery(self, now: float) -> Delivery | None:
-        """The next delivery to dispatch, or None. Each must be given back to `complete` once its handlers returned.
+        """Return the delivery to dispatch, or None. It stays the first until the owner passes it to `complete`, or to
+        `set_aside` if some of its handlers are still at work.
 
         A batch that can't be read becomes a gap in its place: nothing is lost without a report to the handlers.
         """
-        if not self.waiting or (self._holding and self._holds(now)):
+        waiting = self.waiting
+        if not waiting or (self._holding and self._holds(now)):
             return None
-        item = self.waiting.popleft()
-        if type(item) is tuple:
-            return self._open_batch(*item)
-        assert isinstance(item, Delivery)
-        if item.last_seq:
-            self._give_out(item)
-        return item
+        item = waiting[0]
+        delivery = self._open_batch(*item) if type(item) is tuple else item
+        assert isinstance(delivery, Delivery)
+        if delivery.last_seq:
+            self._track(delivery)
+        return delivery
 
-    def _give_out(self, delivery: Delivery) -> None:
-        if delivery.epoch == self.epoch:
+    def _track(self, delivery: Delivery) -> None:
+        """Note that the first delivery is begun."""
+        if delivery.epoch != self.epoch:
+            if delivery not in self._stale:
+                self._stale.append(delivery)
+        elif not self._open or self._open[-1] is not delivery:
             self._open.append(delivery)
-        else:
-            self._stale += 1
 
     def _holds(self, now: float) -> bool:
         if self.hold_until is None:
@@ -134,25 +151,28 @@ class Inbox:
             not self._registry.ever_registered
             and now < self.hold_until
             # A sleeping giant of a queue would make the broker wait for this worker.
-            and self.events < self.max_queue_len // 2
+            and self._waiting_events() < self.max_queue_len // 2
         )
         return self._holding
 
+    def _waiting_events(self) -> int:
+        return sum(HEADER.unpack_from(item[1])[3] for item in list(self.waiting) if type(item) is tuple)
+
     def _open_batch(self, epoch: int, frame: bytearray | memoryview) -> Delivery:
+        """Put the delivery of the first batch into the place of its frame."""
         _, _, flags, count, pid, origin, number, seq, time_ns = HEADER.unpack_from(frame)
-        self.events -= count
         delivery = Delivery(seq + count - 1, count, pid, [], epoch=epoch, first_seq=seq, time_ns=time_ns)
-        self._give_out(delivery)
         if self._reads_whole and not flags & ~self._readable:
             delivery.frame = bytearray(frame) if isinstance(frame, memoryview) else frame
-            return delivery
-        try:
-            self._read(delivery, frame, flags, origin, number)
-        except ProtocolError as error:
-            delivery.count = delivery.first_seq = 0
-            delivery.pid = delivery.trace = None
-            delivery.is_replayed = False
-            delivery.runs = [[LIFECYCLE_SOURCE, "gap", [self._on_unread(epoch, seq, count, str(error))]]]
+        else:
+            try:
+                self._read(delivery, frame, flags, origin, number)
+            except ProtocolError as error:
+                delivery.count = delivery.first_seq = 0
+                delivery.pid = delivery.trace = None
+                delivery.is_replayed = False
+                delivery.runs = [[LIFECYCLE_SOURCE, "gap", [self._on_unread(epoch, seq, count, str(error))]]]
+        self.waiting[0] = delivery
         return delivery
 
     def _read(self, delivery: Delivery, frame: bytearray | memoryview, flags: int, origin: int, number: int) -> None:
@@ -168,20 +188,34 @@ class Inbox:
             delivery.trace = Trace(origin, number)
         delivery.runs = decode_runs(memoryview(frame)[start:], delivery.count, is_own=not origin)
 
+    def set_aside(self, delivery: Delivery) -> None:
+        """Make room for the next delivery: all handlers of this one were called, and some have not returned."""
+        if not delivery.last_seq and not delivery.done:
+            self._local_aside.add(delivery)
+        if self.waiting and self.waiting[0] is delivery:
+            self.waiting.popleft()
+
     def complete(self, delivery: Delivery) -> None:
-        """Every handler of this delivery has returned."""
-        if not delivery.last_seq:
-            self._local_out += 1
-            return
-        if delivery.trace is not None:
-            self._answers.append(delivery.trace.answer().encode())
-        delivery.done = True
-        if delivery.epoch != self.epoch:
-            self._stale -= 1
-            return
-        waiting = self._open
-        while waiting and waiting[0].done:
-            self.handled = waiting.popleft().last_seq
+        """Note that every handler of this delivery has returned. Repeating the call changes nothing."""
+        if not delivery.done:
+            if delivery.trace is not None:
+                self._answers.append(delivery.trace.answer().encode())
+            delivery.done = True
+            if not delivery.last_seq:
+                self._local_out += 1
+        self._local_aside.discard(delivery)
+        self.set_aside(delivery)
+        if self._stale:
+            self._stale = [stale for stale in self._stale if not stale.done]
+        while self._open and self._open[0].done:
+            self.handled = self._open[0].last_seq
+            self._open.popleft()
+
+    def owed(self) -> list[Delivery]:
+        """The deliveries that were set aside and are over, but not completed: an exception interrupted that."""
+        aside = (*self._stale, *self._open, *self._local_aside)
+        first = self.waiting[0] if self.waiting else None
+        return [delivery for delivery in aside if delivery is not first and (delivery.done or delivery.is_over)]
 
     @property
     def is_idle(self) -> bool:

@@ -38,24 +38,30 @@ class Memory:
     def has_uniques(self) -> bool:
         return bool(self._uniques)
 
-    def is_repeat(self, flags: int, origin: int, number: int, time_ns: int, frame: bytearray | memoryview) -> bool:
+    def is_repeat(self, flags: int, origin: int, number: int) -> bool:
         """Whether this process already has this batch, from an earlier broker or before another worker gave it back.
 
         Only what is marked as resent can be known: origins are random, and a new poster may by chance have the origin
         of one that has left.
         """
-        if flags & Flag.UNIQUE:
-            known = self._uniques
-            if (origin, number) in known and flags & Flag.RESENT:
-                return True
-            key = read_key(frame)
-            forgotten, _ = known.pop((origin, number), (b"", 0))
-            known[origin, number] = (key, time_ns)
-            self._key_bytes += len(key) - len(forgotten)
-            while len(known) > _REMEMBERED_UNIQUES or self._key_bytes > _REMEMBERED_KEY_BYTES:
-                self._key_bytes -= len(known.pop(next(iter(known)))[0])
+        if not flags & Flag.RESENT:
             return False
-        return bool(flags & Flag.RESENT) and number <= self.seen.get(origin, 0)
+        if flags & Flag.UNIQUE:
+            return (origin, number) in self._uniques
+        return number <= self.seen.get(origin, 0)
+
+    def note_unique(self, origin: int, number: int, time_ns: int, frame: bytearray | memoryview) -> None:
+        """Remember a unique event. Repeating the call changes nothing. Raises ProtocolError for a frame without a key."""
+        known, key = self._uniques, read_key(frame)
+        forgotten, _ = known.pop((origin, number), (b"", 0))
+        known[origin, number] = (key, time_ns)
+        self._key_bytes += len(key) - len(forgotten)
+        while len(known) > _REMEMBERED_UNIQUES or self._key_bytes > _REMEMBERED_KEY_BYTES:
+            self._key_bytes -= len(known.pop(next(iter(known)))[0])
+
+    def recount(self) -> None:
+        """Count the keys anew, after an exception that may have interrupted `note_unique`."""
+        self._key_bytes = sum(len(key) for key, _ in self._uniques.values())
 
     def tell(self, epoch: int) -> Taken | None:
         """For the broker of `epoch`: which unique events others before it gave out; again, if the last time it may not have

@@ -13,6 +13,7 @@ With a token, PROVING comes before GREETING: the hello is sent when the broker h
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -275,20 +276,40 @@ class Session:
         return messages
 
     def _take_events(self, frame: bytearray | memoryview) -> None:
-        _, _, flags, count, pid, origin, number, seq, time_ns = HEADER.unpack_from(frame)
+        _, _, flags, count, pid, origin, number, seq, _ = HEADER.unpack_from(frame)
         if seq <= self.received or not count or seq + count > _MAX_SEQ:
             raise ProtocolError(f"event {seq} (of {count}) came after event {self.received}")
-        self.received = last = seq + count - 1
+        last = seq + count - 1
         inbox = self.inbox
+        is_repeat = flags and self._memory.is_repeat(flags, origin, number)
+        # Passed on empty, so that it is acknowledged in its turn.
+        item = Delivery(last, 0, pid, [], epoch=inbox.epoch) if is_repeat else (inbox.epoch, frame)
+        posts = self._standing.posts + (count if origin and not flags & Flag.UNIQUE else 0)
+        try:
+            # This is what receives the batch. An exception before it loses the connection, and the broker sends the batch
+            # again; after it, the notes below must be made.
+            inbox.waiting.append(item)
+            self._note_events(frame, last, posts, is_repeat)
+        except BaseException:
+            if any(kept is item for kept in list(inbox.waiting)):
+                self._note_events(frame, last, posts, is_repeat)
+                self._memory.recount()
+            raise
+
+    def _note_events(self, frame: bytearray | memoryview, last: int, posts: int, is_repeat: int | bool) -> None:
+        """Note that a batch was received. Repeating the call changes nothing."""
+        _, _, flags, count, _, origin, number, _, time_ns = HEADER.unpack_from(frame)
+        self.received = last
+        self._standing.posts = posts
         if not origin:
             self._note_workers(frame)
-        elif not flags & Flag.UNIQUE:
-            self._standing.posts += count
-        if flags and self._is_repeat(flags, origin, number, time_ns, frame):
-            # Passed on empty, so that it is acknowledged in its turn.
-            inbox.waiting.append(Delivery(last, 0, pid, [], epoch=inbox.epoch))
+        elif is_repeat:
             return
-        if not flags & Flag.UNIQUE:
+        elif flags & Flag.UNIQUE:
+            # A key that can't be read: the inbox reports it in its place. To end the connection would bring it again.
+            with contextlib.suppress(ProtocolError):
+                self._memory.note_unique(origin, number, time_ns, frame)
+        else:
             # A later batch can't carry a lower number but after a broker's death, and then it is marked as resent.
             # Taken out first, so that the posters heard last are at the end and the oldest is forgotten.
             seen = self._memory.seen
@@ -296,15 +317,6 @@ class Session:
             seen[origin] = number + count - 1
             if len(seen) > REMEMBERED:
                 del seen[next(iter(seen))]
-        inbox.events += count
-        inbox.waiting.append((inbox.epoch, frame))
-
-    def _is_repeat(self, flags: int, origin: int, number: int, time_ns: int, frame: bytearray | memoryview) -> bool:
-        try:
-            return self._memory.is_repeat(flags, origin, number, time_ns, frame)
-        except ProtocolError:
-            # A key that can't be read. The inbox reports it in its place; to end the connection would bring it again.
-            return False
 
     def _note_workers(self, frame: bytearray | memoryview) -> None:
         """Follow in the broker's own events who holds which slot."""
@@ -332,7 +344,6 @@ class Session:
         if isinstance(message, Welcome):
             self._take_welcome(message)
         elif isinstance(message, Gap):
-            self.received = max(self.received, message.last_seq)
             self._deliver_gap(message)
         elif isinstance(message, Features):
             message.check()
@@ -385,11 +396,20 @@ class Session:
         if welcome.epoch == self.inbox.epoch:
             first, missed = self.received + 1, welcome.seq - self.received
             if missed > 0 and not welcome.resumed and self.role != "poster":
-                self.received = welcome.seq
                 reason = "the slot was given up while this process was away"
                 self._deliver_gap(Gap(missed, first, welcome.seq, reason, posts=welcome.posts))
             return
-        self._standing.begin(welcome.posts, self.inbox.epoch)
+        before, place = self.inbox.epoch, self._standing.place
+        try:
+            self._begin_epoch(welcome, before, place)
+        except BaseException:
+            # Half of it would make the next hello wrong.
+            self._begin_epoch(welcome, before, place)
+            raise
+
+    def _begin_epoch(self, welcome: Welcome, before: int, place: tuple[int, int]) -> None:
+        """Begin the epoch of a new broker. Repeating the call changes nothing."""
+        self._standing.begin(welcome.posts, before, place)
         # A new worker's stream starts here, but an old slot's starts with what its last process did not handle.
         start = 0 if welcome.resumed else welcome.seq
         self.received = start
@@ -397,19 +417,42 @@ class Session:
         self._acked = (start, start)
 
     def _deliver_gap(self, gap: Gap) -> None:
-        self._standing.take_gap(gap)
         first, last = (0, 0) if gap.epoch else (gap.first_seq, gap.last_seq)
-        data = self._note_gap(gap.missed, first, last, gap.reason, gap.epoch or self.inbox.epoch, exact=gap.exact)
+        data = self._gap_data(gap.missed, first, last, gap.reason, gap.epoch or self.inbox.epoch, exact=gap.exact)
         runs = [[LIFECYCLE_SOURCE, "gap", [data]]]
-        self.inbox.waiting.append(Delivery(gap.last_seq, 0, None, runs, epoch=self.inbox.epoch))
+        delivery = Delivery(gap.last_seq, 0, None, runs, epoch=self.inbox.epoch)
+        counts = (self.gaps + 1, self.missed + gap.missed)
+        try:
+            # As for events: this is what receives the gap.
+            self.inbox.waiting.append(delivery)
+            self._note_gap(gap, data, counts)
+        except BaseException:
+            if any(kept is delivery for kept in list(self.inbox.waiting)):
+                self._note_gap(gap, data, counts)
+            raise
 
-    def _note_gap(
+    def _note_gap(self, gap: Gap, data: dict[str, Any], counts: tuple[int, int]) -> None:
+        """Note that a gap was received. Repeating the call changes nothing."""
+        self.received = max(self.received, gap.last_seq)
+        self._standing.take_gap(gap)
+        self._count_gap(data, counts)
+
+    def _count_gap(self, data: dict[str, Any], counts: tuple[int, int]) -> None:
+        self.gaps, self.missed = counts
+        if not any(known is data for known in self.new_gaps):
+            self.new_gaps.append(data)
+
+    def _take_unread(self, epoch: int, seq: int, count: int, reason: str) -> dict[str, Any]:
+        """Handlers get a gap in the place of a batch that can't be read. The broker is to count that."""
+        data = self._gap_data(count, seq, seq + count - 1, reason, epoch, exact=True)
+        self._unread += count
+        self._count_gap(data, (self.gaps + 1, self.missed + count))
+        return data
+
+    def _gap_data(
         self, missed: int, first_seq: int, last_seq: int, reason: str, epoch: int, *, exact: bool
     ) -> dict[str, Any]:
-        """Count a gap; give the data of its event."""
-        self.gaps += 1
-        self.missed += missed
-        data = {
+        return {
             "missed": missed,
             "first_seq": first_seq,
             "last_seq": last_seq,
@@ -417,13 +460,6 @@ class Session:
             "epoch": epoch,
             "exact": exact,
         }
-        self.new_gaps.append(data)
-        return data
-
-    def _take_unread(self, epoch: int, seq: int, count: int, reason: str) -> dict[str, Any]:
-        """Handlers get a gap in the place of a batch that can't be read. The broker is to count that."""
-        self._unread += count
-        return self._note_gap(count, seq, seq + count - 1, reason, epoch, exact=True)
 
     # --- frames out ---
 
@@ -440,6 +476,10 @@ class Session:
             return None
         self._acked = state
         return encode_frame(Kind.ACK, seq=self.received, origin_seq=self.inbox.handled)
+
+    def forget_ack(self) -> None:
+        """Have the next `take_ack` return an ack in any case: it is not known whether the last one was sent."""
+        self._acked = (0, 0)
 
     @property
     def unacked_handled(self) -> int:

@@ -36,10 +36,15 @@ class Standing:
         # By slot: the epoch in which its process went away, and how many posts of it were handled there.
         self._vacant: dict[int, tuple[int, int]] = {}
 
-    def begin(self, posts: int, before: int) -> None:
-        """Another epoch than `before` begins for this process, behind `posts`."""
+    @property
+    def place(self) -> tuple[int, int]:
+        """Posts to everybody of the present epoch: received or reported as missed, and confirmed."""
+        return self.posts, self.confirmed
+
+    def begin(self, posts: int, before: int, place: tuple[int, int]) -> None:
+        """Begin an epoch after `posts` of its posts; the one `before` ended at `place`. Repeating the call changes nothing."""
         if before:
-            self._earlier[before] = (self.posts, self.confirmed)
+            self._earlier[before] = place
             while len(self._earlier) > _EARLIER:
                 del self._earlier[min(self._earlier)]
         self.posts, self.confirmed = posts, 0

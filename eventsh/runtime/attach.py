@@ -44,6 +44,8 @@ _WELCOME_TIMEOUT_S = 5.0
 _WARN_EACH_S = 300.0
 # How often it looks whether a warning is due. `timeout` may be shorter, and may be changed meanwhile.
 _LOOK_EACH_S = 1.0
+# Longer than any attempt takes, with the start of a broker.
+_ATTEMPT_S = 60.0
 
 
 class Owner(Protocol):
@@ -159,6 +161,10 @@ class Attacher:
         self._cant_start = False
         self._session = session
         self._loop = asyncio.get_running_loop()
+        # When the present attempt began, and the attachment whose end `run` waits for.
+        self._began_at = self._loop.time()
+        self._watched: Attachment | None = None
+        self._missed_ends = 0
         # The slot that the user asked for; any other one was the broker's choice and may change.
         self._wanted_slot = session.worker_id
         self._overdue = Overdue(self._loop.time())
@@ -183,10 +189,14 @@ class Attacher:
         has_started = False
         while True:
             attachment = Attachment(self, self._loop)
+            self._began_at, self._watched = self._loop.time(), None
             try:
                 await self._attach(attachment)
                 welcomed_at = self._loop.time()
+                self._watched = attachment
                 await asyncio.wait((attachment.lost,))
+                # Again, in case that an exception interrupted the callback.
+                self.lose(attachment)
                 if attachment.refusal is not None:
                     _log.warning("%s: the broker ended the connection: %s", self.address, attachment.refusal.message)
                 _log.info("%s: the connection to the broker is gone; attaching again", self.address)
@@ -330,8 +340,21 @@ class Attacher:
     def lose(self, attachment: Attachment) -> None:
         """The connection is gone."""
         if self.attachment is attachment:
-            self.attachment = None
             self.owner.lose()
+            self.attachment = None
+
+    def rescue(self) -> None:
+        """Have the connection do what an exception kept its callbacks from."""
+        if self.connection is not None:
+            self.connection.rescue()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether `run` does not go on, for an exception in the loop itself has lost its next step. Asked at each rescue."""
+        if self._watched is None:
+            return self._loop.time() - self._began_at > _ATTEMPT_S
+        self._missed_ends = self._missed_ends + 1 if self._watched.lost.done() else 0
+        return self._missed_ends > 1
 
     def reset(self) -> None:
         """End the connection because its stream may be broken; another one follows."""

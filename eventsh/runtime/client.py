@@ -95,12 +95,15 @@ class Client:
         self.on_state = on_state
         self._on_plugins = on_plugins
         self._loop = asyncio.get_running_loop()
-        self._dispatcher: Deliveries = dispatcher or Dispatcher(
-            registry, timeout_s=options.timeout, on_failure=self._take_failure, on_complete=self._complete
-        )
-        if tap is not None:
-            self._dispatcher = tap(self._dispatcher)
+        # Its own, which is told what a stand-in need not know.
+        self._handlers = None
+        if dispatcher is None:
+            dispatcher = self._handlers = Dispatcher(
+                registry, timeout_s=options.timeout, on_failure=self._take_failure, on_complete=self._complete
+            )
+        self._dispatcher: Deliveries = dispatcher if tap is None else tap(dispatcher)
         self._was_attached = False
+        self._is_closing = False
         self._pump_at: asyncio.Handle | None = None
         # When events are given out though no handler was ever registered. Apart, for it must not keep a pump from being
         # scheduled before that.
@@ -169,6 +172,16 @@ class Client:
         assert attachment.connection is not None
         try:
             messages = self.session.receive(frames)
+            for message in messages:
+                self._take_message(attachment, message)
+            if self.session.new_gaps:
+                self._tell_gaps()
+            if self.session.unacked_received:
+                self._send_ack(at_once=True)
+            if self.waiters.waiting:
+                self.waiters.check()
+            # A confirmation may have made room in the window.
+            self.sender.flush_lingering()
         except ProtocolError as error:
             _log.warning("%s: the broker broke the protocol: %s", self.address, error)
             attachment.connection.abort()
@@ -177,18 +190,16 @@ class Client:
             attachment.failure = error
             attachment.connection.abort()
             return
-        for message in messages:
-            self._take_message(attachment, message)
-        if self.session.new_gaps:
-            self._tell_gaps()
-        if self.session.unacked_received:
-            self._send_ack(at_once=True)
-        if self.waiters.waiting:
-            self.waiters.check()
-        # A confirmation may have made room in the window.
-        self.sender.flush_lingering()
+        except BaseException:
+            # Out of a signal handler, anywhere in this. The next connection begins after the last frame that was received.
+            attachment.connection.abort()
+            raise
         if self.session.inbox.has_work:
-            self._pump()
+            try:
+                self._pump()
+            except BaseException as error:  # noqa: BLE001 - raised again
+                # It is no reason to end the connection.
+                self._loop.call_soon(_raise, error)
 
     def _take_message(self, attachment: Attachment, message: Message) -> None:
         if isinstance(message, Welcome):
@@ -255,6 +266,15 @@ class Client:
     def _pump(self) -> None:
         """Give deliveries to the handlers until none is left or the turn has lasted long enough."""
         self._cancel_pump()
+        try:
+            self._dispatch()
+            self._after_handling()
+        except BaseException:
+            # Out of a signal handler, or a KeyboardInterrupt out of a handler of events. The delivery goes on where it was.
+            self._schedule_pump()
+            raise
+
+    def _dispatch(self) -> None:
         inbox, dispatcher = self.session.inbox, self._dispatcher
         now = time.monotonic()
         until = now + _PUMP_BUDGET_S
@@ -264,23 +284,32 @@ class Client:
                 if inbox.has_work and inbox.hold_until is not None:
                     self._hold_ends_at = self._loop.call_later(max(0.0, inbox.hold_until - now), self._pump)
                 break
-            try:
-                is_done = dispatcher.dispatch(delivery)
-            except (TypeError, ValueError) as error:
-                # What handlers raise does not get here: this is a body that is JSON and no array of runs.
-                _log.error(
-                    "%s: a batch of process %s is malformed and is dropped: %s", self.address, delivery.pid, error
-                )
-                is_done = True
-            if is_done:
+            if dispatcher.dispatch(delivery):
                 self._complete_now(delivery)
+            else:
+                inbox.set_aside(delivery)
             # Before the next one is decoded: with the events of both, the collector of garbage would have its turn.
             del delivery
             now = time.monotonic()
             if now >= until:
                 self._schedule_pump()
                 break
-        self._after_handling()
+
+    def rescue(self) -> None:
+        """Do what an exception out of a signal handler kept a callback from."""
+        self.sender.rescue()
+        for delivery in self.session.inbox.owed():
+            self._complete_now(delivery)
+        if self._handlers is not None:
+            self._handlers.rescue()
+        self._attacher.rescue()
+        if self._runner is not None and not self._is_closing and (self._runner.done() or self._attacher.is_stuck):
+            self._runner.cancel()
+            self._runner = self._loop.create_task(self._keep_attached(), name=f"eventsh {self.address}")
+        self.waiters.check()
+        self._send_ack()
+        if self.session.inbox.has_work:
+            self._pump()
 
     def _cancel_pump(self) -> None:
         for handle in (self._pump_at, self._hold_ends_at):
@@ -316,14 +345,21 @@ class Client:
         if not at_once and self._ack_at is not None:
             self._ack_at.cancel()
             self._ack_at = None
-        ack = self.session.take_ack()
         connection = self._attacher.connection
-        if ack is None or connection is None:
+        if connection is None:
             return
-        if at_once:
-            connection.send_now((ack,))
-        else:
-            connection.send((ack,))
+        try:
+            ack = self.session.take_ack()
+            if ack is None:
+                return
+            if at_once:
+                connection.send_now((ack,))
+            else:
+                connection.send((ack,))
+        except BaseException:
+            # Perhaps it was not sent, and posters wait for it. Twice is harmless.
+            self.session.forget_ack()
+            raise
 
     def _take_failure(self, failure: HandlerFailure) -> None:
         facts = {name: text[:_REPORT_CHARS] for name, text in asdict(failure).items()}
@@ -337,13 +373,17 @@ class Client:
         """In the watchdog's thread: have the loop look at work that is left. An exception out of a signal handler may have
         ended the callback that would have done it."""
         session = self.session
-        if session.outbox.queued or session.inbox.has_work or session.unacked_handled or session.unacked_received:
+        is_owed = (
+            session.outbox.queued
+            or not session.inbox.is_idle
+            or session.unacked_handled
+            or session.unacked_received
+            or not self.is_attached
+            or (self._runner is not None and self._runner.done())
+        )
+        if is_owed:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self.rescue)
-
-    def rescue(self) -> None:
-        """Do what is owed, whether or not its callback is still to come."""
-        self.sender.rescue()
 
     # --- the end ---
 
@@ -367,6 +407,7 @@ class Client:
         return self.session.inbox.is_idle and not self._dispatcher.pending
 
     async def _detach(self) -> None:
+        self._is_closing = True
         self._send_ack()
         self.waiters.close()
         if self._runner is not None:
@@ -388,6 +429,7 @@ class Client:
     def give_up(self) -> None:
         """Let go of everything at once, for nobody waits for it any more."""
         self._watchdog.stop()
+        self._is_closing = True
         if self._runner is not None:
             self._runner.cancel()
         self._dispatcher.close()
@@ -399,5 +441,9 @@ class Client:
     def change(self, options: Options) -> None:
         """Take other options into use; the address and what the client is stay as they are."""
         self.options = options
-        if isinstance(self._dispatcher, Dispatcher):
-            self._dispatcher.timeout_s = options.timeout
+        if self._handlers is not None:
+            self._handlers.timeout_s = options.timeout
+
+
+def _raise(error: BaseException) -> None:
+    raise error

@@ -8,19 +8,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from itertools import islice
+from collections.abc import Callable, Coroutine
 from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
-from eventsh.core.registry import Handler, Match, Registry
-from eventsh.runtime.lanes import Item, Lanes
-from eventsh.runtime.replayed import REPLAYED
-from eventsh.runtime.report import HandlerFailure, Reporter
+from eventsh.core.delivery import Delivery
+from eventsh.core.registry import Call, Handler, Match, Registry
+from eventsh.runtime.lanes import Lanes, Share, is_new
+from eventsh.runtime.replayed import CLEAN_LEN, is_clean, new_context
+from eventsh.runtime.report import HandlerFailure, Reporter, pass_on
+from eventsh.runtime.turns import Loop, Stage, Turn
 from eventsh.runtime.watchdog import Stall, Watchdog, look_period
 
 if TYPE_CHECKING:
-    from eventsh.core.delivery import Delivery
+    from contextvars import Context
 
 __all__ = ["Dispatcher", "HandlerFailure"]
 
@@ -28,8 +29,11 @@ __all__ = ["Dispatcher", "HandlerFailure"]
 # very many too few to be felt.
 _SAMPLE_EACH_S = 0.05
 
-# What tells one call of a sync handler from every other: the number of the delivery, how many runs of it are left and how
-# many events of the run, the handler; and for the warning, the source and the event.
+# As many events as there may be.
+_ALL = 1 << 32
+
+# What tells one call of a sync handler from every other: the number of the delivery, how many runs of it and how many
+# events of the run were handled, the handler; and for the warning, the source and the event.
 _Call = tuple[int, int, int, Handler, str, str]
 
 
@@ -43,7 +47,7 @@ class Dispatcher:
     __slots__ = (
         "_clock",
         "_closed",
-        "_data",
+        "_delivery",
         "_delivery_number",
         "_forked_in",
         "_handler",
@@ -52,7 +56,6 @@ class Dispatcher:
         "_on_complete",
         "_registry",
         "_reporter",
-        "_runs",
         "_sample_at",
         "_stall",
         "_thread",
@@ -84,13 +87,11 @@ class Dispatcher:
         self._lanes = Lanes(self._reporter, timeout_s=timeout_s, on_done=self._done, clock=clock)
         self._watchdog: Watchdog | None = None
         self._stall: Stall[_Call] = Stall()
-        # What is being called, for the watchdog to read. How far it is say the iterators over the delivery's runs and over a
-        # run's data: that costs an event nothing.
+        # What is being called, for the watchdog to read. The delivery says how far it is: that costs an event nothing.
         self._handler: Handler | None = None
         self._match: Match | None = None
         self._delivery_number = 0
-        self._runs: Iterator[Any] = iter(())
-        self._data: Iterator[Any] = iter(())
+        self._delivery = Delivery(0, 0, None, [])
         # The last delivery in which a call was told to be slow.
         self._told_delivery = 0
         self._sample_at = clock() + _SAMPLE_EACH_S
@@ -121,8 +122,13 @@ class Dispatcher:
     def dispatch(self, delivery: Delivery) -> bool:
         """Call every handler of every event, in order. Needs a running loop where a handler is async.
 
-        True: all of them have returned. False: some are async; `on_complete` is called when the last has returned.
-        After `close` nothing is called, and False is the answer. KeyboardInterrupt in a handler is raised.
+        An exception that was not a handler's, such as one that a signal handler raises between two calls, leaves the
+        delivery where it is: call this again to resume it. So does KeyboardInterrupt out of a handler, which is raised
+        once the event is complete.
+
+        Returns:
+            True: all of them have returned. False: some are async; `on_complete` is called when the last has returned.
+            After `close` nothing is called, and False is the answer.
         """
         if self._closed:
             return False
@@ -130,33 +136,34 @@ class Dispatcher:
             self._watchdog = Watchdog(self._look, look_period(self._timeout_s))
             self._watchdog.start()
         started = self._clock()
-        # One for this call itself: a loop that starts tasks eagerly may have them done before the last one is put.
-        delivery.pending = 1
         self._delivery_number += 1
+        self._delivery = delivery
         self._registry.prune()
-        mark = REPLAYED.set(True) if delivery.is_replayed else None
+        noted = _ALL if delivery.trace is not None else 0
+        if not noted and started >= self._sample_at:
+            self._sample_at = started + _SAMPLE_EACH_S
+            noted = 1
         try:
-            if delivery.trace is not None:
-                self._call_all(delivery, None)
-            elif started >= self._sample_at:
-                self._sample_at = started + _SAMPLE_EACH_S
-                self._call_all(delivery, 1)
-            else:
-                self._call_all(delivery, 0)
+            while not self._closed:
+                context = new_context(delivery.is_replayed)
+                if context.run(self._go_on, delivery, context, noted):
+                    break
+                noted = _after_first(noted)
         finally:
             last_handler, self._handler = self._handler, None
-            if mark is not None:
-                REPLAYED.reset(mark)
             if self._forked_in is not None:
                 self._end_child(self._forked_in)
         seconds = self._clock() - started
         if seconds > self._timeout_s and self._told_delivery != self._delivery_number and last_handler is not None:
             self._warn_of_delivery(delivery, last_handler, seconds)
-        delivery.pending -= 1
-        if delivery.pending:
+        if not delivery.is_over:
             return False
         self.handled += delivery.count
         return True
+
+    def rescue(self) -> None:
+        """Start the async handlers that an exception kept from being started. Call it from time to time."""
+        self._lanes.rescue()
 
     async def drain(self) -> None:
         """Wait until no async handler has anything left, but for the caller if it is one."""
@@ -188,171 +195,196 @@ class Dispatcher:
         # Nothing of the parent's may be flushed or closed a second time.
         os._exit(1)
 
-    def _call_all(self, delivery: Delivery, noted: int | None) -> None:
-        """Call the handlers of each run, with a note of each call for its first `noted` events; None: for all."""
-        registry, pid = self._registry, delivery.pid
-        self._runs = runs = iter(delivery.runs)
-        for source, event, datas in runs:
-            match = registry.matches.get((source, event)) or registry.match(source, event)
-            handler = match.single
-            if handler is None or len(datas) != 1 or noted != 0:
-                if match.handlers:
-                    self._match = match
-                    self._data = rest = iter(datas)
-                    if noted != 0:
-                        self._call_noting(match, islice(rest, noted), delivery)
-                    self._call(match, rest, delivery)
-                continue
-            # As `_call`, for one event and one sync handler: where sources alternate, most runs are such.
-            if self._closed:
-                return
-            self._match = match
-            self._handler = handler
-            call = handler.call
+    def _go_on(self, delivery: Delivery, context: Context, noted: int) -> bool:
+        """Call the handlers of the runs that are left, with a note of each call for the first `noted` events.
+
+        False: it stopped after an event that has changed the context, or because of `close`.
+        """
+        registry, pid, runs = self._registry, delivery.pid, delivery.runs
+        handler: Handler | None = None
+        call: Call = _call_nothing
+        result: Any = None
+        start = delivery.at
+        at = start - 1
+        while True:
             try:
-                result = call(datas[0], event, source, pid)
-                if result is not None:
-                    self._take_result(handler, result, datas[0], match, delivery)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # noqa: BLE001 - sys.exit in a handler must not end the loop either
+                for at in range(start, len(runs)):
+                    source, event, datas = runs[at]
+                    match = registry.matches.get((source, event)) or registry.match(source, event)
+                    handler = match.single
+                    if handler is None or len(datas) != 1 or noted or delivery.turn is not None:
+                        if not self._give_run(delivery, at, match, context, noted):
+                            return False
+                        delivery.at = at + 1
+                        delivery.turn = None
+                        noted = _after_first(noted)
+                        if len(context) != CLEAN_LEN or self._closed:
+                            return False
+                        continue
+                    # As `_give_single`, for one event: where sources alternate, most runs are such.
+                    self._match = match
+                    self._handler = handler
+                    call = handler.call
+                    result = call(datas[0], event, source, pid)
+                    handler.calls += 1
+                    if result is not None:
+                        self._take_result(handler, result, datas[0], match, delivery)
+                    delivery.at = at + 1
+                    if len(context) != CLEAN_LEN or self._closed:
+                        return False
+            except BaseException as error:
+                stage = _RUNS_LOOP.stage_of(error, call)
+                if stage < Stage.CALLED or handler is None:
+                    raise
+                start = delivery.at = at + 1
+                if stage > Stage.CALLED:
+                    self._rescue_result(stage, error, (handler, result, datas[0], match, delivery))
+                    raise
+                handler.calls += 1
                 self._reporter.failure(handler, source, event, error)
-            handler.calls += 1
-
-    def _call(self, match: Match, rest: Iterator[Any], delivery: Delivery) -> None:
-        """Call the handlers of the events that are left of a run."""
-        left = length_hint(rest)
-        # Each turn goes on for as long as the handlers stay the same. When one registers or unregisters something,
-        # that holds from the next event on.
-        while left and not self._closed and (handlers := match.handlers):
-            if len(handlers) == 1 and not handlers[0].is_async:
-                self._call_single(match, handlers, rest, delivery)
+                pass_on(error)
+                if not is_clean(context) or self._closed:
+                    return False
             else:
-                self._call_several(match, handlers, rest, delivery)
-            before, left = left, length_hint(rest)
-            for handler in handlers:
-                # An async one counts when its turn comes.
-                if not handler.is_async:
-                    handler.calls += before - left
+                return True
 
-    def _call_single(
-        self, match: Match, handlers: tuple[Handler, ...], rest: Iterator[Any], delivery: Delivery
-    ) -> None:
-        """As `_call_several`, for what is most common: one sync handler."""
+    def _give_run(self, delivery: Delivery, at: int, match: Match, context: Context, noted: int) -> bool:
+        """Call the handlers of the events that are left of a run. False as `_go_on`."""
+        datas: list[Any] = delivery.runs[at][2]
+        turn: Turn | None = delivery.turn
+        if turn is None or turn.at != at:
+            turn = delivery.turn = Turn(at, match, datas, 0, noted, set())
+        while True:
+            self._match = match
+            for handler in turn.later:
+                if handler not in turn.given:
+                    share = Share(handler, delivery, match.source, match.event, datas, turn.start)
+                    self._lanes.put(share, turn.given)
+            if turn.is_single:
+                self._give_single(turn, delivery, context)
+            elif turn.now and not turn.is_stale:
+                self._give_several(turn, delivery, context, datas)
+            reached = turn.reached
+            if turn.exit is not None:
+                error, turn.exit = turn.exit, None
+                pass_on(error)
+            if reached == len(datas):
+                return True
+            if self._closed or not is_clean(context):
+                return False
+            # The handlers have changed: that holds from this event on. Or only the first events were to be noted.
+            turn = delivery.turn = Turn(at, match, datas, reached, _after_first(noted), turn.given)
+
+    def _give_single(self, turn: Turn, delivery: Delivery, context: Context) -> None:
+        """Call the one sync handler of a turn, for each event that is left, until the handlers or the context change."""
+        match, handlers, rest = turn.match, turn.handlers, turn.rest
         source, event, pid = match.source, match.event, delivery.pid
         handler = self._handler = handlers[0]
         # A local name, for called as an attribute the interpreter would take it for a method, which is slower. One that was
         # weak and becomes strong can still be called as it was.
         call = handler.call
-        for data in rest:
-            try:
-                result = call(data, event, source, pid)
-                if result is not None:
-                    self._take_result(handler, result, data, match, delivery)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # noqa: BLE001 - as above
-                self._reporter.failure(handler, source, event, error)
-            if match.handlers is not handlers:
-                return
-
-    def _call_several(
-        self, match: Match, handlers: tuple[Handler, ...], rest: Iterator[Any], delivery: Delivery
-    ) -> None:
-        """Give the events that are left to these handlers, until others match."""
-        source, event, pid = match.source, match.event, delivery.pid
-        for data in rest:
-            for handler in handlers:
-                self._handler = handler
-                if handler.is_async:
-                    self._put(handler, Item(None, data, event, source, delivery))
-                    continue
-                call = handler.call
+        clean_len = CLEAN_LEN
+        result: Any = None
+        data: Any = None
+        left = length_hint(rest)
+        try:
+            while left and match.handlers is handlers:
                 try:
-                    result = call(data, event, source, pid)
-                    if result is not None:
-                        self._take_result(handler, result, data, match, delivery)
-                except KeyboardInterrupt:
-                    raise
-                except BaseException as error:  # noqa: BLE001 - as above
+                    for data in rest:
+                        result = call(data, event, source, pid)
+                        if result is not None:
+                            self._take_result(handler, result, data, match, delivery)
+                        if match.handlers is not handlers or len(context) != clean_len:
+                            return
+                    return
+                except BaseException as error:
+                    stage = _SINGLE_LOOP.stage_of(error, call)
+                    if stage is Stage.TAKEN:
+                        turn.put_back()
+                    if stage > Stage.CALLED:
+                        self._rescue_result(stage, error, (handler, result, data, match, delivery))
+                    if stage is not Stage.CALLED:
+                        raise
                     self._reporter.failure(handler, source, event, error)
-            if match.handlers is not handlers:
-                return
-
-    def _call_noting(self, match: Match, rest: Iterator[Any], delivery: Delivery) -> None:
-        """As `_call`, with a note of each call. Apart, for to measure costs as much as most calls take."""
-        for data in rest:
-            if self._closed:
-                break
-            for handler in match.handlers:
-                self._handler = handler
-                if handler.is_async:
-                    later = self._call_later(handler, data, match, delivery)
-                    self._put(handler, Item(later, data, match.event, match.source, delivery))
-                else:
-                    self._call_timed(handler, data, match, delivery)
-
-    def _call_timed(self, handler: Handler, data: Any, match: Match, delivery: Delivery) -> None:
-        source, event = match.source, match.event
-        failure: BaseException | None = None
-        handler.calls += 1
-        started = self._clock()
-        try:
-            result = handler.call(data, event, source, delivery.pid)
-            if hasattr(result, "__await__") and isinstance(result, Coroutine):
-                if delivery.trace is not None:
-                    begun: Coroutine[Any, Any, Any] = result
-                    result = self._time(handler, delivery, lambda: begun)
-                self._put(handler, Item(result, data, event, source, delivery))
-                return
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001 - as above
-            failure = error
-            self._reporter.failure(handler, source, event, error)
-        self._note(handler, delivery, self._clock() - started, failure)
-
-    async def _call_later(self, handler: Handler, data: Any, match: Match, delivery: Delivery) -> None:
-        """In the place of its lane, which takes this for a call that is made already."""
-        if handler.active:
-            handler.calls += 1
-            await self._time(handler, delivery, lambda: handler.call(data, match.event, match.source, delivery.pid))
-
-    async def _time(self, handler: Handler, delivery: Delivery, begin: Callable[[], Any]) -> None:
-        """Call an async handler, wait for it, and note how that went."""
-        failure: BaseException | None = None
-        started = self._clock()
-        try:
-            # A weak handler whose object is gone gives None.
-            result = begin()
-            if result is not None:
-                await result
-        except BaseException as error:
-            failure = error
-            raise
+                    if isinstance(error, KeyboardInterrupt):
+                        turn.exit = error
+                        return
+                    if not is_clean(context):
+                        return
         finally:
-            self._note(handler, delivery, self._clock() - started, failure)
+            handler.calls += left - length_hint(rest)
+
+    def _give_several(self, turn: Turn, delivery: Delivery, context: Context, datas: list[Any]) -> None:
+        """As `_give_single`, for several sync handlers, or with notes. Stops only once all of them have had the event."""
+        match, now, noted = turn.match, turn.now, turn.noted
+        source, event, pid = match.source, match.event, delivery.pid
+        result: Any = None
+        data: Any = None
+        handler, call = now[0], now[0].call
+        started = 0.0
+        while True:
+            try:
+                while turn.under_way[0] < turn.stop:
+                    index, left = turn.under_way
+                    data = datas[index]
+                    for handler in left:
+                        self._handler = handler
+                        call = handler.call
+                        if noted:
+                            started = self._clock()
+                        result = call(data, event, source, pid)
+                        handler.calls += 1
+                        if result is not None and self._take_result(handler, result, data, match, delivery):
+                            continue
+                        if noted:
+                            self._note(handler, delivery, self._clock() - started, None)
+                    turn.under_way = (index + 1, iter(now))
+                    if match.handlers is not turn.handlers or len(context) != CLEAN_LEN or turn.exit is not None:
+                        return
+                return
+            except BaseException as error:
+                stage = _SEVERAL_LOOP.stage_of(error, call)
+                if stage is Stage.TAKEN:
+                    turn.put_back()
+                if stage > Stage.CALLED:
+                    self._rescue_result(stage, error, (handler, result, data, match, delivery))
+                if stage is not Stage.CALLED:
+                    raise
+                handler.calls += 1
+                self._reporter.failure(handler, source, event, error)
+                if noted:
+                    self._note(handler, delivery, self._clock() - started, error)
+                if isinstance(error, KeyboardInterrupt):
+                    turn.exit = error
 
     def _note(self, handler: Handler, delivery: Delivery, seconds: float, failure: BaseException | None) -> None:
         handler.note_seconds(seconds)
         if delivery.trace is not None:
             delivery.trace.note(handler, seconds, failure)
 
-    def _take_result(self, handler: Handler, result: Any, data: Any, match: Match, delivery: Delivery) -> None:
+    def _take_result(self, handler: Handler, result: Any, data: Any, match: Match, delivery: Delivery) -> bool:
+        """Have a coroutine awaited. False: the result is none."""
         # A lambda, or a decorator's wrapper, may give a coroutine without being `async def`. hasattr goes first, for
         # isinstance with an abstract class takes longer than most handlers do.
-        if hasattr(result, "__await__") and isinstance(result, Coroutine):
-            self._put(handler, Item(result, data, match.event, match.source, delivery))
+        if not (hasattr(result, "__await__") and isinstance(result, Coroutine)):
+            return False
+        self._lanes.put(Share(handler, delivery, match.source, match.event, [data], 0, result))
+        return True
 
-    def _put(self, handler: Handler, item: Item) -> None:
-        item.delivery.pending += 1
-        self._lanes.put(handler, item)
+    def _rescue_result(
+        self, stage: Stage, error: BaseException, call: tuple[Handler, Any, Any, Match, Delivery]
+    ) -> None:
+        """As `_take_result`, after an exception that may have interrupted it."""
+        handler, result, data, match, delivery = call
+        if stage is Stage.UNSTORED:
+            # It may have been a coroutine, which is lost: then the event is reported.
+            self._reporter.failure(handler, match.source, match.event, error)
+        elif is_new(result) and not any(share.holds(result) for share in delivery.shares):
+            self._take_result(handler, result, data, match, delivery)
 
     def _done(self, delivery: Delivery) -> None:
-        delivery.pending -= 1
-        if not delivery.pending:
-            self.handled += delivery.count
-            self._on_complete(delivery)
+        self.handled += delivery.count
+        self._on_complete(delivery)
 
     # --- slow handlers ---
 
@@ -369,13 +401,15 @@ class Dispatcher:
     def _call_now(self) -> _Call | None:
         # The loop's thread goes on between these reads. How far the delivery is is read on both sides: if it is still the
         # same, so was the run, and within a run a place never comes again. Then what is seen twice has stood still.
-        number, runs_left = self._delivery_number, length_hint(self._runs)
-        left, handler, match = length_hint(self._data), self._handler, self._match
+        number, delivery = self._delivery_number, self._delivery
+        at = delivery.at
+        turn, handler, match = delivery.turn, self._handler, self._match
+        reached = 0 if turn is None else turn.reached
         if handler is None or match is None or handler.is_async:
             return None
-        if (number, runs_left) != (self._delivery_number, length_hint(self._runs)):
+        if (number, at) != (self._delivery_number, delivery.at):
             return None
-        return number, runs_left, left, handler, match.source, match.event
+        return number, at, reached, handler, match.source, match.event
 
     def _warn_of_delivery(self, delivery: Delivery, last_handler: Handler, seconds: float) -> None:
         handlers: dict[Handler, None] = {}
@@ -390,3 +424,17 @@ class Dispatcher:
             self._reporter.slow(called[0], source, event, seconds, self._timeout_s)
         else:
             self._reporter.slow_delivery(events, called, seconds, self._timeout_s)
+
+
+def _call_nothing(data: Any, event: str, source: str, pid: int | None) -> None:
+    """Stand for the handler before a loop has one."""
+
+
+def _after_first(noted: int) -> int:
+    """How many of the events after the first one are noted."""
+    return noted if noted == _ALL else 0
+
+
+_RUNS_LOOP = Loop(Dispatcher._go_on)
+_SINGLE_LOOP = Loop(Dispatcher._give_single)
+_SEVERAL_LOOP = Loop(Dispatcher._give_several)

@@ -18,6 +18,9 @@ __all__ = ["JsonFormatter", "LogFormat", "TextFormatter", "configure_logging"]
 
 LogFormat = Literal["text", "json"]
 
+# Every logger of eventsh's own processes: some of their modules are imported late.
+_OWN = ("eventsh", "eventsh.broker", "eventsh.pool", "eventsh.recording", "eventsh.worker")
+
 
 def _time_of(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -56,12 +59,36 @@ class JsonFormatter(logging.Formatter):
             return orjson.dumps(texts).decode()
 
 
+class _OwnLogger(logging.Logger):
+    """A logger that stays enabled. `logging.config` disables every logger that a configuration does not name, unless it says
+    `disable_existing_loggers: False`: a file of handlers that configures its own logging would silence the tracebacks of
+    its handlers."""
+
+    @property
+    def disabled(self) -> bool:
+        return False
+
+    @disabled.setter
+    def disabled(self, disabled: bool) -> None:
+        pass
+
+
 def configure_logging(log_format: LogFormat = "text", level: int = logging.INFO) -> None:
-    """Send everything that is logged in this process to stderr. Calling it again replaces the format."""
+    """Send everything that is logged in this process to stderr. Calling it again replaces the format.
+
+    A later configuration of the program's own leaves the lines of eventsh there, unless it names the logger `eventsh`.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-    root.addHandler(handler)
-    root.setLevel(level)
+    for logger in (logging.getLogger(), logging.getLogger(_OWN[0])):
+        for old in logger.handlers[:]:
+            logger.removeHandler(old)
+        logger.addHandler(handler)
+        logger.setLevel(level)
+    # By a handler of its own: a configuration replaces those of the root logger.
+    logging.getLogger(_OWN[0]).propagate = False
+    for name in _OWN:
+        own = logging.getLogger(name)
+        # In place: modules hold it already.
+        own.__dict__.pop("disabled", None)
+        own.__class__ = _OwnLogger

@@ -5,16 +5,22 @@ Never the payload: it may be secret, and it may be large. What an exception says
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import logging
+import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from types import CodeType
+
     from eventsh.core.registry import Handler
 
-__all__ = ["HandlerFailure", "Reporter"]
+__all__ = ["HandlerFailure", "Reporter", "is_from", "pass_on"]
 
 _log = logging.getLogger("eventsh")
 
@@ -43,16 +49,25 @@ class Reporter:
         self._on_failure = on_failure
 
     def failure(self, handler: Handler, source: str, event: str, error: BaseException) -> None:
-        """Log it with the full traceback, then hand it on. Never raises."""
+        """Log it with the full traceback, then hand it on. Raises no Exception."""
         self.failed += 1
         handler.errors += 1
-        _log.error(
-            "handler %s (%s) failed on event %r of %r", handler.name, handler.location, event, source, exc_info=error
-        )
+        try:
+            _log.error(
+                "handler %s (%s) failed on event %r of %r",
+                handler.name,
+                handler.location,
+                event,
+                source,
+                exc_info=error,
+            )
+        except Exception:  # noqa: BLE001 - a filter or a handler of the program's own logging
+            _say_unlogged(handler)
         try:
             self._on_failure(_describe(handler, source, event, error))
         except Exception:  # noqa: BLE001 - the events behind this one must be handled all the same
-            _log.exception("the failure of handler %s (%s) could not be passed on", handler.name, handler.location)
+            with contextlib.suppress(Exception):
+                _log.exception("the failure of handler %s (%s) could not be passed on", handler.name, handler.location)
 
     def forked(self, handler: Handler) -> None:
         """In a child that a handler forked and did not end."""
@@ -102,3 +117,23 @@ def _describe(handler: Handler, source: str, event: str, error: BaseException) -
         error_text=text,
         traceback="".join(traceback.format_exception(error)),
     )
+
+
+def _say_unlogged(handler: Handler) -> None:
+    with contextlib.suppress(Exception):
+        sys.stderr.write(f"eventsh: handler {handler.name} ({handler.location}) failed, and logging that raised:\n")
+        traceback.print_exc()
+
+
+def is_from(error: BaseException, code: CodeType) -> bool:
+    """Whether an exception that the calling function caught came out of a call of `code`."""
+    entry = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    return entry is not None and entry.tb_frame.f_code is code
+
+
+def pass_on(error: BaseException) -> None:
+    """Raise a KeyboardInterrupt out of a handler again in the main thread, where the program expects it."""
+    if isinstance(error, KeyboardInterrupt):
+        if threading.current_thread() is threading.main_thread():
+            raise error
+        _thread.interrupt_main()

@@ -216,7 +216,21 @@ class InprocConnection(Connection):
             self._inbox_bytes = 0
             self._other._wake()
 
+    def rescue(self) -> None:
+        with self._lock:
+            # The turn that was to come may have been kept from beginning.
+            self._waking = False
+            self._wake()
+
     def _turn(self) -> None:
+        try:
+            self._take_turn()
+        except BaseException:
+            # Frames that were taken may not have been handed over.
+            self.abort()
+            raise
+
+    def _take_turn(self) -> None:
         with self._lock:
             self._waking = False
             if self._lost:
@@ -303,3 +317,6 @@ class InprocConnection(Connection):
         except Exception:
             logger.exception("%s: handling what it sent failed, its connection is closed", self.peer.label)
             self.abort()
+        except BaseException:
+            self.abort()
+            raise

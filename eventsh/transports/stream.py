@@ -74,6 +74,9 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         self._fd = -1
         self._descriptor = -1
         self._writes_lists = False
+        # A read is under way. Only asyncio's own sockets are watched for one that is lost: uvloop ends the connection
+        # then, and TLS asks for the buffer more often than it reads.
+        self._is_reading = self._marks_reads = False
         # Until it has begun, what comes is held as for a receiver that has paused.
         self._begins_later = self._paused = begins_later
         self._refused = False
@@ -86,28 +89,37 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
     def send(self, frames: Sequence[Buffer]) -> None:
         if self._closing or not frames:
             return
-        if len(frames) == 1:
-            self._transport.write(frames[0])
-        elif self._writes_lists and sum(map(len, frames)) > max(JOIN_BYTES, len(frames) * JOIN_FRAME_BYTES):
-            self._transport.writelines(frames)
-        else:
-            self._transport.write(b"".join(frames))
+        try:
+            if len(frames) == 1:
+                self._transport.write(frames[0])
+            elif self._writes_lists and sum(map(len, frames)) > max(JOIN_BYTES, len(frames) * JOIN_FRAME_BYTES):
+                self._transport.writelines(frames)
+            else:
+                self._transport.write(b"".join(frames))
+        except BaseException:
+            # Part of a frame may have left: the stream is out of step.
+            self.abort()
+            raise
 
     def send_now(self, frames: Sequence[Buffer]) -> None:
         if self._closing or not frames:
             return
         data = frames[0] if len(frames) == 1 else b"".join(frames)
-        # uvloop keeps what is written until the end of the turn.
-        if self._fd >= 0 and self._transport.get_write_buffer_size() == 0:
-            try:
-                sent = os.write(self._fd, data)
-            except OSError:
-                # Full, or broken: then the transport meets the same error, and ends as it always does.
-                sent = 0
-            if sent == len(data):
-                return
-            data = memoryview(data)[sent:]
-        self._transport.write(data)
+        try:
+            # uvloop keeps what is written until the end of the turn.
+            if self._fd >= 0 and self._transport.get_write_buffer_size() == 0:
+                try:
+                    sent = os.write(self._fd, data)
+                except OSError:
+                    # Full, or broken: then the transport meets the same error, and ends as it always does.
+                    sent = 0
+                if sent == len(data):
+                    return
+                data = memoryview(data)[sent:]
+            self._transport.write(data)
+        except BaseException:
+            self.abort()
+            raise
 
     def limit_body(self, max_body_bytes: int) -> None:
         self._decoder.max_body_bytes = max_body_bytes
@@ -164,6 +176,7 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         note_descriptor(self._descriptor)
         if transport.get_extra_info("sslcontext") is None:
             self._fd = self._descriptor
+            self._marks_reads = type(transport).__module__.startswith("asyncio.")
         if self.accepted_at is not None:
             self.opening_s = loop.time() - self.accepted_at
         if not self._begins_later:
@@ -193,14 +206,33 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         return self._receiver.frames_received
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        if self._is_reading:
+            # The last read was not handed over, or not to its end: a KeyboardInterrupt got between.
+            self.abort()
+        self._is_reading = self._marks_reads
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._received_bytes += nbytes
-        self._take(self._buffer[:nbytes])
+        try:
+            self._received_bytes += nbytes
+            self._take(self._buffer[:nbytes])
+            self._is_reading = False
+        except BaseException:
+            # What was read is lost, in whole or in part: the peer has to send it again on another connection.
+            self.abort()
+            raise
 
     def eof_received(self) -> None:
         self._saw_eof = True
+
+    def rescue(self) -> None:
+        if self._transport is None or self._lost:
+            return
+        if self._transport.get_extra_info("socket").fileno() < 0:
+            # Closed by the loop, which calls this only once.
+            self.connection_lost(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
+        elif self._held:
+            self._deliver_held()
 
     def pause_writing(self) -> None:
         if self.failure is None and not (self._lost or self._begins_later):
@@ -278,3 +310,6 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         except Exception:
             logger.exception("%s: handling what it sent failed, its connection is closed", self.peer.label)
             self.abort()
+        except BaseException:
+            self.abort()
+            raise

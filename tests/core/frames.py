@@ -64,7 +64,15 @@ def take(session, now=NOW):
     deliveries = []
     while (delivery := session.inbox.next_delivery(now)) is not None:
         deliveries.append(delivery)
+        session.inbox.set_aside(delivery)
     return deliveries
+
+
+def take_one(session):
+    """Have the next delivery dispatched to handlers that are still at work."""
+    delivery = session.inbox.next_delivery(NOW)
+    session.inbox.set_aside(delivery)
+    return delivery
 
 
 def data_of(deliveries):

@@ -210,6 +210,7 @@ class Net:
         """Give the next delivery to the handlers."""
         delivery = process.session.inbox.next_delivery(self.now)
         if delivery is not None:
+            process.session.inbox.set_aside(delivery)
             process.busy.append(delivery)
             process.handled.append(delivery)
         return delivery

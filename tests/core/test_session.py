@@ -33,6 +33,7 @@ from tests.core.frames import (
     make,
     own_event,
     take,
+    take_one,
     welcome,
 )
 
@@ -335,7 +336,7 @@ def test_a_batch_that_can_t_be_read_is_a_gap_in_its_place(body):
     before, gap, behind = take(session)
     assert data_of([before, behind]) == ["before", "behind"]
     assert gap_of(gap) == {"missed": 1, "first_seq": 2, "last_seq": 2, "epoch": 1, "exact": True}
-    assert (session.gaps, session.missed, session.inbox.events) == (1, 1, 0)
+    assert (session.gaps, session.missed, session.inbox.is_idle) == (1, 1, False)
     session.inbox.complete(before)
     assert ack_of(session) == (3, 1)
     session.inbox.complete(gap)
@@ -428,7 +429,7 @@ def test_a_gap_is_an_event_at_its_place():
 def test_in_the_same_epoch_the_stream_goes_on_where_it_was():
     session = attached()
     session.receive([batch(1, "a"), batch(2, "b")])
-    busy = session.inbox.next_delivery(NOW)
+    busy = take_one(session)
     session.disconnected()
     attach(session, resumed=True, seq=3)
     session.receive([batch(3, "c")])
@@ -472,7 +473,7 @@ def test_a_poster_misses_nothing():
 def test_a_new_epoch_starts_where_the_broker_says(resumed, start):
     session = attached()
     session.receive([batch(1, "a"), batch(2, "b"), batch(3, "c")])
-    running, waiting_for_async = session.inbox.next_delivery(NOW), session.inbox.next_delivery(NOW)
+    running, waiting_for_async = take_one(session), take_one(session)
     session.disconnected()
     attach(session, epoch=2, resumed=resumed, seq=40)
     assert (session.received, session.inbox.handled) == (start, start)

@@ -241,18 +241,23 @@ def test_whatever_a_handler_raises_does_not_end_the_dispatch(desk, error, alone)
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_keyboard_interrupt_is_raised(desk, alone):
+def test_keyboard_interrupt_is_reported_and_raised_once_the_event_is_complete(desk, alone):
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     desk.registry.register(interrupt)
     if not alone:
         desk.registry.register(desk.note)
+    delivery = batch(1, 2)
     with pytest.raises(KeyboardInterrupt):
-        desk.dispatch(1)
-    assert desk.failures == []
+        desk.dispatcher.dispatch(delivery)
+    # The event is complete, and the dispatch can be resumed.
+    assert desk.seen == ([] if alone else [1])
+    assert [failure.error_type for failure in desk.failures] == ["KeyboardInterrupt"]
     desk.registry.unregister(interrupt)
-    assert desk.dispatch(2) is True
+    assert desk.dispatcher.dispatch(delivery) is True
+    assert desk.seen == ([] if alone else [1, 2])
+    assert desk.dispatch(3) is True
 
 
 def test_an_error_that_can_not_be_written_is_still_told(desk):
