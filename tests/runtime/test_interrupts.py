@@ -25,6 +25,9 @@ DEADLINE_S = 30.0
 # Every how many of the positions is raised at; 1 takes minutes.
 STRIDE = int(os.environ.get("EVENTSH_TEST_OPCODES", "7"))
 
+# How many real signals there are.
+_SIGNALS = 150
+
 Position = tuple[CodeType, int]
 
 
@@ -258,6 +261,8 @@ def test_an_exception_at_any_instruction_loses_no_event_and_doubles_none(program
 
 
 @pytest.mark.timeout(300)
+# A coroutine is made and not begun when the signal strikes between the two.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
 @pytest.mark.parametrize("error", [Alarm, KeyboardInterrupt])
 def test_a_signal_handler_that_raises_under_load_loses_no_event_and_doubles_none(program, error):
     raised = 0
@@ -267,7 +272,13 @@ def test_a_signal_handler_that_raises_under_load_loses_no_event_and_doubles_none
         raised += 1
         raise error("interrupted")
 
-    posting = threading.Thread(target=lambda: [program.post_some(wait=False) for _ in range(700)])
+    def post() -> None:
+        while raised < _SIGNALS:
+            program.post_some(wait=False)
+            # The client is to keep up: what it has not handled is what a signal can lose.
+            program.poster.flush(DEADLINE_S)
+
+    posting = threading.Thread(target=post)
     before = signal.signal(signal.SIGALRM, interrupt)
     posting.start()
     deadline = time.monotonic() + 120
@@ -278,7 +289,7 @@ def test_a_signal_handler_that_raises_under_load_loses_no_event_and_doubles_none
             with contextlib.suppress(Alarm, KeyboardInterrupt):
                 try:
                     program.loop.call_later(0.05, program.loop.stop)
-                    if raised < 200:
+                    if raised < _SIGNALS:
                         # Then no more: on a busy machine it would strike faster than anything can be done.
                         signal.setitimer(signal.ITIMER_REAL, 0.0005 + (raised % 97) * 0.0002)
                     program.loop.run_forever()
@@ -294,4 +305,4 @@ def test_a_signal_handler_that_raises_under_load_loses_no_event_and_doubles_none
         # A unique event that is given again after a reconnect is out of order.
         in_order = [number for number in numbers if number not in program.uniques]
         assert in_order == sorted(in_order)
-    assert raised > 20
+    assert raised >= _SIGNALS
