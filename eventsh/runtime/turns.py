@@ -103,12 +103,13 @@ class Turn:
         self.later: tuple[Handler, ...] = ()
         self.is_single = not noted and len(handlers) == 1 and not handlers[0].is_async
         # Any, for mypy knows no iterator that can be set back.
-        self.rest: Any = iter(datas)
+        rest: Any = iter(datas)
         if self.is_single:
-            self.rest.__setstate__(start)
+            rest.__setstate__(start)
         else:
             self.now = tuple([handler for handler in handlers if not handler.is_async])
             self.later = tuple([handler for handler in handlers if handler.is_async])
+        self.rest = rest
         steps: Any = iter(self.now)
         self.under_way: tuple[int, Any] = (start if self.now else self.stop, steps)
 
@@ -125,7 +126,8 @@ class Turn:
     def put_back(self) -> None:
         """Put back the event, or the handler, that was taken last."""
         if self.is_single:
-            self.rest.__setstate__(self.stop - length_hint(self.rest) - 1)
+            rest: Any = self.rest
+            rest.__setstate__(self.stop - length_hint(self.rest) - 1)
         else:
-            _, steps = self.under_way
+            steps: Any = self.under_way[1]
             steps.__setstate__(len(self.now) - length_hint(steps) - 1)

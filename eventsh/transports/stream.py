@@ -81,6 +81,8 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
         self._begins_later = self._paused = begins_later
         self._refused = False
         self._closing = False
+        self._aborted = False
+        self._rescues = 0
         self._saw_eof = False
         self._lost = False
 
@@ -152,7 +154,7 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
                 self._transport.close()
 
     def abort(self) -> None:
-        self._closing = True
+        self._closing = self._aborted = True
         if self._transport is not None and not self._lost:
             self._transport.abort()
 
@@ -228,9 +230,15 @@ class StreamConnection(asyncio.BufferedProtocol, Connection):
     def rescue(self) -> None:
         if self._transport is None or self._lost:
             return
+        error = ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         if self._transport.get_extra_info("socket").fileno() < 0:
             # Closed by the loop, which calls this only once.
-            self.connection_lost(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
+            self.connection_lost(error)
+        elif self._aborted:
+            # The loop calls what ends the transport in its next turn. An exception in the loop itself loses that call.
+            self._rescues += 1
+            if self._rescues > 1:
+                getattr(self._transport, "_call_connection_lost", self.connection_lost)(error)
         elif self._held:
             self._deliver_held()
 

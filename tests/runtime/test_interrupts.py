@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -23,7 +24,10 @@ from eventsh.testing.broker import start_broker
 ROOT = str(Path(eventsh.__file__).parent)
 DEADLINE_S = 30.0
 # Every how many of the positions is raised at; 1 takes minutes.
-STRIDE = int(os.environ.get("EVENTSH_TEST_OPCODES", "7"))
+STRIDE = int(os.environ.get("EVENTSH_TEST_OPCODES", "29"))
+
+# How many real signals there are.
+_SIGNALS = 150
 
 Position = tuple[CodeType, int]
 
@@ -137,6 +141,7 @@ class Program:
         self.poster.close(timeout=5)
         self.run(self.events.close(timeout=5))
         self.loop.close()
+        gc.collect()
 
     def post_some(self, *, wait: bool = True) -> None:
         """In another thread, so that nothing here is part of what is interrupted."""
@@ -209,6 +214,10 @@ class Program:
         assert self.ended == [number for number in self.begun if number in set(self.ended)]
 
 
+# A coroutine is made and not begun when the exception strikes between the two.
+interrupted = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     directory = tmp_path_factory.mktemp("interrupts")
@@ -227,6 +236,7 @@ def program(address: str, request: pytest.FixtureRequest) -> Iterator[Program]:
 
 
 @pytest.mark.timeout(1200)
+@interrupted
 @pytest.mark.parametrize("error", [Alarm, KeyboardInterrupt])
 def test_an_exception_at_any_instruction_loses_no_event_and_doubles_none(program, error):
     tracer = Tracer()
@@ -258,6 +268,7 @@ def test_an_exception_at_any_instruction_loses_no_event_and_doubles_none(program
 
 
 @pytest.mark.timeout(300)
+@interrupted
 @pytest.mark.parametrize("error", [Alarm, KeyboardInterrupt])
 def test_a_signal_handler_that_raises_under_load_loses_no_event_and_doubles_none(program, error):
     raised = 0
@@ -267,7 +278,13 @@ def test_a_signal_handler_that_raises_under_load_loses_no_event_and_doubles_none
         raised += 1
         raise error("interrupted")
 
-    posting = threading.Thread(target=lambda: [program.post_some(wait=False) for _ in range(700)])
+    def post() -> None:
+        while raised < _SIGNALS:
+            program.post_some(wait=False)
+            # The client is to keep up: what it has not handled is what a signal can lose.
+            program.poster.flush(DEADLINE_S)
+
+    posting = threading.Thread(target=post)
     before = signal.signal(signal.SIGALRM, interrupt)
     posting.start()
     deadline = time.monotonic() + 120
@@ -278,12 +295,15 @@ def test_a_signal_handler_that_raises_under_load_loses_no_event_and_doubles_none
             with contextlib.suppress(Alarm, KeyboardInterrupt):
                 try:
                     program.loop.call_later(0.05, program.loop.stop)
-                    if raised < 200:
+                    if raised < _SIGNALS:
                         # Then no more: on a busy machine it would strike faster than anything can be done.
                         signal.setitimer(signal.ITIMER_REAL, 0.0005 + (raised % 97) * 0.0002)
                     program.loop.run_forever()
                 finally:
                     signal.setitimer(signal.ITIMER_REAL, 0)
+            # What `run_forever` does at its end, where the signal may have struck too.
+            program.loop._thread_id = None  # type: ignore[attr-defined]
+            asyncio._set_running_loop(None)
     finally:
         signal.signal(signal.SIGALRM, before)
         posting.join()
@@ -294,4 +314,4 @@ def test_a_signal_handler_that_raises_under_load_loses_no_event_and_doubles_none
         # A unique event that is given again after a reconnect is out of order.
         in_order = [number for number in numbers if number not in program.uniques]
         assert in_order == sorted(in_order)
-    assert raised > 20
+    assert raised >= _SIGNALS
