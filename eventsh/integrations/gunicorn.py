@@ -15,6 +15,8 @@ Knows gunicorn only by the objects that it hands to its hooks.
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -65,7 +67,23 @@ def _configure_when_loaded(worker: Any, address: str | None, options: dict[str, 
     after_load = worker.cfg.post_worker_init
 
     def post_worker_init(worker: Any) -> None:
+        _end_in_order()
         configure_worker(address, options)
         after_load(worker)
 
     worker.cfg.set("post_worker_init", post_worker_init)
+
+
+def _end_in_order() -> None:
+    """Have a signal that would kill this worker end it by SystemExit, so that gunicorn calls `worker_exit`.
+
+    uvicorn's worker takes signals for itself, and when its server has shut down raises the one that it was sent again, for
+    the handler that was there before.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _exit)
+
+
+def _exit(number: int, frame: Any) -> None:
+    sys.exit(0)
