@@ -178,15 +178,14 @@ class Witness:
             self.seen[source, event, data] += 1
             self.posters.add(pid)
 
-    def wait_all(self, event: str, numbers: range, server: Server) -> None:
-        """Wait until the event was handled with each number, and make sure that none was handled twice."""
-        expected = {("app", event, number) for number in numbers}
+    def wait_all(self, event: str, numbers: range, server: Server, *, times: int = 1) -> None:
+        """Wait until each number was handled as often as it was posted, and make sure that none was handled again."""
+        expected = Counter({("app", event, number): times for number in numbers})
         wait_until(
-            lambda: len(self.seen) >= len(expected),
-            lambda: (len(self.seen), len(expected), server.log.read_text()[-4000:]),
+            lambda: self.seen.total() >= expected.total(),
+            lambda: (self.seen.total(), expected.total(), server.log.read_text()[-4000:]),
         )
-        assert set(self.seen) == expected
-        assert set(self.seen.values()) == {1}
+        assert self.seen == expected
 
 
 @contextlib.contextmanager
@@ -239,22 +238,22 @@ def uvicorn(directory: Path, app: str, *arguments: str, **environment: str) -> S
     return Server(directory, command, port=port, environment=environment)
 
 
-def hypercorn(directory: Path, app: str, *arguments: str) -> Server:
+def hypercorn(directory: Path, app: str, *arguments: str, **environment: str) -> Server:
     """`app` is a name in asgi_app."""
     require("hypercorn")
     port = free_port()
     options = ["--bind", f"127.0.0.1:{port}", *arguments]
     command = [sys.executable, "-m", "hypercorn", *options, f"tests.integrations.asgi_app:{app}"]
-    return Server(directory, command, port=port)
+    return Server(directory, command, port=port, environment=environment)
 
 
-def granian(directory: Path, app: str, *arguments: str) -> Server:
+def granian(directory: Path, app: str, *arguments: str, **environment: str) -> Server:
     """`app` is a name in asgi_app."""
     require("granian")
     port = free_port()
     options = ["--interface", "asgi", "--host", "127.0.0.1", "--port", str(port), *arguments]
     command = [sys.executable, "-m", "granian", *options, f"tests.integrations.asgi_app:{app}"]
-    return Server(directory, command, port=port)
+    return Server(directory, command, port=port, environment=environment)
 
 
 def uwsgi(directory: Path, *arguments: str, app: str = "tests.integrations.uwsgi_app") -> Server:
