@@ -31,13 +31,14 @@ from eventsh.runtime.client import Client
 from eventsh.runtime.endpoint import SECURITY_OPTIONS, absolute_paths, complete_options, find_endpoint
 from eventsh.runtime.host import pid_space
 from eventsh.runtime.hosted import LoopThread
+from eventsh.runtime.threads import check_threads
 from eventsh.runtime.token import client_proofs
 
 if TYPE_CHECKING:
     from eventsh.address import Address
     from eventsh.runtime.client import Deliveries
 
-__all__ = ["Bus", "default_bus", "open_buses", "unconfigured_buses"]
+__all__ = ["Bus", "attach_anew_after_fork", "default_bus", "open_buses", "unconfigured_buses"]
 
 _log = logging.getLogger("eventsh")
 
@@ -195,6 +196,7 @@ class Bus:
         start = self.plan(address, values)
         if start is None:
             return
+        check_threads()
 
         async def begin() -> None:
             start()
@@ -261,10 +263,10 @@ def _survive_forks() -> None:
         # called, before ours: ours starts a loop that uses it.
         import concurrent.futures.thread  # noqa: F401
 
-        os.register_at_fork(after_in_child=_attach_anew)
+        os.register_at_fork(after_in_child=attach_anew_after_fork)
 
 
-def _attach_anew() -> None:
+def attach_anew_after_fork() -> None:
     """In a forked child: let go of what is the parent's. A bus with a thread becomes a client of the child's own, with
     the handlers that were registered; one in a loop of the program's is not configured any more, as that loop is not
     the child's. What the parent posted is the parent's to send."""
