@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from eventsh.errors import EventError
+from eventsh.errors import EventError, NotConnected
 from eventsh.event import EventList
 from eventsh.options import Options
 from eventsh.runtime.bus import Bus, default_bus, open_buses, unconfigured_buses
@@ -33,6 +33,8 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 # A loop that has not come to the end of its `timeout` by so much later stands still: a handler does not return.
 _HUNG_S = 1.0
+# How much longer than its timeout a wait gives the loop to end it by itself, with a better message.
+_BUSY_S = 0.2
 
 
 class _Face:
@@ -84,8 +86,7 @@ class _Face:
         `data` is not encoded and not copied. True, or QueueOverflow or UsageError is raised.
         """
         bus = self._bus
-        with bus.lock:
-            bus.session.inbox.post_local(source, event, data)
+        bus.session.inbox.post_local(source, event, data)
         bus.wake_local()
         return True
 
@@ -154,32 +155,40 @@ class Events(_Face):
             # A handler changes options: it must not wait for a thread that closes the bus, and so waits for it.
             bus.host(where, values)
             return self
-        with bus.lifecycle_lock:
+        with bus.lifecycle(bus.options.timeout):
             bus.host(where, values)
         return self
 
     def post(self, source: str, event: str, data: Any = None, unique: str | None = None) -> bool:
         """Hand an event over for delivery to every worker, this one included, or to one alone if `unique` is a key.
 
-        True, or an error is raised and nothing was posted: QueueOverflow (call `drain` and post again), PayloadTooLarge,
-        NotSerializable, UsageError. `data` is encoded before this returns, so changing it afterwards changes nothing.
-        Events of one process arrive in the order of its posts. Never blocks on the network; before `configure` posts
-        wait for it. Not to be called from a signal handler or a `__del__`.
+        Can be called anywhere: in any thread, in a signal handler, in a `__del__`, in a handler of logging. Never blocks
+        on the network; before `configure` posts wait for it. Events of one process arrive in the order of its posts.
+        `data` is encoded before this returns, so changing it afterwards changes nothing.
+
+        A process that ends by `os._exit`, or is killed, loses posts that have not left it: call `flush` before.
+
+        Returns:
+            True: the event is posted, whole.
+
+        Raises:
+            QueueOverflow: Call `drain` and post again.
+            PayloadTooLarge, NotSerializable, UsageError: Posting this again changes nothing.
+            Other exceptions come out of the program's own signal handlers. They leave open whether the event was posted;
+            it never is twice, or in part.
         """
         bus = self._bus
-        # A `with`, for between a call of `acquire` and a `try` Ctrl-C can come: nobody would free the lock again.
-        with bus.lock:
-            if unique is None:
-                bus.outbox.post(source, event, data)
-            else:
-                bus.outbox.post_unique(source, event, data, unique)
+        if unique is None:
+            bus.outbox.post(source, event, data)
+        else:
+            bus.outbox.post_unique(source, event, data, unique)
         if bus.on_posted is not None:
             bus.on_posted(source, event, data, unique)
         return True
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until attached. Raises NotConnected after `timeout` seconds."""
-        self._wait(self._bus.working_client().waiters.wait_ready(timeout))
+        self._wait(self._bus.working_client().waiters.wait_ready(timeout), timeout)
 
     def post_and_wait(
         self, source: str, event: str, data: Any = None, unique: str | None = None, timeout: float | None = None
@@ -192,30 +201,31 @@ class Events(_Face):
         when it is unique and no worker can take it.
         """
         client = self._bus.working_client()
-        return self._wait(self._post_and_wait(client, source, event, data, unique, timeout))
+        limit = self._bus.options.timeout if timeout is None else timeout
+        return self._wait(self._post_and_wait(client, source, event, data, unique, limit), limit)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until every live worker has what was posted. Raises NotConnected after `timeout` seconds."""
-        self._wait(self._bus.working_client().waiters.wait_confirmed(timeout))
+        self._wait(self._bus.working_client().waiters.wait_confirmed(timeout), timeout)
 
     def drain(self, timeout: float | None = None) -> None:
         """Wait until the queue of posts is at most half full, as after a QueueOverflow. Raises NotConnected after
         `timeout` seconds."""
-        self._wait(self._bus.working_client().waiters.wait_room(timeout))
+        self._wait(self._bus.working_client().waiters.wait_room(timeout), timeout)
 
     def close(self, *, leave: bool = True, timeout: float | None = None) -> None:
         """Handle what was given, confirm what was posted, and detach; within `timeout` seconds, by default the option
         of that name. `leave` False keeps this worker's slot for its successor. Handlers stay registered."""
         bus = self._bus
         self._check_waiting()
-        with bus.lifecycle_lock:
+        limit = bus.options.timeout if timeout is None else timeout
+        with bus.lifecycle(limit):
             if bus.client is None:
                 return
             thread = bus.thread
-            limit = bus.options.timeout if timeout is None else timeout
             try:
-                self._wait(bus.close(leave=leave, timeout=limit), limit + _HUNG_S)
-            except TimeoutError:
+                self._run(bus.close(leave=leave, timeout=limit), limit + _HUNG_S)
+            except (TimeoutError, NotConnected):
                 bus.give_up()
                 return
             bus.thread = None
@@ -227,7 +237,17 @@ class Events(_Face):
         if loop is not None and asyncio._get_running_loop() is loop:
             raise EventError("a handler can't wait for its own bus: the wait would hold up what it waits for")
 
-    def _wait(self, work: Coroutine[Any, Any, T], limit_s: float | None = None) -> T:
+    def _wait(self, work: Coroutine[Any, Any, T], timeout: float | None) -> T:
+        """Wait for what ends by itself after `timeout`. Raises NotConnected where the loop is too busy even for that."""
+        try:
+            return self._run(work, None if timeout is None else timeout + _BUSY_S)
+        except TimeoutError:
+            address = self._bus.address
+            raise NotConnected(
+                f"{address}: nothing within {timeout:g} s, for a handler holds up the thread of the bus"
+            ) from None
+
+    def _run(self, work: Coroutine[Any, Any, T], limit_s: float | None) -> T:
         loop, thread = self._bus.loop, self._bus.thread
         try:
             self._check_waiting()

@@ -82,16 +82,18 @@ class OverloadError(EventError):
 class QueueOverflow(OverloadError):
     """A queue of this process is full. Nothing was posted; call drain() and post again."""
 
-    def __init__(self, queued: int, limit: int, *, queue: str = "post") -> None:
-        super().__init__(queued, limit, queue)
+    def __init__(self, queued: int, limit: int, *, queue: str = "post", unit: str = "events") -> None:
+        super().__init__(queued, limit, queue, unit)
         self.queued = queued
         self.limit = limit
         self.queue = queue
+        self.unit = unit
 
     def __str__(self) -> str:
+        option = "max_queue_bytes" if self.unit == "bytes" else "max_queue_len"
         return (
-            f"the {self.queue} queue holds {self.queued} events, its limit is {self.limit}:"
-            " wait with drain(), post more slowly, or raise max_queue_len"
+            f"the {self.queue} queue holds {self.queued} {self.unit}, its limit is {self.limit}:"
+            f" wait with drain(), post more slowly, or raise {option}"
         )
 
 

@@ -23,12 +23,27 @@ class Event:
     pid: int | None
 
 
-def check_name(value: object, word: str) -> None:
-    """Raise UsageError unless `value` can be a source or an event: a string that is not empty."""
-    if not isinstance(value, str):
+def check_name(value: object, word: str) -> str:
+    """Check that `value` can be a source, an event or a key: a string that is not empty.
+
+    Args:
+        value: The name.
+        word: How the error calls it.
+
+    Returns:
+        The name as a plain string. A subclass of str (a member of an enum of strings) is its base: its own hash, text or
+        equality could be another's.
+
+    Raises:
+        UsageError: It is not a string, or empty.
+    """
+    # Not isinstance(), which believes what a proxy or a mock calls its __class__.
+    if not issubclass(type(value), str):
         raise UsageError(f"{word} must be a string, not {type(value).__name__}")
-    if not value:
+    name = str.__str__(value)
+    if not name:
         raise UsageError(f"{word} must not be empty")
+    return name
 
 
 class EventList:
@@ -40,11 +55,8 @@ class EventList:
     __slots__ = ("_names", "_source")
 
     def __init__(self, source: str, *names: str) -> None:
-        check_name(source, "source")
-        for name in names:
-            check_name(name, "event")
-        self._source = source
-        self._names = frozenset(names)
+        self._source = check_name(source, "source")
+        self._names = frozenset(check_name(name, "event") for name in names)
 
     def __getitem__(self, name: str) -> str:
         if name not in self._names:

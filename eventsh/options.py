@@ -70,6 +70,16 @@ class Options:
         default=65536,
         metadata=_about("bytes", BOTH, "How large an encoded event may be.", minimum=1, maximum=16 * 1024 * 1024),
     )
+    max_queue_bytes: int = field(
+        default=64 * 1024 * 1024,
+        metadata=_about(
+            "bytes",
+            CLIENT,
+            "How many encoded bytes a queue holds; at least max_payload_len.",
+            minimum=1,
+            maximum=64 * 1024 * 1024 * 1024,
+        ),
+    )
     broker: Literal["auto", "never"] = field(
         default="auto",
         metadata=_about(
@@ -255,6 +265,11 @@ class Options:
             raise ConfigureError(
                 f"slots is {self.slots}, over max_slots ({self.max_slots}): ask for fewer, or raise max_slots",
                 option="slots",
+            )
+        if self.max_queue_bytes < self.max_payload_len:
+            raise ConfigureError(
+                f"max_queue_bytes is {self.max_queue_bytes}, below max_payload_len ({self.max_payload_len}): raise it",
+                option="max_queue_bytes",
             )
         if self.tls_key is not None and self.tls_cert is None:
             raise ConfigureError("tls_key is the key of a certificate: give tls_cert too", option="tls_key")

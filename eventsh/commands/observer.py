@@ -32,7 +32,6 @@ def new_observer(
         pid=os.getpid(),
         max_queue_len=options.max_queue_len,
         max_payload_len=options.max_payload_len,
-        on_batch=lambda: None,
     )
     registry = Registry()
     session = Session(

@@ -79,8 +79,7 @@ class Inbox:
 
     def post_local(self, source: str, event: str, data: Any) -> None:
         """Put an event into this process's own queue, behind what has arrived. Raises QueueOverflow, UsageError."""
-        check_name(source, "source")
-        check_name(event, "event")
+        source, event = check_name(source, "source"), check_name(event, "event")
         if self.local_queued >= self.max_queue_len:
             raise QueueOverflow(self.local_queued, self.max_queue_len, queue="local")
         self._local_in += 1

@@ -1,387 +1,473 @@
-"""What this process has posted: batches on their way out, kept until the broker confirms them.
+"""The outbox: events that this process posted, from `post` until the broker confirms them.
 
-Knows no connection: `take` gives the frames that may leave now, `confirm` drops what every live worker has, and `rewind`
-makes everything unconfirmed leave again after a reconnect.
+Theory of operation. `post` runs in any thread, in a signal handler, in a `__del__`, and an exception may be raised in it
+between any two bytecodes. So it takes effect by one call of C: it appends two objects to one list, and takes no lock.
+Everything else happens in the thread of the owner's loop, which an exception may interrupt too where that is the main
+thread. Every change there also takes effect by one call or one store, and whatever is left to do after it is done again
+by the next call:
+
+    posted = [None, head, facts, data, facts, data, ...]
+                    |     '---- every event that is not confirmed: one pair, one number
+                    '---------- (confirmed, batches, origin): the number before the first pair, and the frames so far
+
+- `take` appends a batch to `batches`: its events then have their numbers. The number of the last one derives from there.
+- `confirm` replaces the head and the confirmed pairs by one slice assignment, so the length of the list is the length
+  of the queue at every moment, for every thread.
+- `rewind` marks what may have left, and lets it leave again.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventsh.core.queue import Entry, Queue
+from eventsh.core.batches import Alone, Batcher, Facts, Long, Names
 from eventsh.errors import PayloadTooLarge, QueueOverflow, UsageError
 from eventsh.event import LIFECYCLE_SOURCE, check_name
-from eventsh.protocol.codec import OPTIONS, SURE_BYTES, check_written, encode_data, encode_name, refusal, write
-from eventsh.protocol.frame import (
-    BATCH_BYTES,
-    BATCH_CONTAINERS,
-    BATCH_EVENTS,
-    FLAGS_OFFSET,
-    HEADER,
-    HEADER_BYTES,
-    Flag,
-    Kind,
-    encode_frame,
-)
+from eventsh.protocol.codec import OPTIONS, SURE_BYTES, check_written, encode_data, encode_name, to_plain, write
+from eventsh.protocol.frame import FLAGS_OFFSET, Flag
+
+if TYPE_CHECKING:
+    from eventsh.core.trace import Wait
 
 __all__ = ["Outbox"]
 
-_BLANK_HEADER = bytes(HEADER_BYTES)
-# What stands at the start of each run's prefix, and not before the first run.
-_BETWEEN_RUNS = len(b"]],")
 # Pairs of source and event whose encoded form is remembered. Programs have dozens; the limit is against those that put
 # an id into the name.
-_PREFIXES = 4096
-# From so many unconfirmed frames on, what is posted may wait for company. Confirmations come within a millisecond, so that
+_MAX_NAMES = 4096
+# From so many unconfirmed frames on, posted events may wait for others. Confirmations come within a millisecond, so that
 # many are only under way where a program posts a little in each turn of its loop: then the broker and every worker would
 # be busy with frames, not with events.
 _MANY_FRAMES = 16
-# How long the batches of a program are is learned from those that hold at least so many events, and is never less.
-_LEAST_EVENTS = 50
-_SAMPLE_BYTES = 2048
+# Posts that do not wake the owner although it sleeps, for an owner that can send in the poster's thread: two batches take
+# a tenth less of the broker's time than one.
+_BATCHES_AT_ONCE = 2
 # A unique key travels behind a u16 with its length.
 _MAX_KEY_BYTES = 65535
+_NO_NAMES: Names = ("", "", b"", -1, -1)
+# Pairs: an object for each event was 600 more for the garbage collector to look at in every batch.
+_PAIR = 2
+# Stands for an event whose bytes are in a frame already.
+_FILLER = (None, b"")
+
+
+class _Batch(NamedTuple):
+    last: int
+    """Number of its last event."""
+    events: int
+    frame: bytearray
+    long_bytes: int
+    """Bytes of all long data posted up to its end."""
+
+
+_Head = tuple[int, "deque[_Batch]", int]
 
 
 class Outbox:
-    """Batches of posts.
+    """Posted events of one client.
 
-    The open batch is a bytearray with all of it but the data that goes on with the last run, which is a list that is joined
-    when the run ends: a post to it costs one `append`. The body is a JSON array of runs, [source, event, [data, data, ...]];
-    neighbours with the same source and event share a run.
-
-    `on_batch` is called when a batch is begun and when one is closed early because it is long, so that the owner can
-    have `take` called at the end of the loop's turn. Not thread-safe: an owner with several threads holds a lock
-    around every call.
+    Args:
+        origin: Random number that the frames carry.
+        pid: Process that the frames name as their poster.
+        max_queue_len: Unconfirmed events that `post` accepts.
+        max_payload_len: Longest encoded event that `post` accepts.
+        max_queue_bytes: Unconfirmed encoded bytes that `post` accepts.
+        on_post: Called by `post` while `is_awake` is 0; it sets it and has `take` called soon. Must not raise.
+        on_many: Called by `post` whenever two more full batches wait, for an owner that can send at once.
+        is_awake: One byte, also read by `post`. The memory of a bus becomes 0 in a forked child by itself.
     """
 
     __slots__ = (
-        "_batch_end",
-        "_batch_events",
-        "_buffer",
-        "_event",
-        "_first",
+        "_batcher",
         "_full_at",
-        "_kept",
+        "_known_names",
+        "_long",
+        "_long_posted",
+        "_long_released",
         "_max_payload_len",
+        "_max_queue_bytes",
         "_max_queue_len",
-        "_on_batch",
-        "_part",
-        "_prefixes",
-        "_room",
-        "_run",
-        "_short",
-        "_source",
+        "_names",
+        "_on_many",
+        "_on_post",
+        "_posted",
+        "_sent",
         "_stop_at",
-        "_unsent",
-        "confirmed",
-        "number",
-        "origin",
+        "is_awake",
         "pid",
+        "waits",
         "window",
     )
 
     def __init__(
-        self, *, origin: int, pid: int, max_queue_len: int, max_payload_len: int, on_batch: Callable[[], None]
+        self,
+        *,
+        origin: int,
+        pid: int,
+        max_queue_len: int,
+        max_payload_len: int,
+        max_queue_bytes: int = 64 * 1024 * 1024,
+        on_post: Callable[[], None] = lambda: None,
+        on_many: Callable[[], None] | None = None,
+        is_awake: bytearray | memoryview | None = None,
     ) -> None:
-        self.origin = origin
         self.pid = pid
-        # How many unconfirmed events the broker lets this process have under way.
+        # Unconfirmed events that the broker lets this process have under way.
         self.window = max_queue_len
-        # The number of the last post; the first one is 1.
-        self.number = 0
-        # Every post up to this number has reached all live workers.
-        self.confirmed = 0
-        self._on_batch = on_batch
-        self._unsent = Queue(max_queue_len)
-        self._kept = Queue(max_queue_len)
-        self._prefixes: dict[tuple[str, str], tuple[bytes, int]] = {}
-        self._buffer = bytearray()
-        self._first = 1
-        # The run that a post may go on with: its names, what follows its first data, how long data may be, and up to which
-        # length nothing about it has to be reckoned. 0: none is open.
-        self._source: str | None = None
-        self._event: str | None = None
-        self._run: list[bytes] = []
-        self._room = 0
-        self._short = 0
-        # How many events a batch holds, and the part of its bytes that each of them has; then the number with which the
-        # open one ends. Longer data counts as several.
-        self._batch_events = BATCH_EVENTS
-        self._part = BATCH_BYTES // BATCH_EVENTS
-        self._batch_end = BATCH_EVENTS
-        # The number at which the queue is full; and the lower one of these two.
-        self._full_at = max_queue_len
-        self._stop_at = min(max_queue_len, BATCH_EVENTS)
+        self.is_awake = bytearray(1) if is_awake is None else is_awake
+        # Receivers of receipts and handler reports, by the number of their post.
+        self.waits: dict[int, Wait] = {}
+        self._on_post = on_post
+        self._on_many = on_many
+        self._posted: list[Any] = [None, (0, deque(), origin)]
+        # The last number that left on the present connection.
+        self._sent = 0
+        self._batcher = Batcher()
+        # Names of the last post, and of earlier ones.
+        self._names = _NO_NAMES
+        self._known_names: dict[tuple[str, str], Names] = {}
+        # Data longer than `_long` is counted by bytes. Shorter data can take half of the bytes in all.
+        self._long = 0
+        self._long_posted = self._long_released = 0
         self._max_queue_len = max_queue_len
         self._max_payload_len = max_payload_len
+        self._max_queue_bytes = max_queue_bytes
+        # The length of `_posted` beyond which the queue is full, and beyond which `post` looks closer.
+        self._full_at = self._stop_at = 0
+        self._set_limits()
+
+    # --- limits: may be set at any time, as the next ones ---
 
     @property
     def max_queue_len(self) -> int:
-        """How many posts may be unconfirmed. May be set at any time, as the next one."""
+        """Unconfirmed events that `post` accepts."""
         return self._max_queue_len
 
     @max_queue_len.setter
     def max_queue_len(self, value: int) -> None:
         self._max_queue_len = value
-        self._set_full_at(self.confirmed + value)
+        self._set_limits()
 
     @property
     def max_payload_len(self) -> int:
-        """How long an event may be, encoded by itself."""
+        """Longest encoded event that `post` accepts, in bytes."""
         return self._max_payload_len
 
     @max_payload_len.setter
     def max_payload_len(self, value: int) -> None:
         self._max_payload_len = value
-        # What runs have room for was reckoned with the other one.
-        self._prefixes.clear()
-        self._room = self._short = 0
+        self._set_limits()
+
+    @property
+    def max_queue_bytes(self) -> int:
+        """Unconfirmed encoded bytes that `post` accepts."""
+        return self._max_queue_bytes
+
+    @max_queue_bytes.setter
+    def max_queue_bytes(self, value: int) -> None:
+        self._max_queue_bytes = value
+        self._set_limits()
+
+    def _set_limits(self) -> None:
+        self._full_at = (self._max_queue_len + 1) * _PAIR - 1
+        self._long = self._max_queue_bytes // self._max_queue_len // 2
+        # Names are remembered with the limits of their data.
+        self._known_names = {}
+        self._names = _NO_NAMES
+        self._set_stop()
+
+    def _set_stop(self) -> None:
+        if self._on_many is None:
+            self._stop_at = self._full_at
+        else:
+            self._stop_at = min(self._full_at, len(self._posted) + _BATCHES_AT_ONCE * self._batcher.events * _PAIR)
+
+    # --- what is where ---
+
+    @property
+    def origin(self) -> int:
+        origin: int = self._posted[1][2]
+        return origin
+
+    @property
+    def confirmed(self) -> int:
+        """Every post up to this number has reached all live workers."""
+        confirmed: int = self._posted[1][0]
+        return confirmed
+
+    @property
+    def numbered(self) -> int:
+        """Number of the last event that is in a batch. In the thread of the owner's loop only, as `number`."""
+        confirmed, batches, _ = self._posted[1]
+        return batches[-1].last if batches else confirmed
+
+    @property
+    def number(self) -> int:
+        """Number that the last post has or will have; the first one has 1."""
+        return self.confirmed + self.queued
 
     @property
     def queued(self) -> int:
-        """How many posts are not confirmed."""
-        return self.number - self.confirmed
+        """Posts that are not confirmed."""
+        return len(self._posted) // _PAIR - 1
 
     @property
-    def closed_batches(self) -> int:
-        """How many batches wait that will not grow any more."""
-        return len(self._unsent)
-
-    @property
-    def has_open_batch(self) -> bool:
-        """Whether there are posts in a batch that can still grow."""
-        return bool(self._buffer)
+    def has_unbatched(self) -> bool:
+        """Whether posts wait for their batch. In the thread of the owner's loop only."""
+        return self.number > self.numbered
 
     @property
     def has_room(self) -> bool:
-        return self.number < self._full_at
+        return len(self._posted) <= self._full_at
+
+    # --- posting: in any thread ---
 
     def post(self, source: str, event: str, data: Any) -> None:
-        """Append one event to the open batch. Raises QueueOverflow, NotSerializable, PayloadTooLarge, UsageError; then
-        nothing has changed."""
-        number = self.number
-        if number >= self._stop_at:
-            self._make_room()
-        # With what `_append` begins with this is `encode_data`, without its call.
+        """Append one event.
+
+        Raises:
+            QueueOverflow, NotSerializable, PayloadTooLarge, UsageError: Nothing was posted.
+        """
+        posted = self._posted
+        if len(posted) > self._stop_at:
+            self._check_room()
+        # With what `_check` begins with this is `encode_data`, without its call.
         try:
             encoded = write(data, None, OPTIONS)
-        except TypeError as error:
-            raise refusal(data, error) from None
+        except TypeError:
+            data = to_plain(data)
+            encoded = write(data, None, OPTIONS)
         # Most posts repeat the source and event of the one before, as the very same objects, and are short and without a
         # `null` that would have to be looked at.
-        if source is self._source and event is self._event and len(encoded) <= self._short and 117 not in encoded:
-            # The number first: Ctrl-C may come behind a call, and the count must be that of what is there.
-            self.number = number + 1
-            self._run.append(encoded)
+        names = self._names
+        if source is names[0] and event is names[1] and len(encoded) <= names[3] and 117 not in encoded:
+            posted.extend((names, encoded))
         else:
-            self._append(source, event, data, encoded)
+            posted.extend(self._check(source, event, data, encoded))
+        if not self.is_awake[0]:
+            self._on_post()
 
-    def _make_room(self) -> None:
-        """Begin another batch where the open one has as many events as may be. Raises QueueOverflow."""
-        if self.number >= self._full_at:
+    def _check_room(self) -> None:
+        """Raise QueueOverflow, or have full batches sent."""
+        if not self.has_room:
             raise QueueOverflow(self.queued, self._max_queue_len)
-        if self._buffer:
-            self._close_batch()
-            self._on_batch()
-        else:
-            self._begin_batch()
+        if self._on_many is not None:
+            self._on_many()
+            self._set_stop()
 
-    def _append(self, source: str, event: str, data: Any, encoded: bytes) -> None:
-        """Append one event that may need a look, a run of its own or more than its part of a batch. Raises as `post` does."""
+    def _check(self, source: str, event: str, data: Any, encoded: bytes) -> tuple[Facts, bytes]:
+        """Make the entry of an event that may need a closer look. Raises as `post` does."""
         size = len(encoded)
         if size > SURE_BYTES or (117 in encoded and encoded.replace(b"null", b"") is not encoded):
             check_written(encoded, data)
-        if source is self._source and event is self._event and size <= self._room:
-            self.number += 1
-            self._run.append(encoded)
-            tells = False
-        else:
-            prefix, room = self._prefix(source, event, size)
-            if self._run:
-                self._end_run()
-            size += len(prefix)
-            buffer = self._buffer
-            tells = not buffer
-            if tells:
-                prefix = _BLANK_HEADER + b"[" + prefix[_BETWEEN_RUNS:]
-            elif source == self._source and event == self._event:
-                # The same names, made anew for this post.
-                prefix = b","
-            buffer += prefix
-            buffer += encoded
-            self.number += 1
-            self._source = source
-            self._event = event
-            self._room = room
-            self._short = room if room < self._part else self._part  # noqa: FURB136 - a call of `min` takes four times as long
-        if size > self._part:
-            # It counts as several.
-            self._batch_end -= size // self._part
-            self._stop_at = min(self._full_at, self._batch_end)
-            if self.number >= self._batch_end:
-                self._close_batch()
-                tells = True
-        if tells:
-            self._on_batch()
+        names = self._find_names(source, event)
+        if size > names[4]:
+            raise PayloadTooLarge(source, event, size + self._max_payload_len - names[4], self._max_payload_len)
+        # Stored whole: another thread may post between two stores.
+        self._names = names
+        return (Long(names, self._count_bytes(size)) if size > self._long else names, encoded)
 
-    def _end_run(self) -> None:
-        """Put what the run goes on with into the batch."""
-        rest = b",".join(self._run)
-        if rest:
-            # No call in between, behind which Ctrl-C could come.
-            self._buffer += b","
-            self._buffer += rest
-            self._run = []
+    def _count_bytes(self, size: int) -> int:
+        """The total of bytes with long data of this size. Raises QueueOverflow."""
+        # Two threads at once may each see the total without the other: the limit is then passed by one event of each.
+        total = self._long_posted + size
+        waiting = total - self._long_released + self._long * self.queued
+        if waiting > self._max_queue_bytes and self.queued:
+            raise QueueOverflow(waiting - size, self._max_queue_bytes, unit="bytes")
+        self._long_posted = total
+        return total
+
+    def _find_names(self, source: str, event: str) -> Names:
+        """The encoded names, and how long their data may be. Raises UsageError."""
+        known = self._known_names.get((source, event)) if type(source) is str and type(event) is str else None
+        if known is not None:
+            return known
+        source, event = check_name(source, "source"), check_name(event, "event")
+        if source == LIFECYCLE_SOURCE:
+            raise UsageError(f"the source {source!r} is eventsh's own: post from another one")
+        encoded = encode_name(source) + b"," + encode_name(event)
+        # An event counts as it would travel alone: [source,event,data].
+        room = self._max_payload_len - len(encoded) - 3
+        names = (source, event, b"[" + encoded + b",[", min(room, SURE_BYTES, self._long), room)
+        if len(self._known_names) >= _MAX_NAMES:
+            self._known_names = {}
+        self._known_names[source, event] = names
+        return names
 
     def post_unique(
-        self, source: str, event: str, data: Any, key: str, *, receipt: bool = False, trace: bool = False
+        self,
+        source: str,
+        event: str,
+        data: Any,
+        key: str,
+        *,
+        receipt: bool = False,
+        trace: bool = False,
+        wait: Wait | None = None,
     ) -> None:
-        """Append one unique event, in a frame of its own, behind everything posted before. Raises as `post` does."""
-        check_name(key, "unique")
-        encoded_key = key.encode("utf-8", "surrogatepass")
+        """Append one unique event, which travels in a frame of its own. Raises as `post` does."""
+        encoded_key = check_name(key, "unique").encode("utf-8", "surrogatepass")
         if len(encoded_key) > _MAX_KEY_BYTES:
             raise UsageError(f"the unique key is {len(encoded_key)} bytes long, over the limit of {_MAX_KEY_BYTES}")
         head = len(encoded_key).to_bytes(2, "little") + encoded_key
-        self._post_alone(source, event, data, head, Flag.UNIQUE | _asking(receipt=receipt, trace=trace))
+        flags = Flag.UNIQUE | _asking(receipt=receipt, trace=trace)
+        self._post_alone(source, event, data, Alone(head, flags, wait=wait))
 
-    def post_receipt(self, source: str, event: str, data: Any, *, trace: bool = False) -> None:
-        """Append one event in a frame of its own, for which the broker sends a Receipt, and with `trace` every
-        worker a Handled. Raises as `post` does."""
-        self._post_alone(source, event, data, b"", _asking(receipt=True, trace=trace))
+    def post_receipt(
+        self, source: str, event: str, data: Any, *, trace: bool = False, wait: Wait | None = None
+    ) -> None:
+        """Append one event for which the broker sends a Receipt, and with `trace` every worker a Handled. It travels in a
+        frame of its own. `wait` receives both. Raises as `post` does."""
+        self._post_alone(source, event, data, Alone(b"", _asking(receipt=True, trace=trace), wait=wait))
 
-    def _post_alone(self, source: str, event: str, data: Any, head: bytes, flags: int) -> None:
+    def _post_alone(self, source: str, event: str, data: Any, facts: Alone) -> None:
         if not self.has_room:
-            raise QueueOverflow(self.queued, self.max_queue_len)
+            raise QueueOverflow(self.queued, self._max_queue_len)
         encoded = encode_data(data)
-        prefix, _ = self._prefix(source, event, len(encoded) + len(head))
-        self._close_batch()
-        self._buffer += _BLANK_HEADER + head + b"[" + prefix[_BETWEEN_RUNS:] + encoded
-        self.number += 1
-        self._close_batch(flags)
-        self._on_batch()
+        names = self._find_names(source, event)
+        size = len(encoded) + len(facts.head)
+        if size > names[4]:
+            raise PayloadTooLarge(source, event, size + self._max_payload_len - names[4], self._max_payload_len)
+        self._append_alone(facts, b"[" + names[2] + encoded + b"]]]")
 
     def post_body(
         self, body: bytes, count: int, *, pid: int, flags: int = 0, key: bytes = b"", worker: int | None = None
     ) -> None:
-        """Append a batch as it was once encoded, in a frame of its own: a JSON array of runs with `count` events, of the
-        process `pid`. The caller vouches for it. With UNIQUE in `flags` it is one event with this key, if possible for
-        this worker. Raises QueueOverflow; then nothing has changed."""
-        if self.queued and self.queued + count > self.max_queue_len:
-            raise QueueOverflow(self.queued, self.max_queue_len)
-        self._close_batch()
+        """Append a batch as it was once encoded: a JSON array of runs with `count` events, of the process `pid`.
+
+        The caller vouches for it. With UNIQUE in `flags` it is one event with this key, if possible for this worker.
+
+        Raises:
+            QueueOverflow: Nothing was posted.
+        """
+        if self.queued and self.queued + count > self._max_queue_len:
+            raise QueueOverflow(self.queued, self._max_queue_len)
         head = len(key).to_bytes(2, "little") + key if flags & Flag.UNIQUE else b""
-        wish = 0 if worker is None else worker + 1
-        flags |= Flag.DIRECTED if wish else 0
-        first = self.number + 1
-        frame = encode_frame(
-            Kind.EVENTS, head + body, flags=flags, count=count, pid=pid, origin=self.origin, origin_seq=first, seq=wish
-        )
-        self.number += count
-        self._unsent.append(Entry(self.number, count, frame))
-        self._begin_batch()
-        self._on_batch()
+        if worker is not None:
+            flags |= Flag.DIRECTED
+        facts = Alone(head, flags, count, pid, 0 if worker is None else worker + 1)
+        self._append_alone(facts, body)
 
-    def _prefix(self, source: str, event: str, data_bytes: int) -> tuple[bytes, int]:
-        """The start of a run behind another, and how long the data of its events may be. Checks the names and that
-        `data_bytes` is within the limit. Changes nothing: the post may yet be refused."""
-        known = self._prefixes.get((source, event)) if type(source) is str and type(event) is str else None
-        if known is None:
-            check_name(source, "source")
-            check_name(event, "event")
-            if source == LIFECYCLE_SOURCE:
-                raise UsageError(f"the source {source!r} is eventsh's own: post from another one")
-            names = encode_name(source) + b"," + encode_name(event)
-            if len(self._prefixes) >= _PREFIXES:
-                self._prefixes.clear()
-            # An event counts as it would travel alone: [source,event,data].
-            room = self._max_payload_len - len(names) - 3
-            known = self._prefixes[source, event] = (b"]],[" + names + b",[", room)
-        if data_bytes > known[1]:
-            limit = self._max_payload_len
-            raise PayloadTooLarge(source, event, data_bytes + limit - known[1], limit)
-        return known
+    def _append_alone(self, facts: Alone, body: bytes) -> None:
+        if len(body) > self._long:
+            facts = facts._replace(total=self._count_bytes(len(body)))
+        self._posted.extend((facts, body) + _FILLER * (facts.events - 1))
+        if not self.is_awake[0]:
+            self._on_post()
 
-    def _close_batch(self, flags: int = 0) -> None:
-        buffer = self._buffer
-        if not buffer:
-            return
-        self._end_run()
-        buffer += b"]]]"
-        first, last = self._first, self.number
-        events = last - first + 1
-        if events >= _LEAST_EVENTS:
-            self._learn(events)
-        length = len(buffer) - HEADER_BYTES
-        HEADER.pack_into(buffer, 0, length, Kind.EVENTS, flags, events, self.pid, self.origin, first, 0, 0)
-        self._unsent.append(Entry(last, events, buffer))
-        self._buffer = bytearray()
-        self._begin_batch()
+    # --- sending: in the thread of the owner's loop ---
 
-    def _learn(self, events: int) -> None:
-        """Choose how many events the next batches hold, by what those at the end of this one are made of."""
-        buffer = self._buffer
-        containers = buffer.count(b"[", -_SAMPLE_BYTES) + buffer.count(b"{", -_SAMPLE_BYTES)
-        sampled = events * min(_SAMPLE_BYTES, len(buffer)) / len(buffer)
-        fitting = int(sampled * BATCH_CONTAINERS / (containers + 1))
-        self._batch_events = min(max(fitting, _LEAST_EVENTS), BATCH_CONTAINERS)
-        self._part = min(BATCH_BYTES // self._batch_events, SURE_BYTES)
+    def take(self, *, linger: bool = False) -> list[bytearray]:
+        """Frames that may leave now, in order, as far as the broker's window allows. They count as sent.
 
-    def _begin_batch(self) -> None:
-        self._first = self.number + 1
-        self._batch_end = self.number + self._batch_events
-        self._stop_at = min(self._full_at, self._batch_end)
-        self._room = self._short = 0
+        The owner must rewind, by a new connection, when it could not hand all of them over.
 
-    def take(self, *, patient: bool = False) -> list[bytearray]:
-        """The frames that may leave now, in order, as far as the broker's window allows. They count as sent.
-
-        With `patient` the open batch is left open while many frames are under way: `has_open_batch` then tells the owner,
-        who must take it soon all the same.
+        Args:
+            linger: While many frames are under way, let a batch that is not full wait for more events. The owner must
+                call again soon: `has_unbatched` says whether something waits.
         """
         frames: list[bytearray] = []
-        unsent, kept = self._unsent, self._kept
+        posted = self._posted
+        confirmed, batches, origin = posted[1]
+        if batches and batches[-1].last > self._sent and not self._take_again(batches, frames):
+            return frames
         while True:
-            is_busy = patient and len(kept) >= _MANY_FRAMES
-            if self._buffer and not (unsent or is_busy) and self._fits(self.number - self._first + 1):
-                # Left open otherwise: while nothing may leave, the batch can as well grow.
-                self._close_batch()
-            if not unsent or not self._fits(unsent.peek().events):
-                return frames
-            entry = unsent.popleft()
-            kept.append(entry)
-            frames.append(entry.frame)
+            number = batches[-1].last if batches else confirmed
+            start = (number - confirmed + 1) * _PAIR
+            stop = min(len(posted), start + self._batcher.events * _PAIR)
+            if start >= stop:
+                break
+            facts = posted[start]
+            events = facts.events if type(facts) is Alone else (stop - start) // _PAIR
+            # A batch that is larger than the whole window leaves alone, or it never could.
+            if self._sent > confirmed and self._sent - confirmed + events > self.window:
+                break
+            if linger and len(batches) >= _MANY_FRAMES and self._may_grow(events, posted[stop - _PAIR]):
+                break
+            frames.append(self._batch(start, stop, number + 1, batches, origin))
+        self._set_stop()
+        return frames
 
-    def _fits(self, events: int) -> bool:
-        # A batch that is larger than the whole window may travel alone, or it never could.
-        return not self._kept or self._kept.events + events <= self.window
+    def _take_again(self, batches: deque[_Batch], frames: list[bytearray]) -> bool:
+        """Take batches that wait since a rewind. False: the window is full."""
+        for batch in batches:
+            if batch.last <= self._sent:
+                continue
+            confirmed = self.confirmed
+            if self._sent > confirmed and self._sent - confirmed + batch.events > self.window:
+                return False
+            self._sent = batch.last
+            frames.append(batch.frame)
+        return True
+
+    def _may_grow(self, events: int, last: Facts) -> bool:
+        return events < self._batcher.events and type(last) is not Alone
+
+    def _batch(self, start: int, stop: int, first: int, batches: deque[_Batch], origin: int) -> bytearray:
+        """Make the frame of the next batch, and give its events their numbers."""
+        posted = self._posted
+        facts, datas = posted[start:stop:_PAIR], posted[start + 1 : stop : _PAIR]
+        events, frame = self._batcher.build(facts, datas, first, pid=self.pid, origin=origin)
+        if type(facts[0]) is Alone and facts[0].wait is not None and not facts[0].wait.is_abandoned:
+            self.waits[first] = facts[0].wait
+        long_bytes = batches[-1].long_bytes if batches else self._long_released
+        if self._long_posted != long_bytes:
+            totals = (each.total for each in facts[:events] if type(each) is not tuple)
+            long_bytes = max(totals, default=0) or long_bytes
+        batches.append(_Batch(first + events - 1, events, frame, long_bytes))
+        self._sent = first + events - 1
+        # The bytes are in the frame now.
+        posted[start : start + events * _PAIR] = _FILLER * events
+        return frame
 
     def confirm(self, number: int) -> None:
-        """Every live worker has everything up to `number`."""
-        if number > self.confirmed:
-            self._kept.release(number)
-            # A batch that an earlier broker confirmed just before it died may still wait to be sent again.
-            self._unsent.release(number)
-            self.confirmed = number
-            self._set_full_at(number + self._max_queue_len)
-
-    def _set_full_at(self, number: int) -> None:
-        self._full_at = number
-        self._stop_at = min(number, self._batch_end)
+        """Let go of every post up to `number`, which must not be over `numbered`: all live workers have it."""
+        posted = self._posted
+        confirmed, batches, origin = posted[1]
+        if number > confirmed:
+            posted[: (number - confirmed + 1) * _PAIR] = (None, (number, batches, origin))
+        while batches and batches[0].last <= number:
+            self._long_released = batches[0].long_bytes
+            batches.popleft()
+        # A batch that an earlier broker confirmed just before it died may still wait to be sent again.
+        self._sent = max(self._sent, number)
+        self._set_stop()
 
     def rewind(self) -> None:
-        """After a reconnect: send everything unconfirmed again, marked so that whoever has it drops it."""
-        entries = []
-        while self._kept:
-            entry = self._kept.popleft()
-            entry.frame[FLAGS_OFFSET] |= Flag.RESENT
-            entries.append(entry)
-        self._unsent.put_back(entries)
+        """A new connection: everything unconfirmed leaves again, marked, so that whoever has it drops it."""
+        confirmed, batches, _ = self._posted[1]
+        for batch in batches:
+            if batch.last <= self._sent:
+                batch.frame[FLAGS_OFFSET] |= Flag.RESENT
+        self._sent = confirmed
+
+    def forget(self, wait: Wait) -> None:
+        """Nobody waits for this post any more."""
+        wait.is_abandoned = True
+        for number, other in list(self.waits.items()):
+            if other is wait:
+                del self.waits[number]
 
     def rename(self, origin: int) -> None:
         """Take another origin, because a poster with this one is known to the broker. Only before anything was sent."""
-        self.origin = origin
+        confirmed, batches, _ = self._posted[1]
+        self._posted[1] = (confirmed, batches, origin)
+
+    def renew(self, origin: int, pid: int, *, keep_last: int | None = None) -> None:
+        """Begin anew as a poster that no broker knows.
+
+        Batched events are dropped: their poster is the one before. Events without a batch stay, to be posted by the new
+        one; with `keep_last` only the last so many, as in a forked child, whose parent sends what it posted before.
+        """
+        posted = self._posted
+        self.pid = pid
+        self.waits.clear()
+        dropped = self.numbered - self.confirmed if keep_last is None else self.queued - keep_last
+        posted[: (dropped + 1) * _PAIR] = (None, (0, deque(), origin))
+        self._sent = 0
+        self.is_awake[0] = 0
+        self._set_stop()
 
 
 def _asking(*, receipt: bool, trace: bool) -> int:

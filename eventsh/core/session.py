@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from eventsh.core.outbox import Outbox
     from eventsh.core.proof import ClientProof
     from eventsh.core.registry import Registry
-    from eventsh.core.trace import Wait
 
 __all__ = ["Session", "SessionState"]
 
@@ -131,8 +130,6 @@ class Session:
         self.gaps = 0
         self.missed = 0
         self.last_gap: dict[str, Any] = {}
-        # Posts whose handlers the owner waits for, by number. It puts them in and takes them out.
-        self.waits: dict[int, Wait] = {}
         # The worker slots that are held: what a new broker has to know when this one dies.
         self._slots: set[int] = set()
         # What the broker knows of what was received and handled.
@@ -177,6 +174,8 @@ class Session:
 
     def _greet(self) -> bytearray:
         self.state = SessionState.GREETING
+        # Here and not where the connection ended: that may have been interrupted.
+        self.outbox.rewind()
         self._acked = (self.received, self.inbox.handled)
         hello = Hello(
             identity=self.identity,
@@ -200,7 +199,6 @@ class Session:
     def disconnected(self) -> None:
         """The connection is gone. What was posted and not confirmed will be sent again on the next one."""
         self.state = SessionState.DETACHED
-        self.outbox.rewind()
         self._control.clear()
         self._proof = None
         self._greeting.clear()
@@ -296,8 +294,8 @@ class Session:
 
     def _take_confirm(self, frame: bytearray | memoryview) -> None:
         _, _, _, _, _, _, number, posts, _ = HEADER.unpack_from(frame)
-        if number > self.outbox.number:
-            raise ProtocolError(f"post {number} was confirmed, but the last one was {self.outbox.number}")
+        if number > self.outbox.numbered:
+            raise ProtocolError(f"post {number} was confirmed, but the last one was {self.outbox.numbered}")
         self.outbox.confirm(number)
         self._standing.confirmed = max(self._standing.confirmed, posts)
 
@@ -320,7 +318,7 @@ class Session:
         elif isinstance(message, Receipt | Handled):
             if isinstance(message, Handled):
                 message.check()
-            if (wait := self.waits.get(message.number)) is not None:
+            if (wait := self.outbox.waits.get(message.number)) is not None:
                 wait.take(message)
         elif isinstance(message, Challenge | Proof):
             self._prove(message)
@@ -404,13 +402,13 @@ class Session:
         """How far the last ack lags behind what has arrived."""
         return self.received - self._acked[0]
 
-    def take_output(self, *, patient: bool = False) -> list[bytearray]:
-        """Every frame that may leave now, but the ack. `patient` is for `Outbox.take`."""
+    def take_output(self, *, linger: bool = False) -> list[bytearray]:
+        """Every frame that may leave now, but the ack. `linger` is for `Outbox.take`."""
         if self.state in _UNWELCOMED:
             greeting, self._greeting = self._greeting, []
             return greeting
         # What is told behind them has to stay behind them.
-        frames = self.outbox.take(patient=patient and not self._control and not self._failed and not self._outputs)
+        frames = self.outbox.take(linger=linger and not self._control and not self._failed and not self._outputs)
         if self._outputs:
             # Before the answer that the event is handled: who waits for that has seen what it made handlers write.
             frames += [Output(script, text, lost).encode() for script, (text, lost) in self._outputs.items()]

@@ -63,6 +63,8 @@ class Wait:
 
     def __init__(self) -> None:
         self.having: Having | None = None
+        # Its waiter has given up.
+        self.is_abandoned = False
         self._answers: dict[int, Handled] = {}
 
     def take(self, message: Having | Handled) -> None:

@@ -13,13 +13,12 @@ in uWSGI's post-fork hook, or at once in a process that is a worker already.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable
 from typing import Any
 
 import uwsgi
 
 from eventsh.integrations.lifecycle import check_configuration, close_worker, configure_worker, detach_master
-from eventsh.runtime.bus import attach_anew_after_fork
+from eventsh.runtime.forks import call_in_uwsgi_workers
 from eventsh.runtime.threads import check_threads
 
 __all__ = ["attach_workers"]
@@ -41,7 +40,6 @@ def attach_workers(address: str | None = None, **options: Any) -> None:
     check_threads()
 
     def configure() -> None:
-        attach_anew_after_fork()
         configure_worker(address, options)
         # Before the close of the bus itself, which would give up this worker's slot: a successor takes it over.
         atexit.register(close_worker, leave=False)
@@ -50,24 +48,4 @@ def attach_workers(address: str | None = None, **options: Any) -> None:
         configure()
     else:
         detach_master()
-        _call_after_fork(configure)
-
-
-def _call_after_fork(function: Callable[[], None]) -> None:
-    """Add to uWSGI's one post-fork hook, and keep the function that is there."""
-    before = getattr(uwsgi, "post_fork_hook", None)
-    try:
-        # At its import it replaces the hook by a list of functions. Imported here, it can't do so to ours later.
-        import uwsgidecorators
-    except Exception:
-        # Not installed, or refused because there is no master process.
-        def call_both() -> None:
-            if before is not None:
-                before()
-            function()
-
-        uwsgi.post_fork_hook = call_both
-        return
-    if before is not None and before is not uwsgidecorators.postfork_chain_hook:
-        uwsgidecorators.postfork_chain.append(before)
-    uwsgidecorators.postfork_chain.append(function)
+        call_in_uwsgi_workers(configure)

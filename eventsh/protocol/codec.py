@@ -1,16 +1,22 @@
-"""The one JSON codec: what may be the data of an event, and how it is written and read.
+"""JSON codec: the rule for the data of events, encoding, decoding, and typed JSON.
 
-Every path goes through here, so that poster, worker, command line and recording give one verdict on the same value.
-Knows nothing of frames. What is refused at the poster is never found out by a worker.
+Every path goes through here, so poster, worker, command line and recording return the same verdict on the same value,
+and a worker never finds a fault that the poster could have raised. Knows nothing of frames.
+
+Theory of operation: orjson encodes plain data in one pass. It refuses subclasses (or writes them in another order or
+without a look at their keys), so the first pass passes them through to a `default` that does not exist. Only data that
+fails the first pass is copied into plain types, in Python; the copy either finds the fault and its place, or is what
+orjson encodes instead. Plain data never pays for subclasses.
 """
 
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from enum import Enum
 from math import isfinite, isnan
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -22,12 +28,13 @@ __all__ = [
     "MAX_DEPTH",
     "OPTIONS",
     "SURE_BYTES",
+    "check_integers",
     "check_written",
     "decode",
     "encode_data",
     "encode_name",
     "parse_json",
-    "refusal",
+    "to_plain",
     "write",
 ]
 
@@ -36,8 +43,8 @@ MAX_DEPTH = 200
 # A value that is nested deeper takes more bytes than this, one to open and one to close each level.
 SURE_BYTES = 2 * MAX_DEPTH
 
-# Subclasses, dataclasses and dates would be written as something that a handler can't turn back: passed through to a
-# default that does not exist, they are refused.
+# Dataclasses and dates would be written as something that a handler can't turn back: passed through to a default that
+# does not exist, they are refused. Subclasses fail the same way, and then go through `to_plain`.
 OPTIONS = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
 _dumps = orjson.dumps
@@ -51,24 +58,36 @@ _SURROGATE = "a lone surrogate, which UTF-8 can't express"
 
 _SCALARS = frozenset({str, int, bool, type(None)})
 _CONTAINERS = frozenset({dict, list, tuple})
-_COMMON = _CONTAINERS | {float}
-_BASES = (str, bool, int, float, dict, list, tuple)
+_COMMON = _CONTAINERS | {float, UUID}
+# Types that the copy leaves as they are.
+_PLAIN = _SCALARS | {float, UUID}
 
 
 def encode_data(data: Any) -> bytes:
-    """Give the JSON of one event's data, or raise NotSerializable, which says what is wrong and where.
+    """Encode one event's data as JSON.
 
     Accepted: None, bool, int within 64 bits, finite float, str, list, tuple (handlers get a list), dict with string
-    keys, nested at most MAX_DEPTH deep. Their subclasses are refused, and everything else.
-    Two types slip through orjson and can't be found without a walk through all data, 2 times the cost of encoding
-    it: a UUID arrives as its string and a member of an Enum as its value. An orjson.Fragment is written as it is:
-    who posts one vouches that it is JSON. `data` must not be changed by another thread during the call.
+    keys, nested at most MAX_DEPTH deep; a subclass of these as its base (the base's own content, whatever the subclass
+    overrides), a UUID as its string, and an Enum member as its value. An orjson.Fragment is written as it is: its
+    author vouches for the JSON.
+
+    The result is a snapshot. `data` must not be changed by another thread during the call.
+
+    Args:
+        data: The value to encode.
+
+    Returns:
+        The JSON, in UTF-8.
+
+    Raises:
+        NotSerializable: The data is not a JSON value. The message names the first fault and its place.
     """
     try:
         encoded = write(data, None, OPTIONS)
-    except TypeError as error:
-        raise refusal(data, error) from None
-    # replace() gives the same object when it finds nothing, at a third of the cost of `in` (which builds an exception)
+    except TypeError:
+        data = to_plain(data)
+        encoded = write(data, None, OPTIONS)
+    # replace() returns the same object when it finds nothing, at a third of the cost of `in` (which builds an exception)
     # and two thirds of that of find(); if ever it does not, only time is lost.
     if (117 in encoded and encoded.replace(b"null", b"") is not encoded) or len(encoded) > SURE_BYTES:
         check_written(encoded, data)
@@ -76,15 +95,18 @@ def encode_data(data: Any) -> bytes:
 
 
 def check_written(encoded: bytes, data: Any) -> None:
-    """Look at what `write` has made of data without a word, where its bytes hold "null" or are many. Raises
-    NotSerializable.
+    """Check what `write` accepts silently: NaN and infinity, which it writes as null, and deep nesting.
 
-    NaN and infinity are written as null. 117 is its "u": one byte is looked for at a tenth of the cost.
+    Only needed where `encoded` contains "null" or is longer than SURE_BYTES. 117 is the "u" of null: a search for one
+    byte costs a tenth of a search for four.
+
+    Raises:
+        NotSerializable: The data is not a JSON value. The message names the first fault and its place.
     """
-    if b"null" in encoded and _hides_fault(encoded, data):
-        raise refusal(data, "it does not come back as it was")
-    if len(encoded) > SURE_BYTES and _count_opened(encoded) > MAX_DEPTH and _is_deep(data):
-        raise refusal(data, "it is nested too deeply")
+    hides_null = b"null" in encoded and not _comes_back(encoded, data)
+    is_suspect = hides_null or (len(encoded) > SURE_BYTES and _count_opened(encoded) > MAX_DEPTH and _is_deep(data))
+    if is_suspect and not _is_sound(data):
+        to_plain(data)
 
 
 def encode_name(text: str) -> bytes:
@@ -118,25 +140,23 @@ def parse_json(text: str | bytes) -> Any:
         value = _loads(text)
     except orjson.JSONDecodeError as error:
         raise _syntax_error(text, error.msg, error.pos) from None
-    if _LONG_NUMBER.search(text):
-        _check_integers(text)
+    check_integers(text)
     if len(text) > SURE_BYTES:
         _check_depth(text, len(text))
     return value
 
 
-def _hides_fault(encoded: bytes, data: Any) -> bool:
-    """Whether a NaN or an infinity was written as null, which orjson does without a word."""
+def _comes_back(encoded: bytes, data: Any) -> bool:
+    """Whether a worker reads what was posted: a NaN or an infinity was written as null, and does not come back."""
     if data is None:
-        return False
-    # Reading and comparing happens in C, 3 times faster than a walk. Tuples, UUIDs and Enums differ too, hence the walk.
+        return True
+    # Reading and comparing happens in C, 3 times faster than a walk. Tuples, UUIDs and Enums differ too, so data that
+    # does not come back may still be sound. Catches no other exception: it could come from a signal handler.
     try:
-        if _loads(encoded) == data:
-            return False
+        return _loads(encoded) == data  # type: ignore[no-any-return]
     except (RecursionError, orjson.JSONDecodeError):
-        # The stack of the caller is nearly used up, or a Fragment broke the JSON: the walk can tell.
-        pass
-    return not _is_sound(data)
+        # The stack of the caller is nearly used up, or a Fragment broke the JSON.
+        return False
 
 
 def _count_opened(encoded: bytes) -> int:
@@ -154,7 +174,7 @@ def _is_deep(data: Any) -> bool:
     try:
         _dumps(wrapped, None, OPTIONS)
     except TypeError:
-        return not _is_sound(data)
+        return True
     return False
 
 
@@ -208,9 +228,10 @@ _SPARE_LEVELS = _find_spare_levels()
 
 
 def _is_sound(data: Any) -> bool:
-    """Whether data that orjson has written is nested at most MAX_DEPTH deep and its floats are finite.
+    """Whether data that orjson has written has no type but the common ones, at most MAX_DEPTH levels and no NaN.
 
-    One level after the other rather than recursively: it is faster, and the caller's stack may be nearly used up.
+    Faster than `to_plain`, which has the last word. One level after the other rather than recursively: the caller's stack
+    may be nearly used up.
     """
     level: list[Any] = [(data,)]
     for _ in range(MAX_DEPTH + 1):
@@ -222,9 +243,7 @@ def _is_sound(data: Any) -> bool:
         ]
         kinds = set(map(type, level))
         if not kinds <= _CONTAINERS:
-            if not kinds <= _COMMON:
-                level = [_unwrap(value) for value in level]
-            if not all(map(isfinite, [value for value in level if isinstance(value, float)])) or Fragment in kinds:
+            if not kinds <= _COMMON or not all(map(isfinite, [value for value in level if type(value) is float])):
                 return False
             level = [value for value in level if type(value) in _CONTAINERS]
         if not level:
@@ -232,73 +251,145 @@ def _is_sound(data: Any) -> bool:
     return False
 
 
-def _unwrap(value: Any) -> Any:
-    while isinstance(value, Enum):
-        value = value.value
+class _Level(NamedTuple):
+    """A container that is being copied."""
+
+    key: Any
+    container: Any
+    copy: Any
+    members: Iterator[tuple[Any, Any]]
+
+
+def to_plain(data: Any) -> Any:
+    """Copy data that `write` refused into types that it accepts, or raise the reason of the refusal.
+
+    Takes several times as long as `json.dumps` from the standard library.
+
+    Returns:
+        A copy in None, bool, int, float, str, list, dict, UUID and Fragment, without subclasses.
+
+    Raises:
+        NotSerializable: The data is not a JSON value. The message names the first fault and its place.
+    """
+    # Calls the methods of the bases, never those of a subclass: an override could run its author's code within `post`,
+    # or invent content. Depth first, so the first fault in the order of the data is the one that is named. Not
+    # recursive, because the caller's stack may be nearly used up.
+    result: list[Any] = []
+    levels = [_Level(None, None, result, iter([(None, data)]))]
+    while levels:
+        copy = levels[-1].copy
+        for key, value in levels[-1].members:
+            if type(copy) is dict:
+                key = _copy_key(levels, key)
+            plain = value if type(value) in _PLAIN else _base(value)
+            if members := _members(plain):
+                value, plain = plain, {} if issubclass(type(plain), dict) else []
+                fault = _nesting_fault(levels, value)
+            else:
+                fault = _value_fault(plain)
+            if fault:
+                raise NotSerializable(f"{_place(levels, key)} {fault}")
+            if type(copy) is dict:
+                copy[key] = plain
+            else:
+                copy.append(plain)
+            if members:
+                levels.append(_Level(key, value, plain, members))
+                break
+        else:
+            levels.pop()
+    return result[0]
+
+
+def _base(value: Any) -> Any:
+    """Return the value of an Enum member, and the base of a scalar subclass; anything else unchanged."""
+    kind = type(value)
+    # issubclass() and not isinstance(), which believes what a proxy or a mock calls its __class__.
+    if issubclass(kind, Enum):
+        return _unwrap(value)
+    if issubclass(kind, str):
+        return str.__str__(value)
+    if issubclass(kind, int):
+        return int.__int__(value)
+    if issubclass(kind, float):
+        return float.__float__(value)
+    if issubclass(kind, UUID):
+        return UUID.__str__(value)
     return value
 
 
-def refusal(data: Any, reason: object) -> NotSerializable:
-    """The error that says what in `data` is at fault, which orjson does not tell; `reason` if we can't tell either."""
-    return NotSerializable(_find_fault(data) or f"data is not a JSON value: {reason}")
+def _unwrap(member: Enum) -> Any:
+    """Return the value of an Enum member; the member itself if members are all that it leads to."""
+    value: Any = member
+    # The value of a member may be a member too, and even the same one.
+    for _ in range(MAX_DEPTH):
+        value = value.value
+        if not issubclass(type(value), Enum):
+            return value if type(value) in _PLAIN else _base(value)
+    return member
 
 
-def _find_fault(data: Any) -> str | None:
-    """Walk through `data` in its order, up to the first value that is refused."""
-    path: list[Any] = []
-    parents: list[Any] = []
-    pending: list[Iterator[tuple[Any, Any]]] = [iter([(None, data)])]
-    while pending:
-        step = next(pending[-1], None)
-        if step is None:
-            pending.pop()
-            if parents:
-                parents.pop()
-                path.pop()
-            continue
-        key, value = step[0], _unwrap(step[1])
-        if parents and type(parents[-1]) is dict and (fault := _key_fault(key)):
-            return f"{_place(path)} has {fault}"
-        if fault := _value_fault(value):
-            return f"{_place([*path, key])} {fault}"
-        if type(value) not in _CONTAINERS:
-            continue
-        for depth, parent in enumerate(parents):
-            if parent is value:
-                again = f"{_place([*path, key])} is {_place(path[: depth + 1])} again"
-                return f"{again}: data can't contain itself"
-        if len(parents) >= MAX_DEPTH:
-            return f"{_place([*path, key])} is nested deeper than {MAX_DEPTH} levels"
-        parents.append(value)
-        path.append(key)
-        pending.append(iter(list(value.items())) if type(value) is dict else enumerate(value))
-    return None
+def _members(value: Any) -> Iterator[tuple[Any, Any]] | None:
+    """Return the keys and values of a container as they are now; None if it is not one."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return None
+    if issubclass(kind, dict):
+        # An OrderedDict has an order of its own, which move_to_end changes.
+        if issubclass(kind, OrderedDict):
+            return iter([(key, dict.__getitem__(value, key)) for key in OrderedDict.__iter__(value)])
+        return iter(list(dict.items(value)))
+    if issubclass(kind, list):
+        return enumerate(list.copy(value))
+    return enumerate(tuple.__iter__(value)) if issubclass(kind, tuple) else None
 
 
-def _key_fault(key: Any) -> str | None:
-    if type(key) is not str:
+def _copy_key(levels: list[_Level], key: Any) -> str:
+    name = key if type(key) is str or not issubclass(type(key), str) else _base(key)
+    if type(name) is not str:
         # Only what is short and can't fail is shown: the repr of any other key is its author's code.
         shown = f"key {key!r}" if type(key) in (bool, float, type(None)) or _is_small(key) else "key"
-        return f"a {shown} of type {_type_name(key)}: keys must be strings"
-    if _has_surrogate(key):
-        return f"a key {_shorten(ascii(key))} with {_SURROGATE}"
-    return None
+        fault = f"a {shown} of type {_type_name(key)}: keys must be strings"
+    elif _has_surrogate(name):
+        fault = f"a key {_shorten(ascii(name))} with {_SURROGATE}"
+    elif name in levels[-1].copy:
+        # A subclass may define equality and hash of its own: keys that differ to dict are the same string to JSON.
+        fault = f"the key {_shorten(_quoted(name))} twice, as different types: one would be lost"
+    else:
+        return name
+    raise NotSerializable(f"{_place(levels)} has {fault}")
+
+
+def _nesting_fault(levels: list[_Level], container: Any) -> str | None:
+    for depth, level in enumerate(levels):
+        if level.container is container:
+            return f"is {_place(levels[: depth + 1])} again: data can't contain itself"
+    return f"is nested deeper than {MAX_DEPTH} levels" if len(levels) > MAX_DEPTH else None
 
 
 def _value_fault(value: Any) -> str | None:
     kind = type(value)
+    if kind is str:
+        return f"is a string with {_SURROGATE}" if _has_surrogate(value) else None
     if kind is int:
         return None if _is_small(value) else f"is an integer {_INT_LIMITS}"
     if kind is float:
         return None if isfinite(value) else f"is {'NaN' if isnan(value) else 'infinity'}, which JSON does not have"
-    if kind is str:
-        return f"is a string with {_SURROGATE}" if _has_surrogate(value) else None
-    if kind in _SCALARS or kind in _CONTAINERS or kind is UUID:
+    if kind in _PLAIN:
         return None
-    for base in _BASES:
-        if isinstance(value, base):
-            return f"is of type {_type_name(value)}: post a plain {base.__name__}, not a subclass"
+    if kind is Fragment:
+        return None if _is_json(value) else "is an orjson.Fragment that is not JSON"
+    if issubclass(kind, Enum):
+        return f"is a member of {_type_name(value)} that has no value but members of an Enum"
     return f"is of type {_type_name(value)}, which is not JSON: convert it to a string, number, list or dict"
+
+
+def _is_json(fragment: Fragment) -> bool:
+    try:
+        _loads(_dumps(fragment))
+    except (TypeError, orjson.JSONDecodeError):
+        return False
+    return True
 
 
 def _is_small(value: Any) -> bool:
@@ -306,6 +397,8 @@ def _is_small(value: Any) -> bool:
 
 
 def _has_surrogate(text: str) -> bool:
+    if text.isascii():
+        return False
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -315,12 +408,15 @@ def _has_surrogate(text: str) -> bool:
 
 def _type_name(value: Any) -> str:
     kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
-def _place(path: list[Any]) -> str:
+def _place(levels: list[_Level], *key: Any) -> str:
     """Where a value is, as Python's own subscripts: data["a"][3]."""
-    steps = [f"[{_shorten(_quoted(key)) if isinstance(key, str) else key}]" for key in path[1:]]
+    # The first level is around `data`, and the second one is `data` itself.
+    path = [*(level.key for level in levels[1:]), *key][1:]
+    steps = [f"[{_shorten(_quoted(step)) if isinstance(step, str) else step}]" for step in path]
     # A fault 200 levels down is found by the first steps and the last ones.
     if len(steps) > 12:
         steps[6:-6] = ["..."]
@@ -376,8 +472,14 @@ def _syntax_error(text: str, message: str, position: int) -> UsageError:
     return _error_at(text, position, f"not JSON: {message}", UsageError)
 
 
-def _check_integers(text: str) -> None:
-    # orjson reads an integer beyond 64 bits as a float, and loses its last digits without a word.
+def check_integers(text: str) -> None:
+    """Check JSON for integers that `decode` would read as a float, and lose their last digits without an error.
+
+    Raises:
+        NotSerializable: An integer is beyond 64 bits. The message has its line, its column and an excerpt.
+    """
+    if not _LONG_NUMBER.search(text):
+        return
     for token in _TOKEN.finditer(text):
         digits = token[0]
         if len(digits) < 19 or digits[0] == '"' or not digits.lstrip("-").isdecimal():

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from eventsh.errors import UsageError
+from eventsh.errors import NotSerializable, UsageError
 from eventsh.event import check_name
-from eventsh.protocol.codec import encode_data
+from eventsh.protocol.codec import check_integers, encode_data
 from eventsh.protocol.frame import BATCH_BYTES, BATCH_EVENTS
 from eventsh.recording.format import NO_WORKER, RecordKind
 from eventsh.recording.frames import RecordedEvent, encode_events
@@ -73,8 +73,11 @@ def parse_line(line: bytes, place: str, before: RecordedEvent | None) -> Parsed:
     """Read one line. What an event does not say is counted on from the one before. Raises UsageError that names `place`."""
     try:
         members = orjson.loads(line)
+        check_integers(line.decode())
     except orjson.JSONDecodeError as error:
         raise UsageError(f"{place}: not JSON: {error.msg} at character {error.pos}") from None
+    except NotSerializable as error:
+        raise UsageError(f"{place}: {error}") from None
     if not isinstance(members, dict):
         raise UsageError(f"{place}: not an object")
     name = members.pop("record", None)

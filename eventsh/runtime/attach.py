@@ -19,8 +19,6 @@ from eventsh.runtime.hosted import start_hosted_broker
 from eventsh.runtime.refusal import refusal_error
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from eventsh.address import Address
     from eventsh.core.session import Session
     from eventsh.options import Options
@@ -127,7 +125,6 @@ class Attacher:
         transport: Transport,
         address: Address,
         session: Session,
-        lock: AbstractContextManager[Any],
         owner: Owner,
     ) -> None:
         self.transport = transport
@@ -136,7 +133,6 @@ class Attacher:
         self.attachment: Attachment | None = None
         self.last_failure: BaseException | None = None
         self._session = session
-        self._lock = lock
         self._loop = asyncio.get_running_loop()
         # The slot that the user asked for; any other one was the broker's choice and may change.
         self._wanted_slot = session.worker_id
@@ -189,8 +185,7 @@ class Attacher:
         connection = await self.transport.connect(self.address, begin)
         self.attachment = attachment
         connection.limit_body(MAX_BODY_BYTES)
-        with self._lock:
-            first = self._session.connected()
+        first = self._session.connected()
         connection.send((first,))
         try:
             async with asyncio.timeout(_WELCOME_TIMEOUT_S):
@@ -227,8 +222,7 @@ class Attacher:
         """After a refusal that another origin or slot mends: take one. True when it is worth trying at once."""
         code = attachment.refusal.code if attachment.refusal is not None else None
         if code == "origin_taken":
-            with self._lock:
-                self._session.outbox.rename(random.SystemRandom().randrange(1, 1 << 32))
+            self._session.outbox.rename(random.SystemRandom().randrange(1, 1 << 32))
             return True
         if code == "slot_taken" and self._wanted_slot is None and self._session.worker_id is not None:
             self._session.worker_id = None
@@ -252,6 +246,11 @@ class Attacher:
         if self.attachment is attachment:
             self.attachment = None
             self.owner.lose()
+
+    def reset(self) -> None:
+        """End the connection because its stream may be broken; another one follows."""
+        if self.connection is not None:
+            self.connection.abort()
 
     async def close(self) -> None:
         """Close the connection once what was sent has left, but wait no longer than half a second for that."""

@@ -64,7 +64,6 @@ class BlockingClient:
             max_queue_len=Options().max_queue_len,
             # The broker tells its own limit in its welcome, and that is the one that counts.
             max_payload_len=MAX_PAYLOAD_BYTES,
-            on_batch=lambda: None,
         )
         self.session = Session(self.outbox, Registry(), identity=os.urandom(16).hex(), role="poster", take_unique=False)
         self.session.new_proof = client_proofs(complete_options().token_file)
@@ -163,8 +162,7 @@ class BlockingClient:
         """Post one event and wait until the handlers of all who have it have returned. When the time is over, gives what
         is known by then; raises NotConnected when that is not even who has it."""
         wait = Wait()
-        self._when_room(lambda: self._put(source, event, data, unique, receipt=True, trace=True))
-        self.session.waits[self.outbox.number] = wait
+        self._when_room(lambda: self._put(source, event, data, unique, receipt=True, wait=wait))
         try:
             self._exchange(lambda: wait.is_over, _NOT_CONFIRMED)
         except NotConnected:
@@ -218,12 +216,13 @@ class BlockingClient:
         return reply.data
 
     def _put(
-        self, source: str, event: str, data: Any, unique: str | None, *, receipt: bool, trace: bool = False
+        self, source: str, event: str, data: Any, unique: str | None, *, receipt: bool, wait: Wait | None = None
     ) -> None:
+        trace = wait is not None
         if unique is not None:
-            self.outbox.post_unique(source, event, data, unique, receipt=receipt, trace=trace)
+            self.outbox.post_unique(source, event, data, unique, receipt=receipt, trace=trace, wait=wait)
         elif receipt:
-            self.outbox.post_receipt(source, event, data, trace=trace)
+            self.outbox.post_receipt(source, event, data, trace=trace, wait=wait)
         else:
             self.outbox.post(source, event, data)
 

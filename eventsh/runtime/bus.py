@@ -13,9 +13,10 @@ import concurrent.futures.thread  # noqa: F401
 import contextlib
 import logging
 import os
+import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -29,27 +30,37 @@ from eventsh.options import Options
 from eventsh.plugins import plugins
 from eventsh.runtime.client import Client
 from eventsh.runtime.endpoint import SECURITY_OPTIONS, absolute_paths, complete_options, find_endpoint
+from eventsh.runtime.forks import call_in_children, new_fork_flag
 from eventsh.runtime.host import pid_space
-from eventsh.runtime.hosted import LoopThread
-from eventsh.runtime.threads import check_threads
+from eventsh.runtime.hosted import LoopThread, check_threads
 from eventsh.runtime.token import client_proofs
+from eventsh.runtime.unsent import UnsentPosts
 
 if TYPE_CHECKING:
     from eventsh.address import Address
     from eventsh.runtime.client import Deliveries
 
-__all__ = ["Bus", "attach_anew_after_fork", "default_bus", "open_buses", "unconfigured_buses"]
+__all__ = ["Bus", "default_bus", "open_buses", "unconfigured_buses"]
 
 _log = logging.getLogger("eventsh")
 
 # What a client is while it is configured; the broker knows it by these, or they are in use.
+# What configuring or closing may take beyond the timeout.
+_LIFECYCLE_S = 5.0
+_NO_LOOP = (
+    "AsyncEvents needs a running asyncio loop: configure() it in one, or use Events, which has a thread of its own"
+)
+_NO_TRIO = (
+    "AsyncEvents needs a running asyncio loop, and trio has none: use Events, which has a thread of its own, or run the"
+    " server with asyncio"
+)
 _FIXED_OPTIONS = ("worker_id", "role", "take_unique", "broker", "ring_size", *SECURITY_OPTIONS)
 
 
 class Bus:
     """What outlives a configuration: the handlers, and what was posted before it.
 
-    `lock` guards the outbox where several threads use the bus, and `registry_lock` the handlers.
+    Any thread may post. `registry_lock` guards the handlers where several threads use the bus.
     """
 
     def __init__(self, *, threaded: bool) -> None:
@@ -64,33 +75,50 @@ class Bus:
         self.on_posted: Callable[[str, str, Any, str | None], None] | None = None
         # For a program that shows what goes on: what stands between its client and its handlers.
         self.tap: Callable[[Deliveries], Deliveries] | None = None
+        self._pid = os.getpid()
+        self._unsent = UnsentPosts(self._describe_unsent)
+        self.outbox = Outbox(
+            origin=_new_origin(),
+            pid=self._pid,
+            max_queue_len=self.options.max_queue_len,
+            max_payload_len=self.options.max_payload_len,
+            max_queue_bytes=self.options.max_queue_bytes,
+            on_post=self._wake,
+            # Where the loop is in a thread of its own, posting never keeps it from its turn.
+            on_many=None if threaded else self._push,
+            is_awake=new_fork_flag(),
+        )
         self.renew_locks()
-        self.renew()
+        self._new_session()
         _buses.add(self)
         _survive_forks()
 
     def renew_locks(self) -> None:
         """Have locks that nobody holds; in a forked child, threads that do not exist here may hold the old ones."""
-        self.lock = threading.Lock()
-        # Apart from the other one, and may be taken twice by a thread: a warning about a weak handler can end up in a
-        # handler of the program's logging that registers or posts.
+        # May be taken twice by a thread: a warning about a weak handler can end up in a handler of the program's logging
+        # that registers.
         self.registry_lock: AbstractContextManager[Any] = (
             threading.RLock() if self.threaded else contextlib.nullcontext()
         )
-        # One thread at a time configures or closes.
-        self.lifecycle_lock: AbstractContextManager[Any] = (
-            threading.RLock() if self.threaded else contextlib.nullcontext()
-        )
+        self._lifecycle_lock = threading.RLock()
 
-    def renew(self) -> None:
-        """Begin as a client that no broker knows yet, with nothing posted."""
-        self.outbox = Outbox(
-            origin=int.from_bytes(os.urandom(4), "little") or 1,
-            pid=os.getpid(),
-            max_queue_len=self.options.max_queue_len,
-            max_payload_len=self.options.max_payload_len,
-            on_batch=self._wake,
-        )
+    @contextlib.contextmanager
+    def lifecycle(self, limit_s: float) -> Iterator[None]:
+        """Configure or close: one thread at a time. Raises EventError when another one takes too long."""
+        if not self._lifecycle_lock.acquire(timeout=limit_s + _LIFECYCLE_S):
+            raise EventError("another thread configures or closes this bus, and has not come to an end")
+        try:
+            yield
+        finally:
+            self._lifecycle_lock.release()
+
+    def renew(self, *, keep_last: int | None = None) -> None:
+        """Begin as a client that no broker knows yet. Posts without a batch stay; with `keep_last` only the last ones."""
+        self._pid = os.getpid()
+        self.outbox.renew(_new_origin(), self._pid, keep_last=keep_last)
+        self._new_session()
+
+    def _new_session(self) -> None:
         self.session = Session(self.outbox, self.registry, identity=os.urandom(16).hex(), host=pid_space())
 
     def _ask_plugins(self) -> None:
@@ -102,12 +130,41 @@ class Bus:
             self.on_posted = tell
 
     def _wake(self) -> None:
+        """Have posted events sent. In any thread, in the midst of anything: called for the first post after each send."""
+        if not self._is_foreign(keep_last=1):
+            if (client := self._client_at_work()) is not None:
+                client.sender.wake()
+            else:
+                self._unsent.note(self.options.timeout)
+
+    def _push(self) -> None:
         if (client := self._client_at_work()) is not None:
-            client.sender.wake()
+            client.sender.push()
+
+    def _is_foreign(self, *, keep_last: int = 0) -> bool:
+        """Whether this process was forked without Python's hooks: then every bus begins anew, as after os.fork. The last
+        posts of this bus are this process's own."""
+        if os.getpid() == self._pid:
+            return False
+        _attach_anew(self, keep_last)
+        return True
+
+    def _describe_unsent(self) -> str | None:
+        """Say that posts wait for a configuration, and what may be missing. None where they do not."""
+        if self.client is not None or not self.outbox.queued:
+            return None
+        advice = (
+            "call eventsh.configure()"
+            if self.threaded
+            else "configure() it in its loop: does the server run the application's lifespan? That of a mounted application is not"
+        )
+        return (
+            f"{self.outbox.queued} posts wait: their bus was not configured within {self.options.timeout:g} s; {advice}"
+        )
 
     def wake_local(self) -> None:
         """Something was posted to this process alone."""
-        if (client := self._client_at_work()) is not None:
+        if not self._is_foreign() and (client := self._client_at_work()) is not None:
             client.wake_local()
 
     def _client_at_work(self) -> Client | None:
@@ -120,6 +177,7 @@ class Bus:
         self.options = options
         self.outbox.max_queue_len = self.session.inbox.max_queue_len = options.max_queue_len
         self.outbox.max_payload_len = options.max_payload_len
+        self.outbox.max_queue_bytes = options.max_queue_bytes
         self.session.inbox.timeout_s = options.timeout
         if self.client is not None:
             self.client.change(options)
@@ -132,9 +190,11 @@ class Bus:
             if self.outbox.queued:
                 _log.warning("%s: %d posts were not confirmed when their loop ended", self.address, self.outbox.queued)
             self.forget_client()
+        self._is_foreign()
         if self.client is not None:
             self._change(address, values)
             return None
+        check_threads()
         options = complete_options(values)
         new_proof = client_proofs(options.token_file)
         transport, found = find_endpoint(address, options)
@@ -155,11 +215,11 @@ class Bus:
                 options,
                 session,
                 self.registry,
-                lock=self.lock if self.threaded else None,
                 tap=self.tap,
                 on_plugins=self._ask_plugins,
             )
             self.client.start()
+            self.client.sender.wake()
 
         return start
 
@@ -172,8 +232,7 @@ class Bus:
         for name in _FIXED_OPTIONS:
             if getattr(options, name) != getattr(self.options, name):
                 raise ConfigureError(f"{name} can't change while configured: close() first", option=name)
-        with self.lock:
-            self.apply(options)
+        self.apply(options)
 
     def registered(self) -> None:
         """A handler was registered: it may be the first, for which events wait."""
@@ -181,12 +240,17 @@ class Bus:
             self.wake_local()
 
     def working_client(self) -> Client:
+        self._is_foreign()
         if self.client is None or self.loop is None or self.loop.is_closed():
             raise EventError("not configured: call configure() first")
         return self.client
 
     def attach(self, address: str | None, values: dict[str, Any]) -> None:
         """Configure in the running loop. Raises ConfigureError."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigureError(_NO_TRIO if "trio" in sys.modules else _NO_LOOP) from None
         start = self.plan(address, values)
         if start is not None:
             start()
@@ -198,11 +262,20 @@ class Bus:
             return
         check_threads()
 
+        thread = LoopThread("eventsh")
+
         async def begin() -> None:
+            self.thread = thread
             start()
 
-        self.thread = LoopThread("eventsh")
-        self.thread.run(begin())
+        try:
+            thread.run(begin())
+        except BaseException:
+            # An exception out of a signal handler may come once it has begun: then it goes on.
+            if self.client is None:
+                thread.stop(wait=False)
+                self.thread = None
+            raise
 
     async def close(self, *, leave: bool, timeout: float | None) -> None:
         """Handle what was given, confirm what was posted, and detach. In the loop of the client."""
@@ -213,22 +286,24 @@ class Bus:
             await client.close(leave=leave, timeout=self.options.timeout if timeout is None else timeout)
             # Another call may have closed it meanwhile, and a third one configured the bus anew.
             if self.client is client:
-                # What is posted in another thread comes before this, or waits for the next `configure`.
-                with self.lock:
-                    self.client = self.loop = self.address = None
-                    self.renew()
+                # Posts of another thread that were not sent wait for the next `configure`.
+                self.client = self.loop = self.address = None
+                self.renew()
 
     def give_up(self) -> None:
         """Let go of a client whose thread a handler does not give back. Should it ever, the thread ends."""
         assert self.client is not None
         assert self.loop is not None
         _log.warning("%s: closed while a handler was still at work: its thread could not be stopped", self.address)
-        self.loop.call_soon_threadsafe(self.client.give_up)
+        if self.thread is not None:
+            self.thread.stop(wait=False)
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.client.give_up)
         self.forget_client()
 
-    def forget_client(self) -> None:
+    def forget_client(self, *, keep_last: int | None = None) -> None:
         self.client = self.loop = self.thread = self.address = None
-        self.renew()
+        self.renew(keep_last=keep_last)
 
     def configuration(self) -> tuple[str, dict[str, Any]]:
         """The address, and the options, with which another process configures itself like this one. It has a slot of its
@@ -263,26 +338,44 @@ def _survive_forks() -> None:
         # called, before ours: ours starts a loop that uses it.
         import concurrent.futures.thread  # noqa: F401
 
-        os.register_at_fork(after_in_child=attach_anew_after_fork)
+        call_in_children(_attach_anew)
 
 
+<<<<<<< HEAD
 def attach_anew_after_fork() -> None:
     """In a forked child: let go of what is the parent's. A bus with a thread becomes a client of the child's own, with
     the handlers that were registered; one in a loop of the program's is not configured any more, as that loop is not
     the child's. What the parent posted is the parent's to send."""
+=======
+def _attach_anew(poster: Bus | None = None, keep_last: int = 0) -> None:
+    """In a forked child: let go of the parent's objects.
+
+    A bus with a thread becomes a client of the child's own, with the handlers that were registered. One in a loop of the
+    program's is not configured any more, as that loop is not the child's. The parent sends what it posted; the last
+    `keep_last` posts of `poster` are the child's.
+    """
+>>>>>>> main
     for bus in list(_buses):
+        if bus._pid == os.getpid():
+            # uWSGI can call Python's hooks beside its own.
+            continue
+        kept = keep_last if bus is poster else 0
         bus.renew_locks()
         client, thread = bus.client, bus.thread
         if client is None:
             # Configured later, it must not be taken for its parent, or for another child, by the broker.
-            bus.renew()
+            bus.renew(keep_last=kept)
             continue
         _parents_loops.append((client, thread))
         address, values = bus.configuration()
         client.abandon()
-        bus.forget_client()
+        bus.forget_client(keep_last=kept)
         if thread is not None:
             bus.host(address, values)
+
+
+def _new_origin() -> int:
+    return int.from_bytes(os.urandom(4), "little") or 1
 
 
 def default_bus() -> Bus:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +28,7 @@ from eventsh.runtime.farewell import Farewell
 from eventsh.runtime.intake import ScriptIntake
 from eventsh.runtime.sender import Sender
 from eventsh.runtime.waiters import Waiters
+from eventsh.runtime.watchdog import Watchdog
 from eventsh.transport import is_trusted_peer
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ _PUMP_BUDGET_S = 0.005
 # company: this long, or until this part of the queue is handled.
 _HANDLED_DELAY_S = 0.02
 _HANDLED_PART = 8
+# How often the watchdog looks for work whose callback was lost.
+_RESCUE_S = 0.5
 
 
 class Deliveries(Protocol):
@@ -70,7 +73,7 @@ class Deliveries(Protocol):
 class Client:
     """A session kept attached to one address.
 
-    `lock` guards the session's outbox where other threads post; they may call `wake_local` and wake its sender.
+    Other threads may post to the session's outbox, call `wake_local` and wake the sender.
     """
 
     def __init__(
@@ -81,7 +84,6 @@ class Client:
         session: Session,
         registry: Registry,
         *,
-        lock: AbstractContextManager[Any] | None = None,
         dispatcher: Deliveries | None = None,
         tap: Callable[[Deliveries], Deliveries] | None = None,
         on_state: Callable[[bool], None] | None = None,
@@ -90,8 +92,6 @@ class Client:
         self.address = address
         self.options = options
         self.session = session
-        self._lock = lock if lock is not None else contextlib.nullcontext()
-        self._is_shared = lock is not None
         self.on_state = on_state
         self._on_plugins = on_plugins
         self._loop = asyncio.get_running_loop()
@@ -107,9 +107,11 @@ class Client:
         self._hold_ends_at: asyncio.TimerHandle | None = None
         self._ack_at: asyncio.TimerHandle | None = None
         self._gaps_told = 0
-        self._attacher = Attacher(transport, address, session, self._lock, self)
-        self.sender = Sender(session, self._attacher, self._lock, is_shared=self._is_shared)
-        self.waiters = Waiters(session, self._lock, self)
+        self._attacher = Attacher(transport, address, session, self)
+        self.sender = Sender(session, self._attacher)
+        self.waiters = Waiters(session, self)
+        self._thread = threading.get_ident()
+        self._watchdog = Watchdog(self._look_for_lost_callbacks, _RESCUE_S)
         self._intake = ScriptIntake(session, registry, self)
         self._runner: asyncio.Task[None] | None = None
 
@@ -122,6 +124,7 @@ class Client:
         facts = {"worker_id": self.session.worker_id, "pid": self.session.outbox.pid}
         self.session.inbox.post_first(LIFECYCLE_SOURCE, "started", facts)
         self._runner = self._loop.create_task(self._keep_attached(), name=f"eventsh {self.address}")
+        self._watchdog.start()
         self._schedule_pump()
 
     # --- attaching: what the attacher tells ---
@@ -150,8 +153,7 @@ class Client:
     def lose(self) -> None:
         """The connection is gone."""
         was_attached = self.is_attached
-        with self._lock:
-            self.session.disconnected()
+        self.session.disconnected()
         self._intake.clear()
         self.waiters.lose_answers()
         if was_attached and self.on_state is not None:
@@ -166,8 +168,7 @@ class Client:
         assert attachment is not None
         assert attachment.connection is not None
         try:
-            with self._lock:
-                messages = self.session.receive(frames)
+            messages = self.session.receive(frames)
         except ProtocolError as error:
             _log.warning("%s: the broker broke the protocol: %s", self.address, error)
             attachment.connection.abort()
@@ -185,7 +186,7 @@ class Client:
         if self.waiters.waiting:
             self.waiters.check()
         # A confirmation may have made room in the window.
-        self.sender.flush_patiently()
+        self.sender.flush_lingering()
         if self.session.inbox.has_work:
             self._pump()
 
@@ -228,10 +229,10 @@ class Client:
 
     def wake_local(self) -> None:
         """Something was posted to this process alone. Callable in any thread."""
-        if self._is_shared:
-            self._loop.call_soon_threadsafe(self._pump)
-        else:
+        if threading.get_ident() == self._thread:
             self._schedule_pump()
+        else:
+            self._loop.call_soon_threadsafe(self._pump)
 
     def _schedule_pump(self) -> None:
         if self._pump_at is None:
@@ -288,7 +289,7 @@ class Client:
             # Until the broker knows, it would have another worker run it again if this one died.
             self._send_ack(at_once=True)
         if delivery.trace is not None:
-            self.sender.wake_here()
+            self.sender.schedule_flush()
 
     def _after_handling(self) -> None:
         if self.session.unacked_handled:
@@ -316,7 +317,21 @@ class Client:
         facts = {name: text[:_REPORT_CHARS] for name, text in asdict(failure).items()}
         self.session.report_failure(facts)
         self._tell_plugins("eventsh_handler_failed", failure=facts)
-        self.sender.wake_here()
+        self.sender.schedule_flush()
+
+    # --- callbacks that were lost ---
+
+    def _look_for_lost_callbacks(self) -> None:
+        """In the watchdog's thread: have the loop look at work that is left. An exception out of a signal handler may have
+        ended the callback that would have done it."""
+        session = self.session
+        if session.outbox.queued or session.inbox.has_work or session.unacked_handled or session.unacked_received:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self.rescue)
+
+    def rescue(self) -> None:
+        """Do what is owed, whether or not its callback is still to come."""
+        self.sender.rescue()
 
     # --- the end ---
 
@@ -346,6 +361,7 @@ class Client:
             self._runner.cancel()
             await asyncio.wait((self._runner,))
         await self._attacher.close()
+        self._watchdog.stop()
         self.sender.close()
         self._cancel_pump()
         self._dispatcher.close()
@@ -359,6 +375,7 @@ class Client:
 
     def give_up(self) -> None:
         """Let go of everything at once, for nobody waits for it any more."""
+        self._watchdog.stop()
         if self._runner is not None:
             self._runner.cancel()
         self._dispatcher.close()

@@ -17,7 +17,7 @@ from eventsh.core.registry import Handler, Match, Registry
 from eventsh.runtime.lanes import Item, Lanes
 from eventsh.runtime.replayed import REPLAYED
 from eventsh.runtime.report import HandlerFailure, Reporter
-from eventsh.runtime.watchdog import Stall, Watchdog
+from eventsh.runtime.watchdog import Stall, Watchdog, look_period
 
 if TYPE_CHECKING:
     from eventsh.core.delivery import Delivery
@@ -127,7 +127,7 @@ class Dispatcher:
         if self._closed:
             return False
         if self._watchdog is None:
-            self._watchdog = Watchdog(self._look, self._timeout_s)
+            self._watchdog = Watchdog(self._look, look_period(self._timeout_s))
             self._watchdog.start()
         started = self._clock()
         # One for this call itself: a loop that starts tasks eagerly may have them done before the last one is put.

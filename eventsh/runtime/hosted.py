@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import math
+import os
+import sys
 import threading
+import time
 from collections.abc import Coroutine
+from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from eventsh.errors import TransportError
+from eventsh.errors import ConfigureError, NotConnected, TransportError
 from eventsh.runtime.broker import Broker
 from eventsh.runtime.loop import new_event_loop
 
@@ -16,26 +23,63 @@ if TYPE_CHECKING:
     from eventsh.options import Options
     from eventsh.transport import Transport
 
-__all__ = ["LoopThread", "start_hosted_broker"]
+__all__ = ["LoopThread", "check_threads", "start_hosted_broker"]
 
 T = TypeVar("T")
 
+_log = logging.getLogger("eventsh")
+
+# How often a wait looks whether the thread that it waits for is still there.
+_LOOK_S = 0.5
+_ENDED = "the thread of the bus has ended: close() and configure() again"
+
 
 class LoopThread:
-    """An event loop that runs in a daemon thread of its own until `stop`."""
+    """An event loop that runs in a daemon thread of its own until `stop`.
+
+    A handler that stops the loop, or raises KeyboardInterrupt or SystemExit in it, does not end it.
+
+    Raises:
+        ConfigureError: Threads are patched to run in greenlets, or the process is ending.
+    """
 
     def __init__(self, name: str) -> None:
+        check_threads()
         self.loop = new_event_loop()
+        self._is_stopping = False
+        self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self.loop.close()
+            raise ConfigureError(f"the thread of a bus can't be started: {error}") from None
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
-            self.loop.run_forever()
+            while not self._is_stopping:
+                self._run_loop()
+                # A handler forked, and its child came back from it: the loop is the parent's.
+                if os.getpid() != self._pid:
+                    return
         finally:
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
             self.loop.close()
+
+    def _run_loop(self) -> None:
+        try:
+            self.loop.run_forever()
+        except BaseException:  # noqa: BLE001 - KeyboardInterrupt out of an async handler must not end it either
+            _log.exception("the loop of a bus was interrupted and goes on")
+        else:
+            if not self._is_stopping and os.getpid() == self._pid:
+                _log.warning("the loop of a bus was stopped and goes on: a handler must not stop it")
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs. It does not in a child that was forked by other means than os.fork."""
+        return self._thread.is_alive() and os.getpid() == self._pid
 
     @property
     def is_current(self) -> bool:
@@ -43,20 +87,60 @@ class LoopThread:
         return threading.current_thread() is self._thread
 
     def run(self, coroutine: Coroutine[Any, Any, T], limit_s: float | None = None) -> T:
-        """Run a coroutine in the loop and wait for its end. Ctrl-C in the waiting thread cancels it, and so does the end
-        of `limit_s`, with a TimeoutError."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        """Run a coroutine in the loop and wait for its end.
+
+        An exception in the waiting thread, as by Ctrl-C, cancels the coroutine, and so does the end of `limit_s`.
+
+        Raises:
+            TimeoutError: `limit_s` is over.
+            NotConnected: The thread has ended.
+        """
         try:
-            return future.result(limit_s)
+            future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        except RuntimeError:
+            coroutine.close()
+            raise NotConnected(_ENDED) from None
+        deadline = math.inf if limit_s is None else time.monotonic() + limit_s
+        try:
+            while True:
+                left_s = deadline - time.monotonic()
+                with contextlib.suppress(TimeoutError):
+                    return future.result(max(0.0, min(left_s, _LOOK_S)))
+                # Not from the wait: the coroutine itself has raised it.
+                if future.done():
+                    return future.result()
+                if not self.is_alive:
+                    raise NotConnected(_ENDED)
+                if left_s <= 0:
+                    raise TimeoutError
         except BaseException:
             future.cancel()
             raise
 
-    def stop(self) -> None:
+    def stop(self, *, wait: bool = True) -> None:
         """End the loop and its thread."""
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        if not self.is_current:
+        self._is_stopping = True
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.loop.stop)
+        if wait and not self.is_current:
             self._thread.join()
+
+
+def check_threads() -> None:
+    """Refuse threads that are greenlets: the loop of a bus would hold up the whole process.
+
+    Raises:
+        ConfigureError: It says what to do.
+    """
+    start = getattr(threading, "_start_joinable_thread", None) or getattr(threading, "_start_new_thread", None)
+    if start is None or isinstance(start, BuiltinFunctionType):
+        return
+    patchers = [name for name in ("gevent", "eventlet") if name in sys.modules]
+    by = f" by {' and '.join(patchers)}" if patchers else ""
+    raise ConfigureError(
+        f"threads are monkey-patched{by}, and a bus needs real ones:"
+        " patch with thread=False, or use workers with threads (gunicorn -k gthread)"
+    )
 
 
 def start_hosted_broker(transport: Transport, address: Address, options: Options) -> bool:

@@ -69,7 +69,7 @@ class ScriptIntake:
             answer["error"] = expressible(answer["error"])
             _log.warning("%s: script %s: %s", self._owner.address, ask.arguments.get("name"), answer["error"])
         self._session.answer(ask.id, answer)
-        self._owner.sender.wake_here()
+        self._owner.sender.schedule_flush()
 
     def clear(self) -> None:
         """The connection is gone. The broker gives scripts again; nobody could end them while it is away."""
@@ -82,7 +82,7 @@ class ScriptIntake:
 
         def write() -> None:
             if self._session.write_output(script, told):
-                self._owner.sender.wake_here()
+                self._owner.sender.schedule_flush()
 
         # In place where that is possible: what a handler that prints without end prints must not pile up.
         if asyncio._get_running_loop() is self._loop:

@@ -1,85 +1,96 @@
-"""When what a client has posted, and what else it has to say, leaves: in the loop's next turn, at once, or in company.
+"""When frames leave: in the loop's next turn, at once, or a little later together with others.
 
-Decides nothing about acks, and keeps nothing: what may leave is the session's affair.
+Holds no rule: the session and its outbox decide which frames may leave.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import contextlib
+import threading
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from eventsh.core.session import Session
     from eventsh.runtime.attach import Attacher
 
 __all__ = ["Sender"]
 
-# So many full batches leave while the program still posts: two take a tenth less of the broker's time than one.
-_BATCHES_AT_ONCE = 2
-# What a post may wait for others to go with it, where much is under way already.
-_COMPANY_S = 0.001
+# How long a post may wait for others in its batch, where many batches are under way already.
+_LINGER_S = 0.001
 
 
 class Sender:
-    """The way out of one session, over whatever connection it has. `wake` may be called in any thread."""
+    """The way out of one session, over the connection of the moment."""
 
-    def __init__(
-        self, session: Session, attacher: Attacher, lock: AbstractContextManager[Any], *, is_shared: bool
-    ) -> None:
+    def __init__(self, session: Session, attacher: Attacher) -> None:
         self._session = session
         self._attacher = attacher
-        self._lock = lock
-        # Other threads post too.
-        self._is_shared = is_shared
         self._loop = asyncio.get_running_loop()
-        self._woken = False
-        self._company_ends_at: asyncio.TimerHandle | None = None
+        self._thread = threading.get_ident()
+        self._is_sending = False
+        self._linger_ends_at: asyncio.TimerHandle | None = None
 
     def wake(self) -> None:
-        """Something was posted: send it at the end of the loop's turn. Callable in any thread, under the lock."""
-        if not self._is_shared and self._session.outbox.closed_batches >= _BATCHES_AT_ONCE:
-            # A program that posts without giving the loop its turn would else keep the workers waiting until it does.
-            self.flush(at_once=True)
-        elif not self._woken:
-            if self._is_shared:
-                self._loop.call_soon_threadsafe(self.flush_patiently)
+        """Send posted events at the end of the loop's turn. In any thread; never raises for a loop that has ended."""
+        # Before the call: the loop may have sent and gone to sleep before it returns.
+        self._session.outbox.is_awake[0] = 1
+        with contextlib.suppress(RuntimeError):
+            if threading.get_ident() == self._thread:
+                self._loop.call_soon(self.flush_lingering)
             else:
-                self._loop.call_soon(self.flush_patiently)
-            self._woken = True
+                self._loop.call_soon_threadsafe(self.flush_lingering)
 
-    def wake_here(self) -> None:
-        """Something is to be told to the broker: send it in the loop's next turn. In the loop's thread."""
+    def schedule_flush(self) -> None:
+        """Send control messages in the loop's next turn. In the loop's thread."""
         self._loop.call_soon(self.flush)
 
-    def flush(self, *, at_once: bool = False) -> None:
-        """Send what may leave now; `at_once`: not only when the loop has its turn."""
-        with self._lock:
-            self._woken = False
-            frames = self._session.take_output()
-        connection = self._attacher.connection
-        if frames and connection is not None:
-            (connection.send_now if at_once else connection.send)(frames)
+    def push(self) -> None:
+        """Send full batches while the program still posts and the loop has no turn."""
+        # A signal handler may post while frames are being taken: they leave with the next wake-up.
+        if not self._is_sending and threading.get_ident() == self._thread:
+            self._send(at_once=True)
 
-    def flush_patiently(self) -> None:
-        """As `flush`, but where much is under way let what was posted wait for company: for a confirmation, or the time
-        that it waits at most."""
-        with self._lock:
-            frames = self._session.take_output(patient=True)
-            # While it waits no post has to wake anybody.
-            self._woken = self._session.outbox.has_open_batch
-        connection = self._attacher.connection
-        if frames and connection is not None:
-            connection.send(frames)
-        if self._woken and self._company_ends_at is None:
-            self._company_ends_at = self._loop.call_later(_COMPANY_S, self._end_company)
+    def flush(self) -> None:
+        """Send frames that may leave now."""
+        self._send()
 
-    def _end_company(self) -> None:
-        self._company_ends_at = None
-        self.flush()
+    def flush_lingering(self) -> None:
+        """As `flush`, but while many batches are under way let posts wait for others."""
+        self._send(linger=True)
+        if self._session.outbox.has_unbatched and self._linger_ends_at is None:
+            self._linger_ends_at = self._loop.call_later(_LINGER_S, self._end_linger)
+
+    def _end_linger(self) -> None:
+        self._linger_ends_at = None
+        self._send()
+
+    def _send(self, *, linger: bool = False, at_once: bool = False) -> None:
+        outbox = self._session.outbox
+        try:
+            self._is_sending = True
+            # Before the frames are taken: what is posted from here on wakes the loop again.
+            outbox.is_awake[0] = 0
+            frames = self._session.take_output(linger=linger)
+            connection = self._attacher.connection
+            if frames and connection is not None:
+                (connection.send_now if at_once else connection.send)(frames)
+            if outbox.has_unbatched:
+                # A confirmation, a welcome or the end of the linger time sends them: no post has to wake the loop.
+                outbox.is_awake[0] = 1
+        except BaseException:
+            # A signal handler raised. Frames that were taken may not have left: only a new connection sends them again.
+            self._attacher.reset()
+            raise
+        finally:
+            self._is_sending = False
+
+    def rescue(self) -> None:
+        """Send whatever waits because a callback was lost to an exception out of a signal handler."""
+        self._linger_ends_at = None
+        self._send()
 
     def close(self) -> None:
-        """Nothing waits for company any more."""
-        if self._company_ends_at is not None:
-            self._company_ends_at.cancel()
+        """Stop the linger timer."""
+        if self._linger_ends_at is not None:
+            self._linger_ends_at.cancel()

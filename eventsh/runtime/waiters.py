@@ -14,8 +14,6 @@ from eventsh.core.trace import Wait
 from eventsh.errors import AuthenticationError, EventError, NotConnected
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from eventsh.address import Address
     from eventsh.core.session import Session
     from eventsh.protocol.messages import Reply
@@ -43,11 +41,10 @@ class Owner(Protocol):
 class Waiters:
     """Those who wait for one client, in its loop. What they wait for is looked at in `check`."""
 
-    def __init__(self, session: Session, lock: AbstractContextManager[Any], owner: Owner) -> None:
+    def __init__(self, session: Session, owner: Owner) -> None:
         # Whoever waits, each with the condition. The client looks here first, for `check` is called for each read.
         self.waiting: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._session = session
-        self._lock = lock
         self._owner = owner
         self._replies: dict[int, asyncio.Future[Reply]] = {}
         self._first_attempt: asyncio.Future[None] | None = None
@@ -138,8 +135,7 @@ class Waiters:
     async def wait_confirmed(self, timeout: float | None) -> None:
         """Wait until every live worker has all that was posted before this call. Raises NotConnected."""
         outbox = self._session.outbox
-        with self._lock:
-            number = outbox.number
+        number = outbox.number
         self._owner.sender.flush()
         await self.wait_until(lambda: outbox.confirmed >= number, timeout, "not confirmed")
 
@@ -161,15 +157,12 @@ class Waiters:
         Raises what a post raises, and NotConnected when it is not even known who has it. What was held for a first
         handler is given out: this process would wait for itself.
         """
-        session = self._session
+        outbox = self._session.outbox
         wait = Wait()
-        with self._lock:
-            if unique is None:
-                session.outbox.post_receipt(source, event, data, trace=True)
-            else:
-                session.outbox.post_unique(source, event, data, unique, trace=True)
-            number = session.outbox.number
-            session.waits[number] = wait
+        if unique is None:
+            outbox.post_receipt(source, event, data, trace=True, wait=wait)
+        else:
+            outbox.post_unique(source, event, data, unique, trace=True, wait=wait)
         self._owner.release()
         self._owner.sender.flush()
         try:
@@ -178,7 +171,7 @@ class Waiters:
             if wait.having is None:
                 raise
         finally:
-            del session.waits[number]
+            outbox.forget(wait)
         return wait.receipt()
 
     async def ask(self, what: str, arguments: dict[str, Any], timeout: float | None) -> Any:

@@ -6,12 +6,13 @@ thread of its own looks at that from time to time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-__all__ = ["Stall", "Watchdog"]
+__all__ = ["Stall", "Watchdog", "look_period"]
 
 # How often to look, in parts of the timeout: a call is told of at most an eighth of it late. Not more often than
 # 100 times a second, which would cost the handlers time, nor less than once a second, so that stopping is quick.
@@ -44,18 +45,25 @@ class Stall(Generic[C]):
         return seconds
 
 
+def look_period(timeout_s: float) -> float:
+    """How often to look for what may take `timeout_s`."""
+    return min(max(timeout_s / _LOOKS, _MIN_PERIOD_S), _MAX_PERIOD_S)
+
+
 class Watchdog:
     """A thread that calls `look` regularly until it is stopped. It never keeps a program from ending."""
 
-    def __init__(self, look: Callable[[], None], timeout_s: float) -> None:
+    def __init__(self, look: Callable[[], None], period_s: float) -> None:
         self._look = look
-        self._period_s = min(max(timeout_s / _LOOKS, _MIN_PERIOD_S), _MAX_PERIOD_S)
+        self._period_s = period_s
         self._stopped = threading.Event()
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="eventsh-watchdog", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        """Begin to look. At the end of the process, when no thread can be started any more, there is no look."""
+        with contextlib.suppress(RuntimeError):
+            self._thread.start()
 
     def stop(self) -> None:
         """End the thread; it may still be looking for the last time. Idempotent."""

@@ -25,6 +25,7 @@ from eventsh.api import default_events
 from eventsh.core.delivery import Delivery, decode_runs
 from eventsh.errors import EventError, RecordingError
 from eventsh.event import LIFECYCLE_SOURCE, Event
+from eventsh.protocol.codec import decode, encode_data
 from eventsh.protocol.frame import HEADER, HEADER_BYTES, Flag, read_key
 from eventsh.recording.frames import Frame, RecordedEvent, Repeats, events_of
 from eventsh.recording.positions import Span
@@ -181,7 +182,8 @@ async def _replay(
         early_s = (event.time_ns - began_ns) / 1e9 - loop.time()
         if early_s > 0:
             await asyncio.sleep(early_s)
-        runs = [[event.source, event.event, [event.data]]]
+        # A handler gets what a worker would get: plain types, and no object that an earlier replay has changed.
+        runs = [[event.source, event.event, [decode(encode_data(event.data))]]]
         dispatcher.dispatch(Delivery(event.seq or 1, 1, event.pid, runs, is_replayed=True))
         # So that async handlers begin at the event's own time.
         await asyncio.sleep(0)
@@ -193,9 +195,8 @@ async def _replay(
 
 def _collect(bus: Bus, result: Replayed) -> None:
     """Take what handlers have posted out of the bus."""
-    with bus.lock:
-        frames = bus.outbox.take()
-        bus.outbox.confirm(bus.outbox.number)
+    frames = bus.outbox.take()
+    bus.outbox.confirm(bus.outbox.numbered)
     for frame in frames:
         _, _, flags, count, pid, _, _, _, _ = HEADER.unpack_from(frame)
         start = HEADER_BYTES + (2 + len(read_key(frame)) if flags & Flag.UNIQUE else 0)

@@ -106,7 +106,8 @@ class InprocConnection(Connection):
         self._loop = loop
         self._receiver: Receiver | None = None
         self._other = self
-        self._lock = threading.Lock()
+        # May be taken twice by a thread: a signal handler that posts can interrupt whoever holds it.
+        self._lock = threading.RLock()
         # Under the lock.
         self._inbox: deque[bytearray] = deque()
         self._inbox_bytes = 0

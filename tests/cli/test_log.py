@@ -259,6 +259,8 @@ def test_a_key_that_is_no_text_survives_in_every_form(tmp_path):
         ('{"source":"a","event":"b","worker":70000}', "line 2: worker must be"),
         ('{"record":"import os"}', "line 2: no record is called"),
         ('{"record":"start"}', "line 2: a start needs an epoch"),
+        ('{"source":"a","event":"b","data":[18446744073709551616]}', "line 2: an integer beyond 64 bits"),
+        (f'{{"source":"a","event":"b","data":{"[" * 201}{"]" * 201}}}', "is nested deeper than 200 levels"),
     ],
 )
 def test_a_line_that_is_no_event_is_named(tmp_path, line, text):

@@ -145,4 +145,4 @@ def test_it_raises_before_it_is_configured_and_when_there_is_no_broker(make_bus:
     bus.configure()
     with pytest.raises(NotConnected):
         wait_for(bus, source, "e", timeout=0.1)
-    assert bus.events._bus.session.waits == {}
+    assert bus.events._bus.outbox.waits == {}

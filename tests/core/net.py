@@ -44,7 +44,6 @@ class Process:
             pid=1000 + self.number,
             max_queue_len=max_queue_len,
             max_payload_len=65536,
-            on_batch=lambda: None,
         )
         registry = Registry()
         if handles:

@@ -27,10 +27,8 @@ from eventsh.protocol.frame import (
 ORIGIN, PID = 77, 4711
 
 
-def make(*, max_queue_len=10240, max_payload_len=65536, on_batch=lambda: None):
-    return Outbox(
-        origin=ORIGIN, pid=PID, max_queue_len=max_queue_len, max_payload_len=max_payload_len, on_batch=on_batch
-    )
+def make(*, max_queue_len=10240, max_payload_len=65536, **options):
+    return Outbox(origin=ORIGIN, pid=PID, max_queue_len=max_queue_len, max_payload_len=max_payload_len, **options)
 
 
 def runs_of(frame):
@@ -144,28 +142,48 @@ def test_a_batch_holds_what_can_be_decoded_and_let_go_without_a_garbage_collecti
     assert not collected
 
 
-def test_the_owner_is_told_when_a_batch_begins_and_when_one_is_closed_early():
-    told: list[int] = []
-    outbox: Outbox = make(on_batch=lambda: told.append(outbox.number))
+def test_the_owner_is_called_by_the_first_post_while_it_sleeps_and_by_no_other():
+    calls: list[int] = []
+
+    def wake() -> None:
+        outbox.is_awake[0] = 1
+        calls.append(outbox.number)
+
+    outbox: Outbox = make(on_post=wake)
     outbox.post("s", "e", 1)
     outbox.post("s", "f", 1)
-    assert told == [1]
-    outbox.post("s", "f", "x" * BATCH_BYTES)
-    assert told == [1, 3]
     outbox.post_unique("s", "e", 1, "key")
-    assert told == [1, 3, 4]
-    outbox.take()
-    outbox.post("s", "e", 1)
-    assert told == [1, 3, 4, 5]
+    assert calls == [1]
+    for post in (
+        lambda: outbox.post("s", "e", 1),
+        lambda: outbox.post_unique("s", "e", 1, "key"),
+        lambda: outbox.post_receipt("s", "e", 1),
+        lambda: outbox.post_body(b'[["s","e",[1,2]]]', 2, pid=1),
+    ):
+        outbox.is_awake[0] = 0
+        outbox.take()
+        post()
+    assert calls == [1, 4, 5, 6, 8]
 
 
 def test_an_owner_that_takes_at_once_gets_every_event():
     taken: list[bytearray] = []
-    outbox: Outbox = make(on_batch=lambda: taken.extend(outbox.take()))
+    outbox: Outbox = make(on_post=lambda: taken.extend(outbox.take()))
     for number in range(1, 6):
         outbox.post("s", f"e{number % 2}", number)
-    taken += outbox.take()
     assert [number for number, _ in events_of(taken)] == [1, 2, 3, 4, 5]
+
+
+def test_an_owner_that_sends_in_the_posting_thread_is_called_for_every_two_full_batches():
+    taken: list[bytearray] = []
+    outbox: Outbox = make(on_many=lambda: taken.extend(outbox.take()))
+    for number in range(1, 2001):
+        outbox.post("s", "e", number)
+    counts = [decode_header(frame).count for frame in taken]
+    assert len(counts) >= 4
+    assert counts[0] == BATCH_EVENTS
+    assert 2000 - sum(counts) <= 2 * BATCH_CONTAINERS
+    assert events_of(taken + outbox.take()) == [(n, ("s", "e", n)) for n in range(1, 2001)]
 
 
 json_values = st.recursive(
@@ -297,7 +315,7 @@ REFUSED = {
 @pytest.mark.parametrize("how", REFUSED)
 def test_a_refused_post_leaves_no_trace(how, before):
     told = []
-    outbox, untouched = make(max_payload_len=200, on_batch=lambda: told.append(1)), make(max_payload_len=200)
+    outbox, untouched = make(max_payload_len=200, on_post=lambda: told.append(1)), make(max_payload_len=200)
     for number in range(before):
         outbox.post("s", "e", number)
         untouched.post("s", "e", number)
@@ -346,11 +364,14 @@ def test_a_full_queue_refuses_every_kind_of_post_until_something_is_confirmed():
 # --- the window, confirmations, reconnects ---
 
 
-def post_batches(outbox, *sizes):
+def take_batches(outbox, *sizes):
+    """Post batches of these sizes, and take what may leave after each."""
+    frames = []
     for size in sizes:
         for _ in range(size):
             outbox.post("s", "e", outbox.number + 1)
-        outbox._close_batch()
+        frames += outbox.take()
+    return frames
 
 
 def numbers(frames):
@@ -360,8 +381,7 @@ def numbers(frames):
 def test_no_more_leaves_than_the_window_allows_until_something_is_confirmed():
     outbox = make()
     outbox.window = 5
-    post_batches(outbox, 2, 2, 2)
-    assert numbers(outbox.take()) == [1, 3]
+    assert numbers(take_batches(outbox, 2, 2, 2)) == [1, 3]
     assert outbox.take() == []
     outbox.confirm(2)
     assert numbers(outbox.take()) == [5]
@@ -370,8 +390,7 @@ def test_no_more_leaves_than_the_window_allows_until_something_is_confirmed():
 def test_a_batch_that_is_larger_than_the_window_leaves_alone():
     outbox = make()
     outbox.window = 2
-    post_batches(outbox, 3, 1)
-    assert numbers(outbox.take()) == [1]
+    assert numbers(take_batches(outbox, 3, 1)) == [1]
     assert outbox.take() == []
     outbox.confirm(3)
     assert numbers(outbox.take()) == [4]
@@ -380,8 +399,7 @@ def test_a_batch_that_is_larger_than_the_window_leaves_alone():
 def test_a_batch_that_may_not_leave_yet_goes_on_growing():
     outbox = make()
     outbox.window = 2
-    post_batches(outbox, 2)
-    outbox.take()
+    take_batches(outbox, 2)
     for _ in range(2):
         outbox.post("s", "e", 0)
         assert outbox.take() == []
@@ -392,7 +410,7 @@ def test_a_batch_that_may_not_leave_yet_goes_on_growing():
 
 def test_everything_counts_as_queued_until_it_is_confirmed():
     outbox = make()
-    post_batches(outbox, 2, 1)
+    take_batches(outbox, 2, 1)
     outbox.post("s", "e", 4)
     assert outbox.queued == 4
     outbox.take()
@@ -407,8 +425,7 @@ def test_everything_counts_as_queued_until_it_is_confirmed():
 
 def test_after_a_reconnect_what_is_not_confirmed_leaves_again_first_and_is_marked():
     outbox = make()
-    post_batches(outbox, 2, 2, 1)
-    first = outbox.take()
+    first = take_batches(outbox, 2, 2, 1)
     outbox.confirm(2)
     outbox.post("s", "e", 6)
     outbox.rewind()
@@ -423,8 +440,7 @@ def test_after_a_reconnect_what_is_not_confirmed_leaves_again_first_and_is_marke
 def test_what_never_left_is_not_marked_as_resent():
     outbox = make()
     outbox.window = 2
-    post_batches(outbox, 2, 2)
-    outbox.take()
+    take_batches(outbox, 2, 2)
     outbox.rewind()
     outbox.window = 10
     assert [decode_header(frame).flags for frame in outbox.take()] == [Flag.RESENT, 0]
@@ -441,8 +457,7 @@ def test_a_mark_leaves_the_other_flags_of_a_frame_as_they_are():
 
 def test_what_is_confirmed_while_it_waits_to_leave_again_does_not_leave():
     outbox = make()
-    post_batches(outbox, 1, 1)
-    outbox.take()
+    take_batches(outbox, 1, 1)
     outbox.rewind()
     outbox.confirm(1)
     assert numbers(outbox.take()) == [2]
@@ -459,30 +474,30 @@ def test_a_program_that_makes_up_names_does_not_fill_the_memory():
     outbox = make(max_queue_len=100_000)
     for number in range(10_000):
         outbox.post("s", f"order {number}", None)
-    assert len(outbox._prefixes) <= 4096
+    assert len(outbox._known_names) <= 4096
     assert [event for _, (_, event, _) in events_of(outbox.take())] == [f"order {n}" for n in range(10_000)]
 
 
-def test_what_is_posted_waits_for_company_only_while_many_frames_are_under_way():
+def test_posted_events_wait_for_others_only_while_many_frames_are_under_way():
     outbox = make()
     for number in range(1, 41):
         outbox.post("s", "e", number)
-        outbox.take(patient=True)
-    assert outbox.has_open_batch
-    sent = 40 - len(events_of(outbox.take(patient=False)))
+        outbox.take(linger=True)
+    assert outbox.has_unbatched
+    sent = 40 - len(events_of(outbox.take()))
     assert 8 <= sent <= 32
-    assert not outbox.has_open_batch
+    assert not outbox.has_unbatched
 
     outbox.post("s", "e", 41)
-    assert outbox.take(patient=True) == []
+    assert outbox.take(linger=True) == []
     outbox.confirm(40)
-    assert events_of(outbox.take(patient=True)) == [(41, ("s", "e", 41))]
+    assert events_of(outbox.take(linger=True)) == [(41, ("s", "e", 41))]
 
 
-def test_a_batch_that_is_closed_waits_for_nobody():
+def test_an_event_in_a_frame_of_its_own_does_not_wait_for_others():
     outbox = make()
     for number in range(1, 41):
         outbox.post("s", "e", number)
-        outbox.take(patient=True)
+        outbox.take(linger=True)
     outbox.post_unique("s", "e", 41, "key")
-    assert events_of(outbox.take(patient=True))[-1] == (41, ("s", "e", 41))
+    assert events_of(outbox.take(linger=True))[-1] == (41, ("s", "e", 41))

@@ -21,7 +21,7 @@ def make(*, handles=True, **options):
     registry = Registry()
     if handles:
         registry.register(print)
-    outbox = Outbox(origin=5, pid=42, max_queue_len=100, max_payload_len=65536, on_batch=lambda: None)
+    outbox = Outbox(origin=5, pid=42, max_queue_len=100, max_payload_len=65536)
     return Session(outbox, registry, identity="me", **options)
 
 

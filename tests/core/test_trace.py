@@ -26,10 +26,9 @@ def post_traced(net, process, *, unique=None):
     """Post an event and give what waits for it."""
     wait = Wait()
     if unique is None:
-        process.outbox.post_receipt("app", "e", 1, trace=True)
+        process.outbox.post_receipt("app", "e", 1, trace=True, wait=wait)
     else:
-        process.outbox.post_unique("app", "e", 1, unique, trace=True)
-    process.session.waits[process.outbox.number] = wait
+        process.outbox.post_unique("app", "e", 1, unique, trace=True, wait=wait)
     net.flush(process, ack=False)
     net.up(process.channel)
     return wait

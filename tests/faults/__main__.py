@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.faults.campaign import Plan, Report, directory, kill_brokers, kill_workers
 from tests.faults.cycles import run_cycles
 from tests.faults.garbage import Storm, storm_broker, storm_session
+from tests.faults.interruptions import WAYS, interrupt_posts
 from tests.faults.jsons import TEXTS, abuse_json, draw_text
 from tests.faults.processes import TRANSPORTS, Served, ask, endpoint
 from tests.faults.reloads import ReloadReport, reload_workers
@@ -34,9 +35,14 @@ ROWS: dict[int, Callable[[Plan, Path, Callable[[str], None]], Report | StopRepor
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--row", type=int, choices=(*ROWS, 7, 8, 12, 13), required=True, help="which row of FAULTS.md")
     parser.add_argument(
-        "--kills", type=int, default=20, help="how many faults; row 7: frames, row 8: texts, row 12: events"
+        "--row", type=int, choices=(*ROWS, 7, 8, 12, 13, 15), required=True, help="which row of FAULTS.md"
+    )
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=20,
+        help="how many faults; row 7: frames, row 8: texts, row 12: events, row 15: interruptions",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=4)
@@ -81,7 +87,20 @@ def main() -> int:
         cycles = run_cycles(known.kills, known.seed, say)
         print(cycles, flush=True)
         return 1 if cycles.faults else 0
+    if known.row == 15:
+        return interrupt(known.kills)
     return campaign(known.row, plan)
+
+
+def interrupt(interruptions: int) -> int:
+    """Interrupt posts so often by each way, 2,000 posts for each time."""
+    faults = 0
+    for by in WAYS:
+        with directory() as path:
+            report = interrupt_posts(2000 * interruptions, interruptions, by, path, timeout_s=60 + 2 * interruptions)
+        print(report, flush=True)
+        faults += report.faults
+    return 1 if faults else 0
 
 
 def say(text: str) -> None:

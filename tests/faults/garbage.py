@@ -173,7 +173,7 @@ class Storm:
         self.poster, self._poster_link = self._attach("poster", 2)
 
     def _attach(self, role: str, origin: int) -> tuple[Session, Link]:
-        outbox = Outbox(origin=origin, pid=origin, max_queue_len=10240, max_payload_len=65536, on_batch=lambda: None)
+        outbox = Outbox(origin=origin, pid=origin, max_queue_len=10240, max_payload_len=65536)
         session = Session(outbox, Registry(), identity=f"good {role}", role=role, take_unique=False)
         session.inbox.release()
         link = self.router.connect(f"good {role}", origin, self.now)
@@ -248,7 +248,7 @@ def storm_session(seed: int, frames: int) -> int:
     draw, refused, given = random.Random(seed), 0, 0
     stock = Stock(draw)
     while given < frames:
-        outbox = Outbox(origin=1, pid=1, max_queue_len=100, max_payload_len=65536, on_batch=lambda: None)
+        outbox = Outbox(origin=1, pid=1, max_queue_len=100, max_payload_len=65536)
         session = Session(outbox, Registry(), identity="x")
         session.inbox.release()
         session.connected()

@@ -1,7 +1,8 @@
 """Row 8: JSON that is wrong, or right and unusual; the verdict on it must be one, at the poster and at every worker.
 
-Each text goes two ways: as a person's or a program's data through `post`, which accepts or refuses it, and as the bytes
-that a poster of somebody else's making could send, which the broker never looks at.
+Each text goes three ways: as a person's or a program's data through `post`, which accepts or refuses it, as the same data
+in subclasses of its types, and as the bytes that a poster of somebody else's making could send, which the broker never
+looks at.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from eventsh.protocol.codec import decode, parse_json
 from eventsh.protocol.frame import MAX_BODY_BYTES, FrameDecoder, Kind, encode_frame
 from tests.faults.garbage import hello_frame
 from tests.faults.processes import DEADLINE_S, Served, ask, wait_until
+from tests.protocol.dresses import dress
 
 __all__ = ["HANDLERS", "TEXTS", "JsonReport", "abuse_json", "digest", "draw_text"]
 
@@ -77,7 +79,7 @@ def draw_text(draw: random.Random) -> bytes:
 
 @dataclass(slots=True)
 class JsonReport:
-    """What was posted both ways, and every difference."""
+    """What was posted in all ways, and every difference."""
 
     seed: int
     texts: int = 0
@@ -125,7 +127,7 @@ class _RawPoster:
 
 
 def abuse_json(texts: Sequence[bytes], seed: int, path: Path) -> JsonReport:
-    """Post `texts` both ways to a pool of two workers."""
+    """Post `texts` in all ways to a pool of two workers."""
     report = JsonReport(seed, len(texts))
     flags = (f"--max-payload-len={MAX_PAYLOAD_BYTES}", "--max-queue-len=100000")
     pool = Served(path, f"unix:{path}/run/e.sock", 2, *flags, handlers=HANDLERS)
@@ -134,8 +136,13 @@ def abuse_json(texts: Sequence[bytes], seed: int, path: Path) -> JsonReport:
         expected: dict[str, str] = {}
         with Events(pool.address, broker="never", role="observer", max_payload_len=MAX_PAYLOAD_BYTES) as events:
             events.wait_ready(DEADLINE_S)
+            draw = random.Random(seed)
             for number, text in enumerate(texts):
-                expected |= _post_typed(events, f"typed {number}", text, report)
+                typed = _post_typed(events, f"typed {number}", text, report)
+                dressed = _post_dressed(events, f"dressed {number}", text, draw)
+                if dressed is not None and list(dressed.values()) != list(typed.values()):
+                    report.faults.append(f"{text[:60]!r} has another verdict in subclasses")
+                expected |= typed | (dressed or {})
             events.flush(DEADLINE_S)
         raw = _RawPoster(pool.address.removeprefix("unix:"), random.Random(seed))
         for number, text in enumerate(texts):
@@ -174,6 +181,27 @@ def _post_typed(events: Events, name: str, text: bytes, report: JsonReport) -> d
     if json.loads(text) != value:
         report.faults.append(f"{name} is read as another value than by Python's own module: {text[:60]!r}")
     return {name: digest(value)}
+
+
+def _post_dressed(events: Events, name: str, text: bytes, draw: random.Random) -> dict[str, str] | None:
+    """Post in subclasses what Python's own module reads; None if it reads nothing. Returns as `_post_typed`."""
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=_single)
+        data = dress(value, draw)
+    except (ValueError, RecursionError):
+        return None
+    try:
+        events.post("json", name, data)
+    except UsageError:
+        return {}
+    return {name: digest(value)}
+
+
+def _single(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(members)
+    if len(value) < len(members):
+        raise ValueError("a doubled key: its first value can be refused in the text, and is not in the data")
+    return value
 
 
 def _read_raw(body: bytes, report: JsonReport) -> dict[str, str]:

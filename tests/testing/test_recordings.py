@@ -6,13 +6,15 @@ import asyncio
 import shutil
 import textwrap
 import time
+from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import eventsh
-from eventsh.errors import EventError, RecordingError
+from eventsh.errors import EventError, NotSerializable, RecordingError
 from eventsh.recording.writer import Writer
 from eventsh.testing import EventLog, read_recording, replay_events
 from tests.recording.sample import EPOCH, SECOND, frame, write
@@ -88,6 +90,23 @@ def test_failures_and_posts_of_handlers_are_told_and_go_nowhere(path):
             (name, data) for data in range(1, 5) for name in ("to", "once")
         ]
         assert [(failure.error_type, failure.error_text) for failure in result.failures] == [("ValueError", "three")]
+
+
+def test_handlers_get_data_as_from_a_worker_at_every_replay(path):
+    bus = eventsh.Events()
+    seen: list[Any] = []
+
+    @bus.on("app")
+    def change(data, event, source, pid):
+        seen.append((type(data), list(data)))
+        data.append("changed")
+
+    (first, *_) = read_recording(path, "app")
+    own = [replace(first, data=(1, OrderedDict(a=2)))]
+    assert replay_events(own, bus).handled == replay_events(own, bus).handled == 1
+    assert seen == [(list, [1, {"a": 2}])] * 2
+    with pytest.raises(NotSerializable, match=r"data\[0\] is NaN"):
+        replay_events([replace(first, data=[float("nan")])], bus)
 
 
 def test_as_one_of_the_workers_it_gets_the_unique_events_of_that_one(tmp_path):

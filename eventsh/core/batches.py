@@ -1,0 +1,133 @@
+"""Batches: how many posted events share one frame, and how that frame is written.
+
+Theory of operation. Decoding a batch creates one list or dict for each container in it. Beyond 700 live containers the
+garbage collector runs in every batch and frees nothing, so `Batcher` learns from the end of each long batch how many
+events make BATCH_CONTAINERS containers. A batch also ends once it holds BATCH_BYTES, and before an event that travels in
+a frame of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from eventsh.protocol.frame import BATCH_BYTES, BATCH_CONTAINERS, BATCH_EVENTS, HEADER, HEADER_BYTES, Kind
+
+__all__ = ["Alone", "Batcher", "Facts", "Long", "Names"]
+
+# Source, event, the start of a run with these names, the longest data that needs no check, the longest data allowed.
+Names = tuple[str, str, bytes, int, int]
+
+# A batch with fewer events says too little about the events of a program.
+_LEAST_EVENTS = 50
+_SAMPLE_BYTES = 2048
+
+
+class Long(NamedTuple):
+    """Facts of an event whose bytes are counted."""
+
+    names: Names
+    total: int
+    """Bytes of all long data posted up to this event."""
+
+
+class Alone(NamedTuple):
+    """Facts of a post that travels in a frame of its own."""
+
+    head: bytes
+    """Body in front of the JSON: the unique key with its length, or nothing."""
+    flags: int
+    events: int = 1
+    pid: int | None = None
+    """Process that the frame names as its poster; None: this one."""
+    seq: int = 0
+    wait: Any = None
+    """Receives the receipt and the handler reports of this post."""
+    total: int = 0
+    """As that of Long; 0 for data that is not long."""
+
+
+Facts = Names | Long | Alone
+
+
+class Batcher:
+    """Writes the frames of one poster."""
+
+    __slots__ = ("events",)
+
+    def __init__(self) -> None:
+        # Events of the next batch, at most.
+        self.events = BATCH_EVENTS
+
+    def build(
+        self, facts: Sequence[Facts], datas: Sequence[bytes], first: int, *, pid: int, origin: int
+    ) -> tuple[int, bytearray]:
+        """Write the frame of the first of these events, which are numbered from `first`.
+
+        Returns:
+            The number of events in the frame, and the frame.
+        """
+        names = facts[0]
+        if type(names) is Alone:
+            return names.events, _write_alone(names, datas[0], first, pid=pid, origin=origin)
+        count = len(facts)
+        # Passes in C: a loop over the events in bytecode took as long as posting them. Names compare by identity first.
+        if facts.count(names) == count and type(names) is tuple:
+            frame = bytearray(HEADER_BYTES) + b"[" + names[2] + b",".join(datas)
+        else:
+            count, frame = _join_runs(facts, datas)
+        if len(frame) > HEADER_BYTES + BATCH_BYTES:
+            fitting = _count_fitting(datas)
+            count, frame = _join_runs(facts[:fitting], datas)
+        frame += b"]]]"
+        if count >= _LEAST_EVENTS:
+            self._learn(count, frame)
+        HEADER.pack_into(frame, 0, len(frame) - HEADER_BYTES, Kind.EVENTS, 0, count, pid, origin, first, 0, 0)
+        return count, frame
+
+    def _learn(self, count: int, frame: bytearray) -> None:
+        """Choose the length of the next batches by the containers at the end of this one, and by its bytes."""
+        containers = frame.count(b"[", -_SAMPLE_BYTES) + frame.count(b"{", -_SAMPLE_BYTES)
+        sampled = count * min(_SAMPLE_BYTES, len(frame)) / len(frame)
+        fitting = min(int(sampled * BATCH_CONTAINERS / (containers + 1)), BATCH_BYTES * count // len(frame))
+        self.events = min(max(fitting, _LEAST_EVENTS), BATCH_CONTAINERS)
+
+
+def _join_runs(facts: Sequence[Facts], datas: Sequence[bytes]) -> tuple[int, bytearray]:
+    """Write runs up to an event that travels alone. The last run is left open."""
+    parts: list[bytes] = [b"["]
+    current: Names | None = None
+    count = 0
+    for names, data in zip(facts, datas, strict=False):
+        if names is current:
+            parts += (b",", data)
+        elif type(names) is Alone:
+            break
+        else:
+            if type(names) is Long:
+                names = names.names
+            if names is current:
+                parts += (b",", data)
+            else:
+                parts += (b"]],", names[2], data) if count else (names[2], data)
+                current = names
+        count += 1
+    return count, bytearray(HEADER_BYTES) + b"".join(parts)
+
+
+def _count_fitting(datas: Sequence[bytes]) -> int:
+    """How many events make a body of BATCH_BYTES, the one that passes it included."""
+    size = 0
+    for count, data in enumerate(datas, 1):
+        size += len(data)
+        if size >= BATCH_BYTES:
+            return count
+    return len(datas)
+
+
+def _write_alone(facts: Alone, json: bytes, first: int, *, pid: int, origin: int) -> bytearray:
+    frame = bytearray(HEADER_BYTES) + facts.head + json
+    poster = pid if facts.pid is None else facts.pid
+    length = len(frame) - HEADER_BYTES
+    HEADER.pack_into(frame, 0, length, Kind.EVENTS, facts.flags, facts.events, poster, origin, first, facts.seq, 0)
+    return frame
