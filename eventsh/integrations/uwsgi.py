@@ -19,7 +19,7 @@ import uwsgi
 
 from eventsh.integrations.lifecycle import check_configuration, close_worker, configure_worker, detach_master
 from eventsh.runtime.forks import call_in_uwsgi_workers
-from eventsh.runtime.threads import check_threads
+from eventsh.runtime.hosted import check_threads
 
 __all__ = ["attach_workers"]
 

@@ -260,7 +260,6 @@ class Bus:
         start = self.plan(address, values)
         if start is None:
             return
-        check_threads()
 
         thread = LoopThread("eventsh")
 
@@ -341,12 +340,6 @@ def _survive_forks() -> None:
         call_in_children(_attach_anew)
 
 
-<<<<<<< HEAD
-def attach_anew_after_fork() -> None:
-    """In a forked child: let go of what is the parent's. A bus with a thread becomes a client of the child's own, with
-    the handlers that were registered; one in a loop of the program's is not configured any more, as that loop is not
-    the child's. What the parent posted is the parent's to send."""
-=======
 def _attach_anew(poster: Bus | None = None, keep_last: int = 0) -> None:
     """In a forked child: let go of the parent's objects.
 
@@ -354,7 +347,6 @@ def _attach_anew(poster: Bus | None = None, keep_last: int = 0) -> None:
     program's is not configured any more, as that loop is not the child's. The parent sends what it posted; the last
     `keep_last` posts of `poster` are the child's.
     """
->>>>>>> main
     for bus in list(_buses):
         if bus._pid == os.getpid():
             # uWSGI can call Python's hooks beside its own.

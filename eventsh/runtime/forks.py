@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 
-__all__ = ["call_in_children", "new_fork_flag"]
+__all__ = ["call_in_children", "call_in_uwsgi_workers", "new_fork_flag"]
 
 # From linux/mman.h, since Linux 4.14; Python's mmap has no name for it.
 _MADV_WIPEONFORK = 18
