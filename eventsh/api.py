@@ -268,7 +268,7 @@ class Events(_Face):
 
 
 class AsyncEvents(_Face):
-    """A bus in the program's own loop, where its handlers run too. Not for other threads than the loop's.
+    """A bus in the program's own loop, where its handlers run too. Other threads may post, and nothing else.
 
     `async with AsyncEvents(address) as events:` configures it and closes it in the end.
     """
