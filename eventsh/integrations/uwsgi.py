@@ -1,13 +1,11 @@
-"""uWSGI: every worker takes part, and the master that forks them never does.
+"""uWSGI: the place of a worker that ends in order is kept for its successor.
 
     # The module of the application
     from eventsh.integrations.uwsgi import attach_workers
 
     attach_workers()
 
-Theory of operation. uWSGI forks in C, where Python's own at-fork hooks do not run (but with --py-call-osafterfork), after it
-has loaded the application in the master; with --lazy-apps each worker loads the application itself. So the bus is configured
-in uWSGI's post-fork hook, or at once in a process that is a worker already.
+`configure` by itself attaches each worker and not the master, with --lazy-apps and without.
 """
 
 from __future__ import annotations
@@ -15,11 +13,8 @@ from __future__ import annotations
 import atexit
 from typing import Any
 
-import uwsgi
-
-from eventsh.integrations.lifecycle import check_configuration, close_worker, configure_worker, detach_master
-from eventsh.runtime.forks import call_in_uwsgi_workers
-from eventsh.runtime.hosted import check_threads
+from eventsh.api import default_events
+from eventsh.integrations.lifecycle import close_worker
 
 __all__ = ["attach_workers"]
 
@@ -27,7 +22,8 @@ __all__ = ["attach_workers"]
 def attach_workers(address: str | None = None, **options: Any) -> None:
     """Attach each worker, mule and spooler of this uWSGI to the default bus, instead of calling `configure`.
 
-    Call it once in the module of the application, with --lazy-apps or without.
+    At the end of a worker, its slot is kept for `timeout` seconds: after a reload, or with --max-requests, its successor
+    gets the events that were posted meanwhile.
 
     Args:
         address: as for `configure`.
@@ -36,16 +32,6 @@ def attach_workers(address: str | None = None, **options: Any) -> None:
     Raises:
         ConfigureError: the address or an option is wrong, or uWSGI runs without --enable-threads.
     """
-    check_configuration(address, options)
-    check_threads()
-
-    def configure() -> None:
-        configure_worker(address, options)
-        # Before the close of the bus itself, which would give up this worker's slot: a successor takes it over.
-        atexit.register(close_worker, leave=False)
-
-    if uwsgi.worker_id():
-        configure()
-    else:
-        detach_master()
-        call_in_uwsgi_workers(configure)
+    default_events().configure(address, **options)
+    # After `configure`, so called before the close that `configure` has registered, which would give up the slot.
+    atexit.register(close_worker, leave=False)

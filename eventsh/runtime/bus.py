@@ -30,7 +30,7 @@ from eventsh.options import Options
 from eventsh.plugins import plugins
 from eventsh.runtime.client import Client
 from eventsh.runtime.endpoint import SECURITY_OPTIONS, absolute_paths, complete_options, find_endpoint
-from eventsh.runtime.forks import call_in_children, new_fork_flag
+from eventsh.runtime.forks import call_in_uwsgi_workers, is_before_uwsgi_forks, new_fork_flag
 from eventsh.runtime.host import pid_space
 from eventsh.runtime.hosted import LoopThread, check_threads
 from eventsh.runtime.token import client_proofs
@@ -256,9 +256,16 @@ class Bus:
             start()
 
     def host(self, address: str | None, values: dict[str, Any]) -> None:
-        """Configure in a loop of its own, in a thread of its own. Raises ConfigureError."""
+        """Configure in a loop of its own, in a thread of its own; before uWSGI forks, in each of its workers instead.
+
+        Raises:
+            ConfigureError: The configuration is wrong, or threads do not run here.
+        """
         start = self.plan(address, values)
         if start is None:
+            return
+        if is_before_uwsgi_forks():
+            call_in_uwsgi_workers(lambda: self.host(address, values))
             return
 
         thread = LoopThread("eventsh")
@@ -337,7 +344,7 @@ def _survive_forks() -> None:
         # called, before ours: ours starts a loop that uses it.
         import concurrent.futures.thread  # noqa: F401
 
-        call_in_children(_attach_anew)
+        os.register_at_fork(after_in_child=_attach_anew)
 
 
 def _attach_anew(poster: Bus | None = None, keep_last: int = 0) -> None:
@@ -348,9 +355,6 @@ def _attach_anew(poster: Bus | None = None, keep_last: int = 0) -> None:
     `keep_last` posts of `poster` are the child's.
     """
     for bus in list(_buses):
-        if bus._pid == os.getpid():
-            # uWSGI can call Python's hooks beside its own.
-            continue
         kept = keep_last if bus is poster else 0
         bus.renew_locks()
         client, thread = bus.client, bus.thread

@@ -7,11 +7,10 @@ shows it without a system call for each look; where there is none, `os.getpid` s
 from __future__ import annotations
 
 import mmap
-import os
 import sys
 from collections.abc import Callable
 
-__all__ = ["call_in_children", "call_in_uwsgi_workers", "new_fork_flag"]
+__all__ = ["call_in_uwsgi_workers", "is_before_uwsgi_forks", "new_fork_flag"]
 
 # From linux/mman.h, since Linux 4.14; Python's mmap has no name for it.
 _MADV_WIPEONFORK = 18
@@ -31,22 +30,24 @@ def new_fork_flag() -> bytearray | memoryview:
     return bytearray(1)
 
 
-def call_in_children(function: Callable[[], None]) -> None:
-    """Call `function` in every child that this process forks by `os.fork`, and in each that uWSGI forks."""
-    os.register_at_fork(after_in_child=function)
-    if "uwsgi" in sys.modules:
-        call_in_uwsgi_workers(function)
+def is_before_uwsgi_forks() -> bool:
+    """Whether uWSGI loads the application here, and calls its post-fork hook for the process that is going to run it.
+
+    A bus that was attached here would be one of the master's: it takes events that are meant for workers, and its thread
+    may hold any lock while uWSGI forks, in C.
+    """
+    uwsgi = sys.modules.get("uwsgi")
+    return uwsgi is not None and not (uwsgi.worker_id() or uwsgi.mule_id() or uwsgi.i_am_the_spooler())
 
 
 def call_in_uwsgi_workers(function: Callable[[], None]) -> None:
-    """Call `function` in each worker, mule and spooler that uWSGI forks from now on, after the hook that is set already."""
+    """Call `function` in each worker, mule and spooler that uWSGI starts from now on, after the hook that is set already."""
     uwsgi = sys.modules["uwsgi"]
     hook, spooler = getattr(uwsgi, "post_fork_hook", None), getattr(uwsgi, "spooler", None)
     try:
-        # Its import replaces the one hook that there is by a list of hooks, and the spooler. After ours, it would lose it.
+        # Its import replaces the hook by a list of hooks, and the spooler. If it came after ours, ours would be lost.
         import uwsgidecorators
-    except Exception:
-        # Not installed, or refused because there is no master process.
+    except Exception:  # noqa: BLE001 - without a master process it raises a plain one
 
         def call_both() -> None:
             if hook is not None:

@@ -257,14 +257,12 @@ def granian(directory: Path, app: str, *arguments: str, **environment: str) -> S
     return Server(directory, command, port=port, environment=environment)
 
 
-def uwsgi(
-    directory: Path, *arguments: str, app: str = "tests.integrations.uwsgi_app", **environment: str
-) -> Server:
+def uwsgi(directory: Path, *arguments: str, app: str = "tests.integrations.uwsgi_app", **environment: str) -> Server:
     """`app` is a module, or a module and the name of the application in it."""
     # The wheel pyuwsgi has uWSGI's server as a module, which becomes the program that imports it.
     require("pyuwsgi")
     port = free_port()
-    options = ["--http-socket", f"127.0.0.1:{port}", "--master", "--die-on-term", "--need-app", "--module", app]
+    options = ["--http-socket", f"127.0.0.1:{port}", "--die-on-term", "--need-app", "--module", app]
     program = "import sys, pyuwsgi; pyuwsgi.run(sys.argv[1:])"
     command = [sys.executable, "-c", program, *options, *arguments]
     # At a reload it becomes the interpreter that this one is a virtual environment of, which has no packages.
