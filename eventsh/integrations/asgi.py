@@ -87,11 +87,14 @@ class EventsMiddleware:
             return
         self._had_lifespan = True
         startup = await receive()
+        failure = None
         try:
             self.events.configure(**self._changes)
         except EventError as error:
+            failure = str(error)
+        if failure is not None:
             # Raised, it would be taken for an application without a lifespan.
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            await send({"type": "lifespan.startup.failed", "message": failure})
             return
         try:
             await self._pass_lifespan(startup, scope, receive, send)
