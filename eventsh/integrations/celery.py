@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from billiard.pool import EX_RECYCLE
 from celery import signals
 from celery.concurrency.prefork import TaskPool as PreforkPool
 
@@ -68,8 +69,8 @@ def attach_workers(address: str | None = None, **options: Any) -> None:
     signals.worker_ready.disconnect(dispatch_uid="eventsh worker")
     signals.worker_ready.connect(configure_unless_prefork, dispatch_uid="eventsh worker", **connect)
     signals.task_postrun.connect(_confirm, dispatch_uid="eventsh task", **connect)
-    signals.worker_process_shutdown.connect(_close, dispatch_uid="eventsh child", **connect)
-    signals.worker_shutdown.connect(_close, dispatch_uid="eventsh worker", **connect)
+    signals.worker_process_shutdown.connect(_close_child, dispatch_uid="eventsh child", **connect)
+    signals.worker_shutdown.connect(_close_worker, dispatch_uid="eventsh worker", **connect)
 
 
 def _detach_master(**_: Any) -> None:
@@ -80,6 +81,10 @@ def _confirm(task: Any = None, **_: Any) -> None:
     confirm_posts(f"task {getattr(task, 'name', task)}")
 
 
-def _close(**_: Any) -> None:
-    # The slot is kept for `timeout` seconds: with --max-tasks-per-child a successor takes it over.
-    close_worker(leave=False)
+def _close_child(exitcode: int | None = None, **_: Any) -> None:
+    # With --max-tasks-per-child a successor takes over the slot. After a shrinking pool and at the end, nobody does.
+    close_worker(leave=exitcode != EX_RECYCLE)
+
+
+def _close_worker(**_: Any) -> None:
+    close_worker(leave=True)

@@ -136,6 +136,10 @@ class Server:
         wait_until(is_there, lambda: (pids, self.log.read_text()))
         return pids
 
+    def wait_gone(self) -> None:
+        """Wait until the broker knows no worker but the test itself."""
+        wait_until(lambda: set(self.workers()) <= {os.getpid()}, lambda: (os.getpid(), self.workers()))
+
     def wait_logged(self, text: str) -> None:
         """Wait until the server's log has `text`."""
         wait_until(lambda: text in self.log.read_text(), self.log.read_text)
@@ -190,9 +194,9 @@ class Witness:
 
 
 @contextlib.contextmanager
-def witness(directory: Path) -> Iterator[Witness]:
-    """A witness on the bus of a server in `directory`, attached before the server starts."""
-    events = eventsh.Events(f"unix:{directory}/e.sock", timeout=30.0, linger=0.5, take_unique=False)
+def witness(directory: Path, timeout: float = 30.0) -> Iterator[Witness]:
+    """A witness on the bus of a server in `directory`, attached before the server starts. `timeout` is the broker's."""
+    events = eventsh.Events(f"unix:{directory}/e.sock", timeout=timeout, linger=0.5, take_unique=False)
     one = Witness(events)
     with events:
         events.wait_ready(DEADLINE_S)

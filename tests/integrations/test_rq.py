@@ -20,7 +20,7 @@ def test_every_post_of_every_job_arrives(start: Start, directory: Path, worker_c
     from redis import Redis
     from rq import Queue
 
-    with witness(directory) as seen, Redis.from_url(redis_url(directory)) as connection:
+    with witness(directory, timeout=4.0) as seen, Redis.from_url(redis_url(directory)) as connection:
         queue = Queue(connection=connection)
         for job in range(JOBS):
             queue.enqueue("tests.integrations.rq_jobs.post_many", job * POSTS // JOBS, POSTS // JOBS)
@@ -28,9 +28,10 @@ def test_every_post_of_every_job_arrives(start: Start, directory: Path, worker_c
         seen.wait_all("e", range(POSTS), server)
         assert (server.process.pid in seen.posters) == (worker_class == "Simple")
         assert server.process.wait(DEADLINE_S) == 0, server.log.read_text()
-        # Processes that ended in order hold nobody up.
+        # Processes that ended in order hold nobody up, and their places are soon gone.
         seen.events.post("app", "after")
         seen.events.flush(5)
+        server.wait_gone()
 
 
 def test_a_wrong_configuration_is_refused_where_the_class_is_made():
