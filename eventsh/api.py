@@ -18,6 +18,7 @@ from eventsh.errors import EventError, NotConnected
 from eventsh.event import EventList
 from eventsh.options import Options
 from eventsh.runtime.bus import Bus, default_bus, open_buses, unconfigured_buses
+from eventsh.runtime.hosted import run_in_loop
 from eventsh.runtime.replayed import replayed
 
 if TYPE_CHECKING:
@@ -188,7 +189,8 @@ class Events(_Face):
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Wait until attached. Raises NotConnected after `timeout` seconds."""
-        self._wait(self._bus.working_client().waiters.wait_ready(timeout), timeout)
+        client = self._bus.working_client()
+        self._wait(lambda: client.waiters.wait_ready(timeout), timeout)
 
     def post_and_wait(
         self, source: str, event: str, data: Any = None, unique: str | None = None, timeout: float | None = None
@@ -202,16 +204,18 @@ class Events(_Face):
         """
         client = self._bus.working_client()
         limit = self._bus.options.timeout if timeout is None else timeout
-        return self._wait(self._post_and_wait(client, source, event, data, unique, limit), limit)
+        return self._wait(lambda: self._post_and_wait(client, source, event, data, unique, limit), limit)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until every live worker has what was posted. Raises NotConnected after `timeout` seconds."""
-        self._wait(self._bus.working_client().waiters.wait_confirmed(timeout), timeout)
+        client = self._bus.working_client()
+        self._wait(lambda: client.waiters.wait_confirmed(timeout), timeout)
 
     def drain(self, timeout: float | None = None) -> None:
         """Wait until the queue of posts is at most half full, as after a QueueOverflow. Raises NotConnected after
         `timeout` seconds."""
-        self._wait(self._bus.working_client().waiters.wait_room(timeout), timeout)
+        client = self._bus.working_client()
+        self._wait(lambda: client.waiters.wait_room(timeout), timeout)
 
     def close(self, *, leave: bool = True, timeout: float | None = None) -> None:
         """Handle what was given, confirm what was posted, and detach; within `timeout` seconds, by default the option
@@ -224,7 +228,7 @@ class Events(_Face):
                 return
             thread = bus.thread
             try:
-                self._run(bus.close(leave=leave, timeout=limit), limit + _HUNG_S)
+                self._run(lambda: bus.close(leave=leave, timeout=limit), limit + _HUNG_S)
             except (TimeoutError, NotConnected):
                 bus.give_up()
                 return
@@ -237,28 +241,22 @@ class Events(_Face):
         if loop is not None and asyncio._get_running_loop() is loop:
             raise EventError("a handler can't wait for its own bus: the wait would hold up what it waits for")
 
-    def _wait(self, work: Coroutine[Any, Any, T], timeout: float | None) -> T:
+    def _wait(self, make: Callable[[], Coroutine[Any, Any, T]], timeout: float | None) -> T:
         """Wait for what ends by itself after `timeout`. Raises NotConnected where the loop is too busy even for that."""
         try:
-            return self._run(work, None if timeout is None else timeout + _BUSY_S)
+            return self._run(make, None if timeout is None else timeout + _BUSY_S)
         except TimeoutError:
             address = self._bus.address
             raise NotConnected(
                 f"{address}: nothing within {timeout:g} s, for a handler holds up the thread of the bus"
             ) from None
 
-    def _run(self, work: Coroutine[Any, Any, T], limit_s: float | None) -> T:
+    def _run(self, make: Callable[[], Coroutine[Any, Any, T]], limit_s: float | None) -> T:
         loop, thread = self._bus.loop, self._bus.thread
-        try:
-            self._check_waiting()
-            if loop is None or loop.is_closed():
-                raise EventError("closed by another thread")
-        except EventError:
-            work.close()
-            raise
-        if thread is not None:
-            return thread.run(work, limit_s)
-        return asyncio.run_coroutine_threadsafe(work, loop).result(limit_s)
+        self._check_waiting()
+        if loop is None or loop.is_closed():
+            raise EventError("closed by another thread")
+        return thread.run(make, limit_s) if thread is not None else run_in_loop(loop, make, limit_s)
 
     def __enter__(self) -> Self:
         return self.configure()

@@ -94,6 +94,7 @@ def test_the_defaults_are_those_of_the_design():
         "unique_timeout": None,
         "max_queue_len": 10240,
         "max_payload_len": 65536,
+        "max_queue_bytes": 64 * 1024 * 1024,
         "broker": "auto",
         "worker_id": None,
         "role": "worker",
@@ -134,6 +135,7 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "unique_timeout": ("5", False, 0, -0.5),
     "max_queue_len": ("5", None, True, 0, -1, 5.0, 10_000_001),
     "max_payload_len": ("5", None, True, 0, -1, 65536.0, 16 * 1024 * 1024 + 1),
+    "max_queue_bytes": ("5", None, True, 0, -1, 1e6),
     "broker": ("", "AUTO", None, True, 1, b"auto", "always", "x" * 1000),
     "worker_id": ("0", True, -1, 65536, 0.0),
     "role": ("", "poster", None, 0),
@@ -353,3 +355,12 @@ def test_an_argument_that_is_no_option_of_the_broker_is_refused(argument):
 def test_a_wrong_value_on_the_broker_s_command_line_names_the_flag():
     with pytest.raises(ConfigureError, match=r"^--max-slots must be a whole number from 1 to 65536, not 0"):
         parse_broker_arguments(["--max-slots=0"])
+
+
+def test_a_queue_of_bytes_holds_the_largest_event():
+    with pytest.raises(
+        ConfigureError, match=r"max_queue_bytes is 65535, below max_payload_len \(65536\): raise it"
+    ) as caught:
+        Options(max_queue_bytes=65535)
+    assert caught.value.option == "max_queue_bytes"
+    assert Options(max_queue_bytes=65536).max_queue_bytes == 65536

@@ -275,7 +275,7 @@ class Bus:
             start()
 
         try:
-            thread.run(begin())
+            thread.run(begin)
         except BaseException:
             # An exception out of a signal handler may come once it has begun: then it goes on.
             if self.client is None:

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from eventsh.options import Options
     from eventsh.transport import Transport
 
-__all__ = ["LoopThread", "check_threads", "start_hosted_broker"]
+__all__ = ["LoopThread", "check_threads", "run_in_loop", "start_hosted_broker"]
 
 T = TypeVar("T")
 
@@ -86,36 +86,9 @@ class LoopThread:
         """Whether the caller runs in this very thread, and so can't wait for it."""
         return threading.current_thread() is self._thread
 
-    def run(self, coroutine: Coroutine[Any, Any, T], limit_s: float | None = None) -> T:
-        """Run a coroutine in the loop and wait for its end.
-
-        An exception in the waiting thread, as by Ctrl-C, cancels the coroutine, and so does the end of `limit_s`.
-
-        Raises:
-            TimeoutError: `limit_s` is over.
-            NotConnected: The thread has ended.
-        """
-        try:
-            future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        except RuntimeError:
-            coroutine.close()
-            raise NotConnected(_ENDED) from None
-        deadline = math.inf if limit_s is None else time.monotonic() + limit_s
-        try:
-            while True:
-                left_s = deadline - time.monotonic()
-                with contextlib.suppress(TimeoutError):
-                    return future.result(max(0.0, min(left_s, _LOOK_S)))
-                # Not from the wait: the coroutine itself has raised it.
-                if future.done():
-                    return future.result()
-                if not self.is_alive:
-                    raise NotConnected(_ENDED)
-                if left_s <= 0:
-                    raise TimeoutError
-        except BaseException:
-            future.cancel()
-            raise
+    def run(self, make: Callable[[], Coroutine[Any, Any, T]], limit_s: float | None = None) -> T:
+        """As `run_in_loop`, in this thread's loop. Raises NotConnected when the thread has ended."""
+        return run_in_loop(self.loop, make, limit_s, is_alive=lambda: self.is_alive)
 
     def stop(self, *, wait: bool = True) -> None:
         """End the loop and its thread."""
@@ -124,6 +97,57 @@ class LoopThread:
             self.loop.call_soon_threadsafe(self.loop.stop)
         if wait and not self.is_current:
             self._thread.join()
+
+
+def run_in_loop(
+    loop: asyncio.AbstractEventLoop,
+    make: Callable[[], Coroutine[Any, Any, T]],
+    limit_s: float | None = None,
+    *,
+    is_alive: Callable[[], bool] = lambda: True,
+) -> T:
+    """Run the coroutine that `make` gives in a loop of another thread, and wait for its end.
+
+    An exception in the waiting thread, as by Ctrl-C, cancels the coroutine, and so does the end of `limit_s`.
+
+    Raises:
+        TimeoutError: `limit_s` is over.
+        NotConnected: The loop is closed, or `is_alive` says that nothing runs it.
+    """
+    # A lock and no future: the condition of a future, interrupted by an exception, releases what it does not hold.
+    is_over = threading.Lock()
+    is_over.acquire()
+    task: asyncio.Task[T] | None = None
+
+    def begin() -> None:
+        nonlocal task
+        task = loop.create_task(make())
+        task.add_done_callback(lambda _: is_over.release())
+
+    def cancel() -> None:
+        if task is not None:
+            task.cancel()
+
+    deadline = math.inf if limit_s is None else time.monotonic() + limit_s
+    try:
+        loop.call_soon_threadsafe(begin)
+        while not is_over.acquire(timeout=max(0.0, min(deadline - time.monotonic(), _LOOK_S))):
+            if not is_alive():
+                raise NotConnected(_ENDED)
+            if time.monotonic() >= deadline:
+                raise TimeoutError
+        assert task is not None
+        return task.result()
+    except asyncio.CancelledError:
+        raise NotConnected(_ENDED) from None
+    except RuntimeError:
+        if loop.is_closed():
+            raise NotConnected(_ENDED) from None
+        raise
+    except BaseException:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(cancel)
+        raise
 
 
 def check_threads() -> None:
@@ -162,7 +186,7 @@ def start_hosted_broker(transport: Transport, address: Address, options: Options
         return broker
 
     try:
-        broker = thread.run(start())
+        broker = thread.run(start)
     except BaseException:
         thread.stop()
         raise

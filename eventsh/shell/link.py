@@ -77,7 +77,8 @@ class Link:
         """Ask the broker, and wait for its answer. Not in the connection's own thread. Raises EventError."""
         thread = self._bus.thread
         assert thread is not None
-        return thread.run(self._bus.working_client().waiters.ask(what, arguments or {}, _ASK_TIMEOUT_S))
+        waiters = self._bus.working_client().waiters
+        return thread.run(lambda: waiters.ask(what, arguments or {}, _ASK_TIMEOUT_S))
 
     def take_script(self, what: str, arguments: dict[str, Any], write: Callable[[str, str], None]) -> dict[str, Any]:
         """Add or remove a handler in this process. `write` gets what those handlers print, in the connection's thread."""
@@ -91,7 +92,7 @@ class Link:
 
         thread = self._bus.thread
         assert thread is not None
-        return thread.run(take())
+        return thread.run(take)
 
     def settle(self) -> None:
         """Wait until what the broker had for this shell before now has arrived and is handled, as far as that is soon."""
@@ -99,8 +100,8 @@ class Link:
             self.ask("status")
             thread = self._bus.thread
             assert thread is not None
-            client = self._bus.working_client()
-            thread.run(client.waiters.wait_until(lambda: self._bus.session.inbox.is_idle, 1.0, "not handled"))
+            client, inbox = self._bus.working_client(), self._bus.session.inbox
+            thread.run(lambda: client.waiters.wait_until(lambda: inbox.is_idle, 1.0, "not handled"))
 
     def close(self) -> None:
         """Detach."""

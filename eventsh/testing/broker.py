@@ -116,7 +116,7 @@ class HostedBroker(BrokerHandle):
             return broker
 
         try:
-            self._broker = self._thread.run(start())
+            self._broker = self._thread.run(start)
         except BaseException:
             self._thread.stop()
             raise
@@ -126,12 +126,12 @@ class HostedBroker(BrokerHandle):
         async def ask() -> dict[str, Any]:
             return self._broker.router.status(time.monotonic())
 
-        return self._thread.run(ask())
+        return self._thread.run(ask)
 
     def stop(self) -> None:
         if not self._stopped:
             self._end()
-            self._thread.run(self._broker.close())
+            self._thread.run(self._broker.close)
             self._thread.stop()
 
     def kill(self) -> None:
