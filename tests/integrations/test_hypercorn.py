@@ -42,6 +42,8 @@ def test_an_async_bus_under_trio_fails_the_startup_with_a_message_that_says_what
     server = start(hypercorn, "wrapped", "--worker-class", "trio")
     server.process.wait(DEADLINE_S)
     log = server.log.read_text()
-    assert "Lifespan failure in startup. 'AsyncEvents needs a running asyncio loop, and trio has none: use Events" in log
+    assert (
+        "Lifespan failure in startup. 'AsyncEvents needs a running asyncio loop, and trio has none: use Events" in log
+    )
     # Not one error out of another, of which the first would be the one to be read.
     assert "During handling" not in log
