@@ -15,11 +15,12 @@ from tests.integrations.journal import record
 
 app = Celery("tests", broker=os.environ["CELERY_BROKER"])
 app.conf.update(worker_prefetch_multiplier=1, worker_hijack_root_logger=False)
+OPTIONS: dict[str, Any] = {"timeout": 30.0, "linger": 0.5, "broker": os.environ.get("APP_BROKER", "auto")}
 if os.environ.get("CONFIGURE_AT_IMPORT"):
-    eventsh.configure(os.environ["APP_ADDRESS"], timeout=30.0, linger=0.5)
+    eventsh.configure(os.environ["APP_ADDRESS"], **OPTIONS)
     attach_workers()
 else:
-    attach_workers(os.environ.get("APP_ADDRESS"), timeout=30.0, linger=0.5)
+    attach_workers(os.environ["APP_ADDRESS"], **OPTIONS)
 eventsh.register(record, "app", "to-workers")
 
 
@@ -28,6 +29,7 @@ def post_many(first: int, count: int) -> None:
     """Post numbers in one go."""
     for number in range(first, first + count):
         eventsh.post("app", "e", number)
+    record(None, "posted", "task", None)
 
 
 @app.task(name="post_many_and_end")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from eventsh.errors import ConfigureError
-from tests.integrations.servers import Start, celery, redis, redis_url, require, witness
+from tests.integrations.servers import Start, celery, redis, redis_url, require, wait_until, witness
 
 POSTS = 12_000
 TASKS = 6
@@ -59,6 +60,21 @@ def test_every_post_of_every_task_arrives(
         seen.events.flush(5)
         if "--max-tasks-per-child" not in arguments:
             server.wait_gone()
+
+
+def test_a_process_lives_until_its_posts_are_delivered(start: Start, directory: Path, send: Send):
+    # It starts no broker, and there is none yet.
+    server = start(celery, "--concurrency", "1", "--max-tasks-per-child", "1", APP_BROKER="never")
+    send("post_many", 0, POSTS // TASKS)
+    wait_until(lambda: bool(server.lines("posted")), server.log.read_text)
+    child = Path(f"/proc/{server.lines('posted')[0].pid}")
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        assert child.exists()
+        time.sleep(0.05)
+    with witness(directory) as seen:
+        seen.wait_all("e", range(POSTS // TASKS), server)
+        wait_until(lambda: not child.exists(), server.log.read_text)
 
 
 @pytest.mark.parametrize("end", ["terminated", "killed"])
