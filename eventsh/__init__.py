@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from eventsh.errors import RecordingError as RecordingError
     from eventsh.errors import TransportError as TransportError
     from eventsh.errors import UsageError as UsageError
+    from eventsh.runtime.interpreter import freeze_support as freeze_support
     from eventsh.runtime.replayed import replayed as replayed
 
     _bus = default_events()
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
     drain = _bus.drain
     close = _bus.close
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _OBJECTS = ("AsyncEvents", "Events", "event_list", "replayed")
 _ERRORS = (
@@ -88,6 +89,7 @@ _FUNCTIONS = (
     "configured",
     "drain",
     "flush",
+    "freeze_support",
     "on",
     "post",
     "post_and_wait",
@@ -107,6 +109,11 @@ def __getattr__(name: str) -> Any:
         from eventsh import errors
 
         value = getattr(errors, name)
+    elif name == "freeze_support":
+        # Without the API: in a frozen program's broker, it does not return.
+        from eventsh.runtime.interpreter import freeze_support
+
+        value = freeze_support
     elif name in _OBJECTS or name in _FUNCTIONS:
         from eventsh import api
 

@@ -91,40 +91,68 @@ class _Face:
         bus.wake_local()
         return True
 
-    def register(self, callback: Callable[..., Any], source: str | None = None, *events: str) -> bool:
-        """Have `callback(data, event, source, pid)` called for all events, for a source, or for events of a source.
+    def register(
+        self, callback: Callable[..., Any], source: str | None = None, *events: str, replace: bool = False
+    ) -> bool:
+        """Call `callback(data, event, source, pid)` for all events, for a source, or for events of a source.
 
-        Sync or `async def`. Gives True; TypeError if it can't be called. Registered twice at one place it is called
-        once. What arrives before anything is registered waits for that, for at most `timeout` seconds.
+        Sync or `async def`. Registered twice at one place it is called once. Events that arrive before the first
+        registration wait for it, for at most `timeout` seconds. Registers for all events named, or for none. It can be
+        called anywhere: in a thread, a handler, a signal handler or a `__del__`.
+
+        Args:
+            replace: Take the place of handlers of the same module and qualified name, as of a module that is reloaded.
+                Each event meets the former one or the new one. Without it such a handler is added, and a RuntimeWarning
+                names both.
+
+        Returns:
+            True.
+
+        Raises:
+            TypeError: It can't be called with four arguments, or is a generator function.
+            UsageError: A name is wrong.
         """
-        bus = self._bus
-        with bus.registry_lock:
-            bus.registry.register(callback, source, *events, stacklevel=3)
-        bus.registered()
-        return True
+        return self._register([callback], source, events, weak=False, replace=replace)
 
-    def register_weak(self, callback: Callable[..., Any], source: str | None = None, *events: str) -> bool:
-        """As `register`, but hold only a weak reference; a bound method lives as long as its object. Warns when nothing
-        else can hold the callback, as with a lambda."""
-        bus = self._bus
-        with bus.registry_lock:
-            bus.registry.register(callback, source, *events, weak=True, stacklevel=3)
-        bus.registered()
+    def register_weak(
+        self, callback: Callable[..., Any], source: str | None = None, *events: str, replace: bool = False
+    ) -> bool:
+        """As `register`, but hold only a weak reference; a bound method lives as long as its object.
+
+        Warns when nothing else holds the callback (a partial, or a method of an object, made in the call), or nothing
+        else may (a lambda, a function inside a function).
+        """
+        held = [callback]
+        # The registry looks whether anything else holds it, and this call must not.
+        del callback
+        return self._register(held, source, events, weak=True, replace=replace)
+
+    def _register(
+        self, held: list[Callable[..., Any]], source: str | None, events: tuple[str, ...], *, weak: bool, replace: bool
+    ) -> bool:
+        self._bus.registry.register_held(held, source, events, weak=weak, replace=replace, stacklevel=4)
+        self._bus.registered()
         return True
 
     def unregister(self, callback: Callable[..., Any], source: str | None = None, *events: str) -> bool:
-        """Remove `callback` from the level, or the events, named. False if it was not there; TypeError if it can't be
-        called."""
-        with self._bus.registry_lock:
-            return self._bus.registry.unregister(callback, source, *events)
+        """Remove `callback` from just the level, or the events, named.
 
-    def on(self, source: str | None = None, *events: str) -> Callable[[Handler], Handler]:
+        Returns:
+            False if it was not there.
+
+        Raises:
+            TypeError: It can't be called.
+            UsageError: A name is wrong.
+        """
+        return self._bus.registry.unregister(callback, source, *events)
+
+    def on(self, source: str | None = None, *events: str, replace: bool = False) -> Callable[[Handler], Handler]:
         """`register` as a decorator: `@events.on("cache", "purge")`, or `@events.on()` for all events."""
         if callable(source):
             raise TypeError("on() is called with a source and events, or with nothing: @eventsh.on(), with parentheses")
 
         def decorate(callback: Handler) -> Handler:
-            self.register(callback, source, *events)
+            self._register([callback], source, events, weak=False, replace=replace)
             return callback
 
         return decorate

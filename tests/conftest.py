@@ -1,9 +1,13 @@
-"""What all tests have in common: none of them fails for what another one left behind, or because the machine was busy."""
+"""Isolation of the tests from their environment, from each other, and from a busy machine."""
 
 from __future__ import annotations
 
 import gc
+import os
+import re
+import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Generator
 
@@ -12,6 +16,31 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("eventsh", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("eventsh")
+
+# Any other variable changes on some machine how output is written (PYTHONUNBUFFERED, NO_COLOR, COLUMNS, LANG), where
+# files are (TMPDIR, XDG_RUNTIME_DIR), or what a program does (EVENTSH_TIMEOUT, GUNICORN_CMD_ARGS, PYTHONWARNINGS).
+_KEPT_VARIABLES = re.compile(r"HOME|PATH|(LD|DYLD|PYTEST_XDIST|COV|COVERAGE)_.*")
+# Python itself ignores these, and subprocess restores them in children.
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+
+
+@pytest.hookimpl(trylast=True)  # pytest's own imports readline, which sets COLUMNS and LINES
+def pytest_configure() -> None:
+    """Give this process, and all that tests start, the same environment on every machine.
+
+    A job of a shell script starts with SIGINT ignored, one of nohup with SIGHUP, a service with any mask of modes. A long
+    TMPDIR leaves no room for the path of a socket.
+    """
+    for name in [name for name in os.environ if not _KEPT_VARIABLES.fullmatch(name)]:
+        del os.environ[name]
+    for name in ("COLUMNS", "LINES"):
+        os.unsetenv(name)  # set in C, past os.environ
+    tempfile.tempdir = None  # found in TMPDIR before
+    for number in signal.valid_signals().difference(_IGNORED_BY_PYTHON):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.umask(0o022)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,9 +21,14 @@ import pytest
 
 from eventsh.api import AsyncEvents, Events
 from eventsh.errors import ConfigureError, EventError, NotConnected, QueueOverflow
-from eventsh.runtime.election import python_environment
 
 DEADLINE_S = 30.0
+ROOT = str(Path(__file__).parent.parent)
+
+
+def python_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": ROOT}
+
 
 # What the programs below begin with: the default bus with a handler that fills `seen`, and waits for it.
 PREAMBLE = """

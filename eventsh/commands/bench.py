@@ -24,8 +24,8 @@ from eventsh.commands.player import Run, peak_bytes
 from eventsh.errors import ConfigureError, EventError
 from eventsh.options import Options, broker_arguments
 from eventsh.protocol.frame import MAX_PAYLOAD_BYTES
-from eventsh.runtime.election import python_command, python_environment
 from eventsh.runtime.endpoint import find_endpoint
+from eventsh.runtime.interpreter import python_command, python_environment
 from eventsh.runtime.process import Process, Program, describe_status
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,8 +15,9 @@ from typing import IO, Any
 from eventsh import __version__
 from eventsh.errors import ConfigureError, EventError, UsageError
 from eventsh.plugins import plugins
-from eventsh.runtime.election import is_locked, python_command, python_environment
+from eventsh.runtime.election import is_locked
 from eventsh.runtime.endpoint import find_endpoint
+from eventsh.runtime.interpreter import python_command, python_environment
 
 __all__ = ["Checked", "Failure", "check_transport", "list_plugins"]
 
@@ -64,7 +64,6 @@ def check_transport(target: str, on_test: Callable[[str, str], None] | None = No
     started = time.monotonic()
     # Not what the user's own tests are run with.
     environment = {**python_environment(), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [environment["PYTHONPATH"], *sys.path]))
     command = [*python_command("eventsh.testing.check"), where]
     with (
         # Not a pipe: read only in the end, it would hold up a process that says much.

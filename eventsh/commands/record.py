@@ -19,6 +19,7 @@ from eventsh.errors import EventError, RecordingError
 from eventsh.escape import expressible
 from eventsh.recording.format import RecordKind
 from eventsh.recording.frames import Frame, choose
+from eventsh.recording.hole import Hole
 from eventsh.recording.recorder import Recorder, RecorderOptions
 from eventsh.runtime.blocking import BlockingClient
 from eventsh.runtime.endpoint import find_endpoint
@@ -105,8 +106,16 @@ class _Taker:
             return
         frame = Frame(bytes(data), self._epoch, -1, 1)
         matches = self._pattern.matches
-        for chosen in choose(frame, lambda event: matches(event.source, event.event)):
-            self._write(recorder, chosen.data)
+        try:
+            chosen = choose(frame, lambda event: matches(event.source, event.event))
+        except RecordingError as error:
+            # Whether it matches can't be known.
+            hole = Hole(self._epoch, str(error), frame.time_ns)
+            hole.miss(data)
+            recorder.add(RecordKind.HOLE, hole.facts())
+            return
+        for each in chosen:
+            self._write(recorder, each.data)
 
     def _write(self, recorder: Recorder, data: bytes | bytearray) -> None:
         if self.done.done():

@@ -143,7 +143,7 @@ class Controls:
         return ""
 
 
-def _chosen(arguments: ReplayArguments, on_damage: Callable[[Damage], None], suffix: str) -> Iterator[Piece]:
+def _chosen(arguments: ReplayArguments, on_damage: Callable[[Damage | Note], None], suffix: str) -> Iterator[Piece]:
     """One round."""
     pattern = arguments.pattern
     is_whole = pattern.source_glob in (None, "*") and pattern.event_glob in (None, "*")
@@ -178,7 +178,9 @@ def _runs(piece: Piece) -> Any:
     return orjson.loads(piece.body)
 
 
-def _describe(damage: Damage) -> str:
+def _describe(damage: Damage | Note) -> str:
+    if isinstance(damage, Note):
+        return f"{damage.facts['missed']} events are not replayed: {damage.facts['reason']}"
     return f"{damage.path}: {damage.reason}"
 
 

@@ -23,8 +23,9 @@ from eventsh.options import Options, broker_arguments
 from eventsh.plugins import find_transport
 from eventsh.recording.segments import zstandard
 from eventsh.recording.writer import Writer
-from eventsh.runtime.election import lock_address, python_command, python_environment, unlock_address
+from eventsh.runtime.election import lock_address, unlock_address
 from eventsh.runtime.endpoint import find_endpoint
+from eventsh.runtime.interpreter import python_command, python_environment
 from eventsh.runtime.loader import is_file_name
 from eventsh.runtime.log import LogFormat, configure_logging
 from eventsh.runtime.pool import Pool

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from eventsh.protocol.frame import BATCH_BYTES, BATCH_CONTAINERS, BATCH_EVENTS, HEADER, HEADER_BYTES, Kind
 
-__all__ = ["Alone", "Batcher", "Facts", "Long", "Names"]
+__all__ = ["Alone", "Batcher", "Facts", "Names"]
 
 # Source, event, the start of a run with these names, the longest data that needs no check, the longest data allowed.
 Names = tuple[str, str, bytes, int, int]
@@ -21,14 +21,6 @@ Names = tuple[str, str, bytes, int, int]
 # A batch with fewer events says too little about the events of a program.
 _LEAST_EVENTS = 50
 _SAMPLE_BYTES = 2048
-
-
-class Long(NamedTuple):
-    """Facts of an event whose bytes are counted."""
-
-    names: Names
-    total: int
-    """Bytes of all long data posted up to this event."""
 
 
 class Alone(NamedTuple):
@@ -43,11 +35,9 @@ class Alone(NamedTuple):
     seq: int = 0
     wait: Any = None
     """Receives the receipt and the handler reports of this post."""
-    total: int = 0
-    """As that of Long; 0 for data that is not long."""
 
 
-Facts = Names | Long | Alone
+Facts = Names | Alone
 
 
 class Batcher:
@@ -72,7 +62,7 @@ class Batcher:
             return names.events, _write_alone(names, datas[0], first, pid=pid, origin=origin)
         count = len(facts)
         # Passes in C: a loop over the events in bytecode took as long as posting them. Names compare by identity first.
-        if facts.count(names) == count and type(names) is tuple:
+        if facts.count(names) == count:
             frame = bytearray(HEADER_BYTES) + b"[" + names[2] + b",".join(datas)
         else:
             count, frame = _join_runs(facts, datas)
@@ -104,13 +94,8 @@ def _join_runs(facts: Sequence[Facts], datas: Sequence[bytes]) -> tuple[int, byt
         elif type(names) is Alone:
             break
         else:
-            if type(names) is Long:
-                names = names.names
-            if names is current:
-                parts += (b",", data)
-            else:
-                parts += (b"]],", names[2], data) if count else (names[2], data)
-                current = names
+            parts += (b"]],", names[2], data) if count else (names[2], data)
+            current = names
         count += 1
     return count, bytearray(HEADER_BYTES) + b"".join(parts)
 

@@ -139,7 +139,8 @@ def _receipt(post: Post) -> Receipt:
     has: list[int] = []
     missing: list[int] = []
     for slot in post.targets:
-        got_it = slot.link is not None and not slot.lossy and slot.received >= last_seq
+        is_attached = slot.link is not None and not slot.lossy
+        got_it = is_attached and slot.received >= last_seq and slot.can_read(post.flags)
         # An observer that takes unique events has no number of its own.
         (has if got_it else missing).append(-1 if slot.worker_id is None else slot.worker_id)
     return Receipt(post.first, sorted(has), sorted(missing), post.unique)

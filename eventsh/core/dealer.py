@@ -70,8 +70,9 @@ class Dealer:
             return False
         slot = self._choose(post)
         if slot is not None:
-            # Only now: an event that nobody gets must not keep its key from the next one.
-            self.keys.take(post.key, now)
+            # Only now: an event that nobody gets, or that is a gap for the one who does, must not keep its key from the next.
+            if slot.can_read(post.flags):
+                self.keys.take(post.key, now)
             self._give(post, slot, now)
         elif post.flags & Flag.RECEIPT:
             post.unique = "nobody"
@@ -131,11 +132,12 @@ class Dealer:
 
     def _choose(self, post: Post) -> Slot | None:
         """The live worker that the poster wishes for, else the one with the least to do; of equals, the one that was given
-        the fewest."""
+        the fewest. One that can't read it only if there is no other: the event is a gap for that one, and waits for none."""
         wished = None if post.wish is None else self._roster.workers.get(post.wish)
-        if wished is not None and wished.can_take_unique:
+        if wished is not None and wished.can_take_unique and wished.can_read(post.flags):
             return wished
         able = [slot for slot in self._roster if slot.can_take_unique]
+        able = [slot for slot in able if slot.can_read(post.flags)] or able
         return min(able, key=lambda slot: (slot.queue.events, slot.uniques_given), default=None)
 
     def _give(self, post: Post, slot: Slot, now: float) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eventsh.errors import ProtocolError
+from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.protocol.codec import decode
 
 if TYPE_CHECKING:
@@ -42,14 +43,18 @@ class Delivery:
     pending: int = 0
 
 
-def decode_runs(body: memoryview, count: int) -> list[Any]:
-    """The runs of a batch with `count` events. Raises ProtocolError: the broker passes on what it never looked at."""
+def decode_runs(body: memoryview, count: int, *, is_own: bool = False) -> list[Any]:
+    """The runs of a batch with `count` events. Raises ProtocolError: the broker passes on what it never looked at.
+
+    `is_own`: it is the broker's own (its origin is 0). Only such a batch may hold events of eventsh's own source."""
     runs = decode(body)
     events = 0
     try:
         for source, event, data in runs:
             if type(source) is not str or type(event) is not str or type(data) is not list:
                 raise ProtocolError("a batch holds something other than runs of events")
+            if source == LIFECYCLE_SOURCE and not is_own:
+                raise ProtocolError(f"a process that is not the broker posted from the source {source!r}")
             events += len(data)
     except (TypeError, ValueError):
         raise ProtocolError("a batch holds something other than runs of events") from None

@@ -129,12 +129,16 @@ class Desk:
             raise ProtocolError(f"output that can't be passed on: {error}") from None
 
     def take_report(self, link: Link, frame: bytearray, now: float) -> None:
-        """Handlers failed: observers are told."""
+        """Handlers failed: observers are told. Or events could not be read: they are counted."""
         if link.slot is None:
             raise ProtocolError("a report from one who gets no events")
         report = Report.decode(frame)
-        if not 0 < report.failed < 1 << 32:
-            raise ProtocolError(f"a report of {report.failed} failures")
+        # All that passed can't be more than the numbers of events.
+        if not (0 <= report.failed < 1 << 32 and 0 <= report.unread < 1 << 64 and report.failed + report.unread):
+            raise ProtocolError(f"a report of {report.failed} failures and {report.unread} unread events")
+        link.slot.unread += report.unread
+        if not report.failed:
+            return
         link.slot.failed += report.failed
         data = {**report.last, "worker_id": link.slot.worker_id, "failed": report.failed}
         try:

@@ -10,7 +10,16 @@ from eventsh.core.queue import Entry
 from eventsh.core.slot import Slot
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.protocol.codec import encode_data
-from eventsh.protocol.frame import ORIGIN, ORIGIN_OFFSET, STAMP, STAMP_OFFSET, Kind, encode_frame
+from eventsh.protocol.frame import (
+    FIRST_FLAGS,
+    FLAGS_OFFSET,
+    ORIGIN,
+    ORIGIN_OFFSET,
+    STAMP,
+    STAMP_OFFSET,
+    Kind,
+    encode_frame,
+)
 from eventsh.protocol.messages import Gap
 
 if TYPE_CHECKING:
@@ -88,15 +97,35 @@ class Fanout:
             if founder.queue.is_full and not founder.lossy:
                 founder.start_losing("the broker was new, and this worker not yet attached to it")
             founder.offer(entry, first, now)
+        newer = entry.frame[FLAGS_OFFSET] > FIRST_FLAGS
         for slot in self._roster if slots is None else slots:
             if slot.leaving:
                 continue
             if slot.queue.is_full and slot.is_observer and not slot.lossy:
                 slot.start_losing("the observer was too slow")
-            if slot.offer(entry, first, now) and slot.link is not None:
+            offered = self._readable(entry, slot) if newer else entry
+            if slot.offer(offered, first, now) and slot.link is not None:
                 self._changed[slot.link] = None
             if slot.queue.is_full and not slot.is_observer and not slot.lossy:
                 self.full.add(slot)
+
+    def _readable(self, entry: Entry, slot: Slot) -> Entry:
+        """The entry, or the gap that a slot gets instead of a frame with flags that its process does not know."""
+        flags = entry.frame[FLAGS_OFFSET]
+        if slot.lossy or slot.draining or slot.can_read(flags):
+            return entry
+        gap = slot.gap_for(entry, self.posts)
+        self.warn_unreadable(slot)
+        return gap
+
+    def warn_unreadable(self, slot: Slot) -> None:
+        """Log that a receiver gets gaps for frames that it can't read, once for each connection: a poster may send many."""
+        if slot.link is not None and not slot.link.told_unreadable:
+            slot.link.told_unreadable = True
+            self._notices.append(
+                f"{slot.label} gets gaps in the place of batches that it or this broker can't read: a process with a newer"
+                " version of eventsh posts them; update all processes of the pool"
+            )
 
     def place_gap(
         self, slot: Slot, missed: int, reason: str, now: float, *, epoch: int = 0, posts: int = 0, exact: bool = True

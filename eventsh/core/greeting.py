@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from eventsh.core.door import Door, Refusal
 from eventsh.core.roster import RosterFull, SlotTaken
 from eventsh.errors import ProtocolError
+from eventsh.protocol.features import readable_flags
 from eventsh.protocol.frame import PROTOCOL_VERSION
 from eventsh.protocol.messages import Goodbye, Hello, Taken, Welcome
 
 if TYPE_CHECKING:
+    from eventsh.core.agreement import Agreement
     from eventsh.core.confirmations import Confirmations
     from eventsh.core.dealer import Dealer
     from eventsh.core.debts import Debts
@@ -51,6 +53,7 @@ class Greeting:
         desk: Desk,
         confirmations: Confirmations,
         debts: Debts,
+        agreement: Agreement,
         outlet: Outlet,
     ) -> None:
         self._options = options
@@ -65,6 +68,7 @@ class Greeting:
         self._desk = desk
         self._confirmations = confirmations
         self._debts = debts
+        self._agreement = agreement
         self._outlet = outlet
         self._told_refusal_at = -math.inf
 
@@ -118,6 +122,8 @@ class Greeting:
     def _admit(self, link: Link, slot: Slot | None, hello: Hello, resumed: bool, now: float) -> None:
         link.is_greeted = True
         link.host = hello.host
+        link.features = frozenset(hello.features)
+        link.readable = readable_flags(self._agreement.features & link.features)
         has_news = self._debts.learn(hello)
         if slot is not None:
             self._debts.expect(slot, hello, resumed=resumed)
@@ -129,6 +135,7 @@ class Greeting:
             self._debts.pay_all(now)
         elif slot is not None:
             self._debts.pay(slot, now)
+        self._agreement.greet(link)
 
     def _expect_others(self, hello: Hello, now: float) -> None:
         """Keep the places of those who were workers of the same broker as this client, which is no more."""
@@ -153,6 +160,7 @@ class Greeting:
             slots=held,
             # What it missed may be more than that, for some of it was eventsh's own.
             posts=max(0, self._fanout.posts - slot.posts_behind) if slot is not None else 0,
+            features=sorted(self._agreement.features),
         )
 
     def _attach(self, link: Link, slot: Slot, hello: Hello, resumed: bool, now: float) -> None:
@@ -177,6 +185,8 @@ class Greeting:
         fanout.relieve(slot)
         again = slot.take_unreceived_uniques()
         given_again = set(again)
+        if slot.replace_unreadable(fanout.posts):
+            fanout.warn_unreadable(slot)
         slot.send_backlog()
         for seq, post in put_off:
             if post not in given_again:
@@ -219,6 +229,7 @@ class Greeting:
         elif not slot.is_observer:
             self._debts.leave(slot)
         self._outlet.send(link, Goodbye(slot.leaving).encode())
+        self._agreement.settle()
 
 
 def _check(hello: Hello) -> None:

@@ -6,12 +6,14 @@ Knows no broker: a session puts in what has arrived, this process what it posts 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from eventsh.core.delivery import Delivery, decode_runs
 from eventsh.core.trace import Trace
 from eventsh.errors import ProtocolError, QueueOverflow
-from eventsh.event import check_name
+from eventsh.event import LIFECYCLE_SOURCE, check_name
+from eventsh.protocol.features import name_flags
 from eventsh.protocol.frame import HEADER, HEADER_BYTES, Flag, read_key
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class Inbox:
         max_queue_len: int,
         timeout_s: float,
         reads_whole: bool,
+        readable: int,
+        on_unread: Callable[[int, int, int, str], dict[str, Any]],
     ) -> None:
         # The epoch that what arrives is of, and the last seq of it up to which every handler has returned.
         self.epoch = 0
@@ -61,6 +65,9 @@ class Inbox:
         self.timeout_s = timeout_s
         # Give frames as they came, for a recorder.
         self._reads_whole = reads_whole
+        # The flags of a frame that this process knows. Counts a batch that can't be read, and gives the gap's data.
+        self._readable = readable
+        self._on_unread = on_unread
 
     def begin(self, epoch: int, start: int) -> None:
         """Another epoch begins, behind the event `start`."""
@@ -102,7 +109,7 @@ class Inbox:
     def next_delivery(self, now: float) -> Delivery | None:
         """The next delivery to dispatch, or None. Each must be given back to `complete` once its handlers returned.
 
-        Raises ProtocolError for a batch that can't be decoded; the batch then counts as handled.
+        A batch that can't be read becomes a gap in its place: nothing is lost without a report to the handlers.
         """
         if not self.waiting or (self._holding and self._holds(now)):
             return None
@@ -136,9 +143,22 @@ class Inbox:
         self.events -= count
         delivery = Delivery(seq + count - 1, count, pid, [], epoch=epoch, first_seq=seq, time_ns=time_ns)
         self._give_out(delivery)
-        if self._reads_whole:
+        if self._reads_whole and not flags & ~self._readable:
             delivery.frame = bytearray(frame) if isinstance(frame, memoryview) else frame
             return delivery
+        try:
+            self._read(delivery, frame, flags, origin, number)
+        except ProtocolError as error:
+            delivery.count = delivery.first_seq = 0
+            delivery.pid = delivery.trace = None
+            delivery.is_replayed = False
+            delivery.runs = [[LIFECYCLE_SOURCE, "gap", [self._on_unread(epoch, seq, count, str(error))]]]
+        return delivery
+
+    def _read(self, delivery: Delivery, frame: bytearray | memoryview, flags: int, origin: int, number: int) -> None:
+        """Fill in what the frame says. Raises ProtocolError for a batch that can't be read."""
+        if unknown := flags & ~self._readable:
+            raise ProtocolError(f"{name_flags(unknown)} not known here: a newer version of eventsh posted the batch")
         delivery.is_replayed = bool(flags & Flag.REPLAYED)
         start = HEADER_BYTES
         if flags & Flag.UNIQUE:
@@ -146,12 +166,7 @@ class Inbox:
             start += 2 + len(read_key(frame))
         if flags & Flag.TRACE and (delivery.is_unique or self.is_worker):
             delivery.trace = Trace(origin, number)
-        try:
-            delivery.runs = decode_runs(memoryview(frame)[start:], count)
-        except ProtocolError:
-            self.complete(delivery)
-            raise
-        return delivery
+        delivery.runs = decode_runs(memoryview(frame)[start:], delivery.count, is_own=not origin)
 
     def complete(self, delivery: Delivery) -> None:
         """Every handler of this delivery has returned."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from eventsh.protocol.frame import FIRST_FLAGS
+
 if TYPE_CHECKING:
     from eventsh.core.heartbeat import Heartbeat
     from eventsh.core.poster import Poster
@@ -20,6 +22,7 @@ class Link:
 
     __slots__ = (
         "close_by",
+        "features",
         "greeting_bytes",
         "heartbeat",
         "hello_by",
@@ -33,8 +36,10 @@ class Link:
         "pid",
         "poster",
         "proof",
+        "readable",
         "slot",
         "told_bytes",
+        "told_unreadable",
         "unsent",
     )
 
@@ -47,6 +52,11 @@ class Link:
         self.pid = pid
         # Of the process, as its hello says it.
         self.host = ""
+        # The features of the wire that its hello names, and the flags of a frame that it and the broker can read.
+        self.features: frozenset[str] = frozenset()
+        self.readable = FIRST_FLAGS
+        # The log has been told that there are frames which this client can't read.
+        self.told_unreadable = False
         # The kernel vouches that it is a process of this user or of root: only such may bring code.
         self.is_trusted = is_trusted
         self.hello_by = hello_by

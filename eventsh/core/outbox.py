@@ -22,11 +22,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventsh.core.batches import Alone, Batcher, Facts, Long, Names
+from eventsh.core.batches import Alone, Batcher, Facts, Names
 from eventsh.errors import PayloadTooLarge, QueueOverflow, UsageError
 from eventsh.event import LIFECYCLE_SOURCE, check_name
 from eventsh.protocol.codec import OPTIONS, SURE_BYTES, check_written, encode_data, encode_name, to_plain, write
-from eventsh.protocol.frame import FLAGS_OFFSET, Flag
+from eventsh.protocol.frame import FLAGS_OFFSET, HEADER, Flag, Kind, encode_frame
 
 if TYPE_CHECKING:
     from eventsh.core.trace import Wait
@@ -57,8 +57,6 @@ class _Batch(NamedTuple):
     """Number of its last event."""
     events: int
     frame: bytearray
-    long_bytes: int
-    """Bytes of all long data posted up to its end."""
 
 
 _Head = tuple[int, "deque[_Batch]", int]
@@ -80,11 +78,10 @@ class Outbox:
 
     __slots__ = (
         "_batcher",
+        "_credit_stop",
         "_full_at",
         "_known_names",
-        "_long",
-        "_long_posted",
-        "_long_released",
+        "_long_credit",
         "_max_payload_len",
         "_max_queue_bytes",
         "_max_queue_len",
@@ -127,9 +124,8 @@ class Outbox:
         # Names of the last post, and of earlier ones.
         self._names = _NO_NAMES
         self._known_names: dict[tuple[str, str], Names] = {}
-        # Data longer than `_long` is counted by bytes. Shorter data can take half of the bytes in all.
-        self._long = 0
-        self._long_posted = self._long_released = 0
+        # Bytes are counted when a credit is used up: so many more places for short data, and bytes for long data.
+        self._credit_stop = self._long_credit = 0
         self._max_queue_len = max_queue_len
         self._max_payload_len = max_payload_len
         self._max_queue_bytes = max_queue_bytes
@@ -171,17 +167,17 @@ class Outbox:
 
     def _set_limits(self) -> None:
         self._full_at = (self._max_queue_len + 1) * _PAIR - 1
-        self._long = self._max_queue_bytes // self._max_queue_len // 2
+        self._credit_stop = self._long_credit = 0
         # Names are remembered with the limits of their data.
         self._known_names = {}
         self._names = _NO_NAMES
         self._set_stop()
 
     def _set_stop(self) -> None:
-        if self._on_many is None:
-            self._stop_at = self._full_at
-        else:
-            self._stop_at = min(self._full_at, len(self._posted) + _BATCHES_AT_ONCE * self._batcher.events * _PAIR)
+        stop = min(self._full_at, self._credit_stop)
+        if self._on_many is not None:
+            stop = min(stop, len(self._posted) + _BATCHES_AT_ONCE * self._batcher.events * _PAIR)
+        self._stop_at = stop
 
     # --- what is where ---
 
@@ -249,12 +245,33 @@ class Outbox:
             self._on_post()
 
     def _check_room(self) -> None:
-        """Raise QueueOverflow, or have full batches sent."""
+        """Raise QueueOverflow, or have full batches sent, or count the bytes."""
         if not self.has_room:
             raise QueueOverflow(self.queued, self._max_queue_len)
         if self._on_many is not None:
             self._on_many()
-            self._set_stop()
+        if len(self._posted) > self._credit_stop:
+            self._count_bytes(0)
+        self._set_stop()
+
+    def _count_bytes(self, size: int) -> None:
+        """Count the bytes of the queue, and give a credit of what is left. Raises QueueOverflow without room for `size`."""
+        posted = self._posted
+        # Copies, made by one call: another thread may post, or batch and confirm, meanwhile.
+        waiting = sum(map(len, posted[_PAIR + 1 :: _PAIR])) + sum(len(batch.frame) for batch in list(posted[1][1]))
+        room = self._max_queue_bytes - waiting
+        # With less than a hundredth left every post would count again.
+        if waiting and room < max(size, self._max_queue_bytes // 100):
+            raise QueueOverflow(waiting, self._max_queue_bytes, unit="bytes")
+        self._credit_stop = len(posted) + room // 2 // SURE_BYTES * _PAIR
+        self._long_credit = room // 2
+
+    def _spend(self, size: int) -> None:
+        """Take long data from the credit. Raises QueueOverflow."""
+        # Two threads at once may each see the credit without the other: the limit is then passed by one event of each.
+        if size > self._long_credit:
+            self._count_bytes(size)
+        self._long_credit -= size
 
     def _check(self, source: str, event: str, data: Any, encoded: bytes) -> tuple[Facts, bytes]:
         """Make the entry of an event that may need a closer look. Raises as `post` does."""
@@ -264,19 +281,11 @@ class Outbox:
         names = self._find_names(source, event)
         if size > names[4]:
             raise PayloadTooLarge(source, event, size + self._max_payload_len - names[4], self._max_payload_len)
+        if size > SURE_BYTES:
+            self._spend(size)
         # Stored whole: another thread may post between two stores.
         self._names = names
-        return (Long(names, self._count_bytes(size)) if size > self._long else names, encoded)
-
-    def _count_bytes(self, size: int) -> int:
-        """The total of bytes with long data of this size. Raises QueueOverflow."""
-        # Two threads at once may each see the total without the other: the limit is then passed by one event of each.
-        total = self._long_posted + size
-        waiting = total - self._long_released + self._long * self.queued
-        if waiting > self._max_queue_bytes and self.queued:
-            raise QueueOverflow(waiting - size, self._max_queue_bytes, unit="bytes")
-        self._long_posted = total
-        return total
+        return (names, encoded)
 
     def _find_names(self, source: str, event: str) -> Names:
         """The encoded names, and how long their data may be. Raises UsageError."""
@@ -289,7 +298,7 @@ class Outbox:
         encoded = encode_name(source) + b"," + encode_name(event)
         # An event counts as it would travel alone: [source,event,data].
         room = self._max_payload_len - len(encoded) - 3
-        names = (source, event, b"[" + encoded + b",[", min(room, SURE_BYTES, self._long), room)
+        names = (source, event, b"[" + encoded + b",[", min(room, SURE_BYTES), room)
         if len(self._known_names) >= _MAX_NAMES:
             self._known_names = {}
         self._known_names[source, event] = names
@@ -322,8 +331,8 @@ class Outbox:
         self._post_alone(source, event, data, Alone(b"", _asking(receipt=True, trace=trace), wait=wait))
 
     def _post_alone(self, source: str, event: str, data: Any, facts: Alone) -> None:
-        if not self.has_room:
-            raise QueueOverflow(self.queued, self._max_queue_len)
+        if len(self._posted) > self._stop_at:
+            self._check_room()
         encoded = encode_data(data)
         names = self._find_names(source, event)
         size = len(encoded) + len(facts.head)
@@ -350,8 +359,8 @@ class Outbox:
         self._append_alone(facts, body)
 
     def _append_alone(self, facts: Alone, body: bytes) -> None:
-        if len(body) > self._long:
-            facts = facts._replace(total=self._count_bytes(len(body)))
+        if len(body) > SURE_BYTES:
+            self._spend(len(body))
         self._posted.extend((facts, body) + _FILLER * (facts.events - 1))
         if not self.is_awake[0]:
             self._on_post()
@@ -411,11 +420,7 @@ class Outbox:
         events, frame = self._batcher.build(facts, datas, first, pid=self.pid, origin=origin)
         if type(facts[0]) is Alone and facts[0].wait is not None and not facts[0].wait.is_abandoned:
             self.waits[first] = facts[0].wait
-        long_bytes = batches[-1].long_bytes if batches else self._long_released
-        if self._long_posted != long_bytes:
-            totals = (each.total for each in facts[:events] if type(each) is not tuple)
-            long_bytes = max(totals, default=0) or long_bytes
-        batches.append(_Batch(first + events - 1, events, frame, long_bytes))
+        batches.append(_Batch(first + events - 1, events, frame))
         self._sent = first + events - 1
         # The bytes are in the frame now.
         posted[start : start + events * _PAIR] = _FILLER * events
@@ -427,8 +432,9 @@ class Outbox:
         confirmed, batches, origin = posted[1]
         if number > confirmed:
             posted[: (number - confirmed + 1) * _PAIR] = (None, (number, batches, origin))
+            # Fewer places are in use, and as many more as before are free.
+            self._credit_stop -= (number - confirmed) * _PAIR
         while batches and batches[0].last <= number:
-            self._long_released = batches[0].long_bytes
             batches.popleft()
         # A batch that an earlier broker confirmed just before it died may still wait to be sent again.
         self._sent = max(self._sent, number)
@@ -441,6 +447,26 @@ class Outbox:
             if batch.last <= self._sent:
                 batch.frame[FLAGS_OFFSET] |= Flag.RESENT
         self._sent = confirmed
+
+    def withdraw(self, readable: int) -> int:
+        """Empty the batches that have a flag beside `readable`, which this broker can't read; give the number of their events.
+
+        Call it after `rewind`. A batch keeps its numbers, for the broker takes no batch that leaves some out, and its
+        receipt: with no event in it every receiver reports it as a gap, in its place in the order.
+        """
+        withdrawn = 0
+        _, batches, _ = self._posted[1]
+        for place, batch in enumerate(batches):
+            flags = batch.frame[FLAGS_OFFSET]
+            if flags & ~readable:
+                _, _, _, count, pid, origin, first, _, _ = HEADER.unpack_from(batch.frame)
+                flags &= Flag.RESENT | Flag.RECEIPT | Flag.TRACE
+                empty = encode_frame(
+                    Kind.EVENTS, b"[]", flags=flags, count=count, pid=pid, origin=origin, origin_seq=first
+                )
+                batches[place] = batch._replace(frame=empty)
+                withdrawn += count
+        return withdrawn
 
     def forget(self, wait: Wait) -> None:
         """Nobody waits for this post any more."""

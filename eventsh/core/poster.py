@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from eventsh.errors import ProtocolError
-from eventsh.protocol.frame import HEADER, Flag, read_key
+from eventsh.protocol.frame import FIRST_FLAGS, HEADER, Flag, read_key
 
 if TYPE_CHECKING:
     from eventsh.core.link import Link
@@ -93,7 +93,7 @@ class Poster:
             raise ProtocolError(f"more than {window} events are under way unconfirmed (max_queue_len of the broker)")
         post = Post(self, first, count, flags, frame)
         if flags & Flag.UNIQUE:
-            post.key = read_key(frame)
+            post.key = _key_of(flags, frame)
             if flags & Flag.DIRECTED:
                 post.wish = HEADER.unpack_from(frame)[7] - 1
         self.number = first + count - 1
@@ -103,7 +103,7 @@ class Poster:
 
     def _take_again(self, first: int, flags: int, frame: bytearray) -> Post | None:
         # Read first: a frame that is refused must not take the post with it.
-        key = read_key(frame) if first in self.returned else b""
+        key = _key_of(flags, frame) if first in self.returned else b""
         post = self.returned.pop(first, None)
         if post is not None:
             post.flags, post.frame, post.key = flags, frame, key
@@ -126,6 +126,12 @@ class Poster:
         post.frame = None
         self.pending_events -= post.count
         self.returned[post.first] = post
+
+
+def _key_of(flags: int, frame: bytearray) -> bytes:
+    # A newer form may keep its key elsewhere, and must be refused no more than another frame that only receivers can't read:
+    # its poster would send it again for ever.
+    return read_key(frame) if flags <= FIRST_FLAGS else b""
 
 
 class Posters:

@@ -24,7 +24,7 @@ class Queue:
 
     The limit is the caller's to keep: a frame that was accepted must never be refused half-way, so `append` takes what
     it is given, and the caller asks `is_full` before it accepts anything. So a queue is over its limit by at most one
-    frame.
+    frame. A notice of a gap takes no room, but there may be no more of them than events.
     """
 
     __slots__ = ("_entries", "events", "limit")
@@ -42,7 +42,7 @@ class Queue:
 
     @property
     def is_full(self) -> bool:
-        return self.events >= self.limit
+        return self.events >= self.limit or len(self._entries) > self.limit
 
     def append(self, entry: Entry) -> None:
         self._entries.append(entry)

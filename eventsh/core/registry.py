@@ -1,14 +1,19 @@
-"""Decide which handlers get an event, and in what order. Calls none of them, and knows no thread and no clock.
+"""Registry: which handlers get an event, and in what order. Calls no handler, and knows no thread and no clock.
 
-One thread may register and unregister while another one matches, without a lock: a lock could be held by a thread that
-a fork leaves behind, and would be paid for on every match. What makes it work under the GIL, in this order, always:
+Theory of operation. `register` and `unregister` may be called anywhere: in several threads, in a `__del__`, in a signal
+handler that interrupts a call of them in the same thread. An exception may end a call between any two opcodes. So there
+is no lock: it would deadlock in the second case and stay locked in the third, as the end of a `with` block has opcodes
+of its own.
 
-1. a change puts a handler into `_handlers`, or takes it out: one step of a dict;
-2. it then sets a version that was never used before;
-3. it then brings every Match that was given out up to date, in place.
-
-Who builds a tuple notes the version first and looks at it again once the tuple can be seen. If it is still the same,
-the change came earlier and is in the tuple, or it comes later and step 3 finds the Match.
+1. A snapshot holds all handlers at one moment and never changes. A change derives a snapshot from the newest one and
+   appends it there by one `dict.setdefault`, which is one step for other threads and for signal handlers alike. That is
+   the commit: before it nothing has changed, after it everything has. If the place is taken, the change starts over
+   from the snapshot that took it, so no change overwrites another one and no handler is registered twice.
+2. Publishing brings the matches that were handed out up to date, in place, so that the hot path reads one attribute.
+   It derives everything from the snapshots since the last one that was published in full, and can be repeated. Where an
+   exception ends it early, the next call of any method publishes; dispatching calls `prune` for each delivery.
+3. A match is stored first and then compared with the newest snapshot, and a new match is made visible first. Either the
+   publishing call finds the match, or the one that fills it finds the snapshot.
 """
 
 from __future__ import annotations
@@ -16,13 +21,20 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
-from functools import partial
-from inspect import iscoroutinefunction, ismethod, unwrap
-from itertools import count
-from types import CodeType, FunctionType
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
+from eventsh.core.signature import (
+    check_signature,
+    is_async,
+    is_local,
+    is_redefinition,
+    locate,
+    qualified_name,
+)
 from eventsh.errors import UsageError
 from eventsh.event import check_name
 
@@ -44,8 +56,9 @@ _SAMPLE = 256
 class Handler:
     """One registration of one callback at one level.
 
-    `call` is what to call, always with (data, event, source, pid). It gives None and does nothing once the callback of
-    a weak registration is gone. `active` is False from the moment that it is unregistered.
+    `call` takes (data, event, source, pid). It returns None and does nothing once the callback of a weak registration is
+    gone. `active` is False from the moment that it is unregistered; one that was replaced stays active, for the events
+    that it got before. `number` is its place in the order of calls: a handler that replaces another one has its number.
     """
 
     __slots__ = (
@@ -57,8 +70,8 @@ class Handler:
         "errors",
         "event",
         "is_async",
+        "key",
         "location",
-        "name",
         "number",
         "script",
         "source",
@@ -67,36 +80,42 @@ class Handler:
 
     call: Call
 
-    def __init__(
-        self, number: int, callback: Call, level: _Level, *, weak: bool, on_death: Callable[[int], None]
-    ) -> None:
-        self.number = number
+    def __init__(self, callback: Call, level: _Level, *, weak: bool, on_death: Callable[[object], None]) -> None:
+        self.number = 0
         self.source, self.event = level
-        self.is_async = _is_async(callback)
-        self.name = _name(callback)
-        self.location = _location(callback)
-        # The name of what brought it in from a shell; None for the program's own.
+        self.is_async = is_async(callback)
+        # Module and qualified name.
+        self.key = qualified_name(callback)
+        self.location = locate(callback)
+        # The name of the script that brought it in from a shell; None for the program's own.
         self.script: str | None = None
         self.calls = 0
         self.errors = 0
         self._seconds: deque[float] = deque(maxlen=_SAMPLE)
         self.active = True
-        self.weak = weak
+        self.weak = True
         if weak:
-            self._referent = _refer_weakly(callback, lambda _: on_death(number))
+            self._referent = _refer_weakly(callback, on_death)
             self.call = _call_weakly(self._referent)
         else:
             self.strengthen(callback)
 
     def strengthen(self, callback: Call) -> None:
-        """Hold the callback, as for one that was registered weakly and then again for good."""
-        self.weak = False
-        self._referent = lambda: callback
-        self.call = callback
+        """Hold the callback from now on. Idempotent."""
+        if self.weak:
+            self._referent = lambda: callback
+            self.call = callback
+            # Last: until here an interrupted call is repeated.
+            self.weak = False
+
+    @property
+    def name(self) -> str:
+        """The qualified name of the callback."""
+        return self.key[1]
 
     @property
     def callback(self) -> Call | None:
-        """What was registered; None once the callback of a weak registration is gone."""
+        """The registered callable; None once that of a weak registration is gone."""
         return self._referent()
 
     def note_seconds(self, seconds: float) -> None:
@@ -109,10 +128,13 @@ class Handler:
         ordered = sorted(self._seconds)
         return ordered[(len(ordered) * 99 + 99) // 100 - 1] if ordered else None
 
-    def is_for(self, callback: Call, level: _Level) -> bool:
-        """Whether this is the registration of `callback` at `level`."""
-        if self.event != level[1] or self.source != level[0]:
-            return False
+    @property
+    def level(self) -> _Level:
+        """The source and the event that it is registered for; None for all of them."""
+        return self.source, self.event
+
+    def is_of(self, callback: Call) -> bool:
+        """Whether this is a registration of `callback`."""
         mine = self._referent()
         # A bound method is a new object each time that it is looked up; == knows.
         return mine is callback or bool(mine == callback)
@@ -137,84 +159,221 @@ class Match:
         self.single: Handler | None = None
 
 
-class Registry:
-    """Every handler of a process."""
+@dataclass(slots=True, eq=False)
+class _Snapshot:
+    """All handlers at one moment, by level and in the order of calls, and how they differ from those before."""
 
-    __slots__ = (
-        "_dead",
-        "_handlers",
-        "_levels",
-        "_numbers",
-        "_old",
-        "_versions",
-        "ever_registered",
-        "matches",
-        "version",
-    )
+    levels: dict[_Level, tuple[Handler, ...]] = field(default_factory=dict)
+    # The largest number that a handler has ever had.
+    last: int = 0
+    changed: Iterable[_Level] = ()
+    # Emptied once these handlers are inactive, or hold these callbacks: a snapshot must not keep them alive.
+    removed: Iterable[Handler] = ()
+    strengthened: Iterable[tuple[Handler, Call]] = ()
+    # The next snapshot, under the key None. A dict, as its `setdefault` compares and stores in one step.
+    later: dict[None, _Snapshot] = field(default_factory=dict)
+
+    def handlers(self) -> list[Handler]:
+        return sorted((handler for level in self.levels.values() for handler in level), key=_number)
+
+    def handlers_for(self, source: str, event: str) -> tuple[Handler, ...]:
+        find = self.levels.get
+        return find((None, None), ()) + find((source, None), ()) + find((source, event), ())
+
+
+class _Change:
+    """A snapshot in the making, on top of `base`."""
+
+    def __init__(self, base: _Snapshot) -> None:
+        self._base = base
+        self._last = base.last
+        self._levels: dict[_Level, tuple[Handler, ...]] = {}
+        self._removed: list[Handler] = []
+        self._strengthened: list[tuple[Handler, Call]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._levels or self._strengthened)
+
+    def handlers_at(self, level: _Level) -> tuple[Handler, ...]:
+        return self._levels.get(level, self._base.levels.get(level, ()))
+
+    def add(self, handler: Handler, replaced: Sequence[Handler]) -> None:
+        """Put `handler` at the place of those that it replaces, else at the end."""
+        # No other thread knows it before the commit, so it can be numbered again in the next attempt.
+        handler.number = min((former.number for former in replaced), default=self._last + 1)
+        self._last = max(self._last, handler.number)
+        self.drop(handler.level, replaced)
+        self._levels[handler.level] = tuple(sorted((*self.handlers_at(handler.level), handler), key=_number))
+
+    def drop(self, level: _Level, handlers: Sequence[Handler]) -> None:
+        """Take handlers out that stay active for the events that they have got."""
+        if handlers:
+            self._levels[level] = tuple(other for other in self.handlers_at(level) if other not in handlers)
+
+    def remove(self, handlers: Sequence[Handler]) -> None:
+        for handler in handlers:
+            if handler in self.handlers_at(handler.level):
+                self.drop(handler.level, [handler])
+                self._removed.append(handler)
+
+    def strengthen(self, handler: Handler, callback: Call) -> None:
+        self._strengthened.append((handler, callback))
+
+    def commit(self) -> bool:
+        """Make it the next snapshot. False, and nothing has changed, if another change came first."""
+        levels = self._base.levels | self._levels
+        for level in self._levels:
+            if not levels[level]:
+                del levels[level]
+        snapshot = _Snapshot(levels, self._last, self._levels, self._removed, self._strengthened)
+        return self._base.later.setdefault(None, snapshot) is snapshot
+
+
+class Registry:
+    """Every handler of a process. Safe to call anywhere; see the top of this file."""
+
+    __slots__ = ("_dead", "_old", "_published", "matches")
 
     def __init__(self) -> None:
-        self.version = 0
-        self.ever_registered = False
-        self._versions = count(1)
-        self._numbers = count(1)
-        self._handlers: dict[int, Handler] = {}
-        # Numbers of weak handlers whose callbacks are gone. Their callbacks die anywhere, in the midst of anything and
-        # in any thread, so that is all that is done then.
-        self._dead: list[int] = []
-        # The handlers of each level, and the version that this was true at.
-        self._levels: tuple[int, dict[_Level, tuple[Handler, ...]]] = (0, {})
-        # The young half, by source and event. For `match`, and for whoever saves its call: to be looked up anew each
-        # time, as halves change places.
+        # The last snapshot that all matches are up to date with, or later ones.
+        self._published = _Snapshot()
+        # An entry for each weak handler whose callback is gone. Callbacks die anywhere and in any thread, so a weak
+        # reference only calls the `append` of this list.
+        self._dead: list[object] = []
+        # The young half, by source and event. For `match`, and for callers that save its call. They look this attribute
+        # up each time, as halves change places.
         self.matches: dict[tuple[str, str], Match] = {}
         self._old: dict[tuple[str, str], Match] = {}
 
-    def register(
-        self, callback: Call, source: str | None = None, *events: str, weak: bool = False, stacklevel: int = 2
-    ) -> bool:
-        """Register `callback` for all events, for a source, or for events of a source. Gives True.
+    @property
+    def ever_registered(self) -> bool:
+        """Whether a handler was ever registered."""
+        return self._newest().last > 0
 
-        What is registered already at a level stays as it is; one that was weak becomes strong if it is now. `weak`
-        holds no reference, and warns when nothing else seems to. `stacklevel` is as warnings.warn takes it: 2 blames
-        the caller of this, 3 the caller of that. Raises TypeError for what can't be called, and UsageError.
+    def register(
+        self,
+        callback: Call,
+        source: str | None = None,
+        *events: str,
+        weak: bool = False,
+        replace: bool = False,
+        stacklevel: int = 2,
+    ) -> bool:
+        """Register `callback` for all events, for a source, or for events of a source: for all of them or for none.
+
+        A callback that is registered at a level already stays as it is; one that was weak becomes strong if it is now.
+
+        Args:
+            weak: Hold no reference to the callback; warn when nothing else holds one.
+            replace: At each level put it in the place of those of the same module and qualified name.
+            stacklevel: As of `warnings.warn`: 2 blames the caller of this method.
+
+        Returns:
+            True.
+
+        Raises:
+            TypeError: It can't be called as a handler, or not be held weakly.
+            UsageError: A name is wrong, or `replace` has no name to go by.
         """
+        held = [callback]
+        del callback
+        return self.register_held(held, source, events, weak=weak, replace=replace, stacklevel=stacklevel + 1)
+
+    def register_held(
+        self,
+        held: list[Call],
+        source: str | None,
+        events: tuple[str, ...],
+        *,
+        weak: bool,
+        replace: bool,
+        stacklevel: int,
+    ) -> bool:
+        """As `register`, of a callback in a list, which this empties.
+
+        A caller that keeps no other reference lets this see whether anything else holds a weak callback: counting
+        references would depend on the interpreter's version.
+        """
+        callback = held.pop()
         levels = _check(callback, source, events)
-        if weak and isinstance(callback, FunctionType) and _is_local(callback):
-            warnings.warn(
-                f"{callback.__qualname__} ({_location(callback)}) is registered weakly, but nothing else may hold it:"
-                " keep a reference to it for as long as it shall be called, or use register()",
-                RuntimeWarning,
-                stacklevel=stacklevel,
-            )
-        self.prune()
-        # All of them first: a callback that can't be referred to weakly raises, and then none must be registered.
-        known = list(self._handlers.values())
-        missing = []
-        for level in levels:
-            present = next((handler for handler in known if handler.is_for(callback, level)), None)
-            if present is None:
-                missing.append(Handler(next(self._numbers), callback, level, weak=weak, on_death=self._dead.append))
-            elif present.weak and not weak:
-                present.strengthen(callback)
-        for handler in missing:
-            self._handlers[handler.number] = handler
-        self.ever_registered = True
-        if missing:
-            self._publish(levels)
+        check_signature(callback)
+        key = qualified_name(callback)
+        if replace and key[1].endswith("<lambda>"):
+            raise UsageError("replace=True goes by the qualified name, and a lambda has none: write a def")
+        if weak:
+            what = f"{key[1]} ({locate(callback)}) is registered weakly, but nothing else "
+            local, referent = is_local(callback), _refer_weakly(callback, None)
+            del callback
+            found = referent()
+            if found is None or local:
+                what += "holds it, so it is gone already" if found is None else "may hold it"
+                advice = ": keep a reference to it for as long as it shall be called, or use register()"
+                warnings.warn(what + advice, RuntimeWarning, stacklevel=stacklevel)
+            if found is None:
+                return True
+            callback = found
+        self._register(callback, levels, weak=weak, replace=replace, stacklevel=stacklevel + 1)
         return True
 
-    def unregister(self, callback: Call, source: str | None = None, *events: str) -> bool:
-        """Remove `callback` from just the level, or the events, named. False if it was at none of them.
+    def _register(self, callback: Call, levels: list[_Level], *, weak: bool, replace: bool, stacklevel: int) -> None:
+        self.prune()
+        # Made once, however many attempts it takes.
+        new = [Handler(callback, level, weak=weak, on_death=self._dead.append) for level in levels]
+        warned = False
+        while True:
+            change = _Change(self._newest())
+            for handler in new:
+                known = change.handlers_at(handler.level)
+                present = _registration_of(callback, known)
+                namesakes = [other for other in known if other.key == handler.key and other is not present]
+                replaced = namesakes if replace else []
+                if present is None:
+                    # Before the commit: a warning can be turned into an error, and then nothing is registered.
+                    warned = warned or replace or _warn_of_redefinition(callback, handler, namesakes, stacklevel + 1)
+                    change.add(handler, replaced)
+                else:
+                    change.drop(handler.level, replaced)
+                    if present.weak and not weak:
+                        change.strengthen(present, callback)
+            if not change:
+                return
+            if change.commit():
+                self._publish()
+                return
 
-        No call of it begins after this, but for the event that is being handled now. Raises as `register` does.
+    def unregister(self, callback: Call, source: str | None = None, *events: str) -> bool:
+        """Remove `callback` from just the level, or the events, named: from all of them or from none.
+
+        No call of it begins after this, but for the event that is being handled now.
+
+        Returns:
+            False if it was at none of them.
+
+        Raises:
+            TypeError: It can't be called.
+            UsageError: A name is wrong.
         """
         levels = _check(callback, source, events)
         self.prune()
-        found = [
-            handler
-            for handler in list(self._handlers.values())
-            if any(handler.is_for(callback, level) for level in levels)
-        ]
-        return self.remove(found)
+
+        def find(change: _Change) -> list[Handler]:
+            return [handler for level in levels for handler in change.handlers_at(level) if handler.is_of(callback)]
+
+        return self._remove(find)
+
+    def remove(self, handlers: Sequence[Handler]) -> bool:
+        """Remove these registrations. False if none of them was there any more."""
+        return self._remove(lambda _: handlers)
+
+    def _remove(self, find: Callable[[_Change], Sequence[Handler]]) -> bool:
+        while True:
+            change = _Change(self._newest())
+            change.remove(find(change))
+            if not change:
+                return False
+            if change.commit():
+                self._publish()
+                return True
 
     def match(self, source: str, event: str) -> Match:
         """The handlers for this kind of event: those of all events, of the source, of source and event."""
@@ -225,7 +384,19 @@ class Registry:
     def handlers(self) -> list[Handler]:
         """Every handler that can still be called, in the order of registration."""
         self.prune()
-        return sorted(self._handlers.values(), key=_number)
+        return self._newest().handlers()
+
+    def prune(self) -> None:
+        """Finish an interrupted change, and drop weak handlers whose callbacks are gone."""
+        if self._published.later:
+            self._publish()
+        if self._dead:
+            noticed = list(self._dead)
+            self.remove([handler for handler in self._newest().handlers() if handler.callback is None])
+            # Only now, and only these: an interrupted call is repeated, and other callbacks die meanwhile.
+            for notice in noticed:
+                with suppress(ValueError):  # another thread dropped it
+                    self._dead.remove(notice)
 
     def _add_match(self, source: str, event: str) -> Match:
         key = (source, event)
@@ -237,70 +408,78 @@ class Registry:
         if len(self.matches) >= _HALF_CACHE:
             self._old, self.matches = self.matches, {}
         match = self.matches.setdefault(key, match)
-        # Once more, now that changes find it: the last one may have looked for it just before.
+        # Again, now that a publishing call finds it: the last one may have looked for it just before.
         self._refresh(match)
         return match
 
-    def _refresh(self, match: Match) -> None:
-        while True:
-            version = self.version
-            handlers = self._handlers_for(match.source, match.event)
-            match.handlers = handlers
-            match.single = handlers[0] if len(handlers) == 1 and not handlers[0].is_async else None
-            if version == self.version:
-                return
+    def _newest(self) -> _Snapshot:
+        snapshot = self._published
+        while (later := snapshot.later.get(None)) is not None:
+            snapshot = later
+        return snapshot
 
-    def _handlers_for(self, source: str, event: str) -> tuple[Handler, ...]:
-        levels = self._by_level()
-        return levels.get((None, None), ()) + levels.get((source, None), ()) + levels.get((source, event), ())
-
-    def _by_level(self) -> dict[_Level, tuple[Handler, ...]]:
-        while True:
-            version, levels = self._levels
-            if version == self.version:
-                return levels
-            version = self.version
-            grouped: dict[_Level, list[Handler]] = {}
-            # Sorted, for two threads may have put theirs in other than in the order of their numbers.
-            for handler in sorted(self._handlers.values(), key=_number):
-                grouped.setdefault((handler.source, handler.event), []).append(handler)
-            self._levels = (version, {level: tuple(handlers) for level, handlers in grouped.items()})
-
-    def _publish(self, levels: Iterable[_Level]) -> None:
-        self.version = next(self._versions)
-        # The young half first: what leaves it meanwhile is then found in the old one.
+    def _publish(self) -> None:
+        """Bring every match up to date with all changes that were committed before. Can be repeated at any time."""
+        snapshot = self._published
+        changed: dict[_Level, None] = {}
+        while (later := snapshot.later.get(None)) is not None:
+            snapshot = later
+            for handler, callback in snapshot.strengthened:
+                handler.strengthen(callback)
+            for handler in snapshot.removed:
+                handler.active = False
+            snapshot.strengthened = snapshot.removed = ()
+            changed |= dict.fromkeys(snapshot.changed)
+        # The young half first: a match that leaves it meanwhile is then found in the old one.
         young = self.matches
         caches = (young, self._old)
-        for source, event in levels:
+        for source, event in changed:
             for cache in caches:
                 for match in _matches_of(cache, source, event):
                     self._refresh(match)
+        # Last. A slower thread may store an earlier snapshot after this: then more is published again than need be.
+        self._published = snapshot
 
-    def prune(self) -> None:
-        """Let go of weak handlers whose callbacks are gone."""
-        if not self._dead:
-            return
-        dead = []
-        while self._dead:
-            try:
-                dead.append(self._dead.pop())
-            except IndexError:  # another thread took it
-                break
-        if dead:
-            self.remove([handler for handler in map(self._handlers.get, dead) if handler is not None])
+    def _refresh(self, match: Match) -> None:
+        try:
+            while True:
+                snapshot = self._newest()
+                handlers = snapshot.handlers_for(match.source, match.event)
+                match.handlers = handlers
+                match.single = handlers[0] if len(handlers) == 1 and not handlers[0].is_async else None
+                if not snapshot.later:
+                    return
+        except BaseException:
+            # Interrupted between the store and the comparison: another thread may have stored and published a later
+            # snapshot in between, and would not look at this match again.
+            self._refresh(match)
+            raise
 
-    def remove(self, handlers: list[Handler]) -> bool:
-        """Remove these registrations. False if none of them was there any more."""
-        removed = [handler for handler in handlers if self._handlers.pop(handler.number, None) is not None]
-        for handler in removed:
-            handler.active = False
-        if removed:
-            self._publish({(handler.source, handler.event) for handler in removed})
-        return bool(removed)
+
+def _registration_of(callback: Call, handlers: Iterable[Handler]) -> Handler | None:
+    # A generator that next() leaves unfinished would end in its finalizer, where Python drops exceptions.
+    for handler in handlers:
+        if handler.is_of(callback):
+            return handler
+    return None
 
 
 def _number(handler: Handler) -> int:
     return handler.number
+
+
+def _warn_of_redefinition(callback: Call, handler: Handler, namesakes: list[Handler], stacklevel: int) -> bool:
+    formers = [other for other in namesakes if is_redefinition(callback, other.callback)]
+    if not formers:
+        return False
+    warnings.warn(
+        f"{handler.name} is registered twice for {handler.source or 'all'}/{handler.event or 'all'}, as"
+        f" {formers[0].location} and now as {handler.location}, and each event will run both: if its module was reloaded or"
+        " its cell ran again, pass replace=True",
+        RuntimeWarning,
+        stacklevel=stacklevel,
+    )
+    return True
 
 
 def _matches_of(cache: dict[tuple[str, str], Match], source: str | None, event: str | None) -> list[Match]:
@@ -332,9 +511,14 @@ def _plain(value: object, word: str) -> str:
     return str.__str__(value)
 
 
-def _refer_weakly(callback: Call, on_death: Callable[[Any], None]) -> Callable[[], Call | None]:
-    # A plain weak reference to a bound method is dead at once, for nobody holds that object.
-    return weakref.WeakMethod(callback, on_death) if ismethod(callback) else weakref.ref(callback, on_death)
+def _refer_weakly(callback: Call, on_death: Callable[[Any], None] | None) -> Callable[[], Call | None]:
+    try:
+        # A plain weak reference to a bound method is dead at once, for nothing holds that object.
+        return (
+            weakref.WeakMethod(callback, on_death) if type(callback) is MethodType else weakref.ref(callback, on_death)
+        )
+    except TypeError as error:
+        raise TypeError(f"{qualified_name(callback)[1]} can't be registered weakly: {error}: use register()") from None
 
 
 def _call_weakly(referent: Callable[[], Call | None]) -> Call:
@@ -343,38 +527,3 @@ def _call_weakly(referent: Callable[[], Call | None]) -> Call:
         return None if callback is None else callback(data, event, source, pid)
 
     return call
-
-
-def _is_local(callback: FunctionType) -> bool:
-    return "<locals>" in callback.__qualname__ or "<lambda>" in callback.__qualname__
-
-
-def _innermost(callback: Any) -> Any:
-    """What a functools.partial will call in the end."""
-    while isinstance(callback, partial):
-        callback = callback.func
-    return callback
-
-
-def _is_async(callback: Any) -> bool:
-    callback = _innermost(callback)
-    # `async def __call__` counts on the type alone, as calling looks it up there.
-    return iscoroutinefunction(callback) or iscoroutinefunction(type(callback).__call__)
-
-
-def _name(callback: Any) -> str:
-    callback = _innermost(callback)
-    name = getattr(callback, "__qualname__", None)
-    return name if isinstance(name, str) else type(callback).__qualname__
-
-
-def _location(callback: Any) -> str:
-    """Where people find it: of what a decorator wraps, not of the decorator."""
-    callback = _innermost(callback)
-    if not hasattr(callback, "__code__") and not ismethod(callback):
-        callback = vars(callback).get("__init__") if isinstance(callback, type) else type(callback).__call__
-    try:
-        code = unwrap(callback).__code__
-    except (AttributeError, ValueError):
-        return "unknown"
-    return f"{code.co_filename}:{code.co_firstlineno}" if isinstance(code, CodeType) else "unknown"

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from eventsh.core.agreement import Agreement
 from eventsh.core.confirmations import Confirmations
 from eventsh.core.dealer import Dealer
 from eventsh.core.debts import Debts
@@ -31,6 +32,7 @@ from eventsh.core.outlet import Outlet
 from eventsh.core.poster import Post, Posters
 from eventsh.core.roster import Roster
 from eventsh.errors import ProtocolError
+from eventsh.protocol.features import FEATURES
 from eventsh.protocol.frame import HEADER, KIND_OFFSET, Flag, Kind, encode_frame
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class Router:
         supervisor: int | None = None,
         host: str = "",
         new_proof: Callable[[], BrokerProof] | None = None,
+        features: frozenset[str] = FEATURES,
     ) -> None:
         self.options = options
         self.epoch = epoch
@@ -86,6 +89,7 @@ class Router:
             self.roster, self._fanout, self._outlet, status=self.status, allow_scripts=options.allow_scripts
         )
         self._debts = Debts(epoch, self.roster, self._fanout, self._outlet, self.links)
+        self._agreement = Agreement(features, self.roster, self._outlet, self.links)
         greeting = Greeting(
             options,
             epoch=epoch,
@@ -99,6 +103,7 @@ class Router:
             desk=self._desk,
             confirmations=self._confirmations,
             debts=self._debts,
+            agreement=self._agreement,
             outlet=self._outlet,
         )
         # Accepted and not routed, because a queue is full; bounded by the posters' windows.
@@ -214,6 +219,7 @@ class Router:
             self._fanout.full.discard(slot)
             self.roster.remove(slot)
             self._dealer.reassign(slot, now)
+        self._agreement.settle()
         self.settle(now)
         return None if slot.leaving else slot
 
@@ -225,6 +231,7 @@ class Router:
             self._dealer.reassign(slot, now)
             if slot.is_observer and slot in self.roster.observers:
                 self.roster.remove(slot)
+                self._agreement.settle()
             self.settle(now)
 
     def tick(self, now: float) -> None:
@@ -241,6 +248,7 @@ class Router:
                 self._outlet.notices.append(
                     f"slot {slot.worker_id} was not taken for {timeout:g} s: its events are dropped"
                 )
+        self._agreement.settle()
         self._give_up_on_the_stuck(now)
         self._desk.tick(now)
         self._dealer.keys.expire(now)
@@ -372,6 +380,7 @@ class Router:
                 "held": sum(post.count for post in self._held),
                 "unique_keys": len(self._dealer.keys),
                 "ignored_repeats": self._dealer.ignored_repeats,
+                "all_know": sorted(self._agreement.all_know),
             },
             "recording": None if self.tap is None else self.tap.status(),
             "workers": [
@@ -384,6 +393,7 @@ class Router:
                     "handled": slot.handled,
                     "dropped": slot.dropped,
                     "failed": slot.failed,
+                    "unread": slot.unread,
                     "uniques": slot.uniques_given,
                 }
                 for slot in self.roster.ordered_workers

@@ -25,6 +25,7 @@ from eventsh.core.standing import SLOT_HOLDER, Standing
 from eventsh.errors import ProtocolError
 from eventsh.escape import expressible
 from eventsh.event import LIFECYCLE_SOURCE
+from eventsh.protocol.features import FEATURES, UNREADABLE_GAP, readable_flags
 from eventsh.protocol.frame import (
     HEADER,
     HEADER_BYTES,
@@ -39,6 +40,7 @@ from eventsh.protocol.messages import (
     Ask,
     Challenge,
     Error,
+    Features,
     Gap,
     Goodbye,
     Handled,
@@ -73,6 +75,7 @@ _EVENTS, _CONFIRM = int(Kind.EVENTS), int(Kind.CONFIRM)
 _FIRST_KINDS = (Kind.WELCOME, Kind.ERROR, Kind.CHALLENGE, Kind.PROOF)
 _DECODERS: dict[int, Callable[[bytearray], Message]] = {
     Kind.WELCOME: Welcome.decode,
+    Kind.FEATURES: Features.decode,
     Kind.GAP: Gap.decode,
     Kind.REPLY: Reply.decode,
     Kind.ERROR: Error.decode,
@@ -116,6 +119,7 @@ class Session:
         timeout_s: float = 5.0,
         reads_whole: bool = False,
         host: str = "",
+        features: frozenset[str] = FEATURES,
     ) -> None:
         self.outbox = outbox
         self.state = SessionState.DETACHED
@@ -127,9 +131,17 @@ class Session:
         # The last seq that arrived.
         self.received = 0
         self._standing = Standing()
+        # The features of the wire that this process knows, those of the broker, and those that the broker and all receivers
+        # know: a newer form of a batch may leave only while `all_know` has its feature. Both are empty while detached.
+        self._features = features
+        self._broker_features: frozenset[str] = frozenset()
+        self.all_know: frozenset[str] = frozenset()
         self.gaps = 0
         self.missed = 0
-        self.last_gap: dict[str, Any] = {}
+        # The data of gaps that the owner has not logged yet. It takes them out.
+        self.new_gaps: list[dict[str, Any]] = []
+        # Posts that were emptied because the broker of a later connection can't read their form.
+        self.withdrawn = 0
         # The worker slots that are held: what a new broker has to know when this one dies.
         self._slots: set[int] = set()
         # What the broker knows of what was received and handled.
@@ -146,6 +158,8 @@ class Session:
             max_queue_len=max_queue_len,
             timeout_s=timeout_s,
             reads_whole=reads_whole,
+            readable=readable_flags(features),
+            on_unread=self._take_unread,
         )
         # Makes the proof of each connection, where there is a token; what is to be sent before the welcome.
         self.new_proof: Callable[[], ClientProof] | None = None
@@ -156,6 +170,7 @@ class Session:
         self._outputs: dict[str, tuple[str, int]] = {}
         self._failed = 0
         self._last_failure: dict[str, str] = {}
+        self._unread = 0
 
     def become(self, role: str) -> None:
         """Be a worker, an observer or a poster, from the next connection on."""
@@ -193,12 +208,14 @@ class Session:
             host=self._host,
             places=self._standing.places(self.inbox.epoch),
             vacant=self._standing.vacant,
+            features=sorted(self._features),
         )
         return hello.encode()
 
     def disconnected(self) -> None:
         """The connection is gone. What was posted and not confirmed will be sent again on the next one."""
         self.state = SessionState.DETACHED
+        self._broker_features = self.all_know = frozenset()
         self._control.clear()
         self._proof = None
         self._greeting.clear()
@@ -267,7 +284,7 @@ class Session:
             self._note_workers(frame)
         elif not flags & Flag.UNIQUE:
             self._standing.posts += count
-        if flags and self._memory.is_repeat(flags, origin, number, time_ns, frame):
+        if flags and self._is_repeat(flags, origin, number, time_ns, frame):
             # Passed on empty, so that it is acknowledged in its turn.
             inbox.waiting.append(Delivery(last, 0, pid, [], epoch=inbox.epoch))
             return
@@ -282,9 +299,21 @@ class Session:
         inbox.events += count
         inbox.waiting.append((inbox.epoch, frame))
 
+    def _is_repeat(self, flags: int, origin: int, number: int, time_ns: int, frame: bytearray | memoryview) -> bool:
+        try:
+            return self._memory.is_repeat(flags, origin, number, time_ns, frame)
+        except ProtocolError:
+            # A key that can't be read. The inbox reports it in its place; to end the connection would bring it again.
+            return False
+
     def _note_workers(self, frame: bytearray | memoryview) -> None:
         """Follow in the broker's own events who holds which slot."""
-        for _, event, data in decode_runs(memoryview(frame)[HEADER_BYTES:], 1):
+        try:
+            runs = decode_runs(memoryview(frame)[HEADER_BYTES:], 1, is_own=True)
+        except ProtocolError:
+            # A newer form. The inbox reports it in its place.
+            return
+        for _, event, data in runs:
             for facts in data:
                 match event, facts:
                     case "worker_joined", {"worker_id": int(number)}:
@@ -305,6 +334,9 @@ class Session:
         elif isinstance(message, Gap):
             self.received = max(self.received, message.last_seq)
             self._deliver_gap(message)
+        elif isinstance(message, Features):
+            message.check()
+            self.all_know = frozenset(message.all_know)
         elif isinstance(message, Taken):
             self._memory.told = self.inbox.epoch
         elif isinstance(message, Goodbye):
@@ -339,7 +371,11 @@ class Session:
             raise ProtocolError(f"the broker speaks version {welcome.version}, not {PROTOCOL_VERSION}")
         if not 0 <= welcome.seq <= _MAX_SEQ:
             raise ProtocolError(f"a welcome after event {welcome.seq}")
+        welcome.check()
         self.state = SessionState.ATTACHED
+        self._broker_features = frozenset(welcome.features)
+        # Posted while another broker was there.
+        self.withdrawn += self.outbox.withdraw(readable_flags(self._broker_features))
         self.worker_id = welcome.worker_id
         self.outbox.window = welcome.max_queue_len
         self.outbox.max_payload_len = min(self.outbox.max_payload_len, welcome.max_payload_len)
@@ -362,19 +398,32 @@ class Session:
 
     def _deliver_gap(self, gap: Gap) -> None:
         self._standing.take_gap(gap)
-        self.gaps += 1
-        self.missed += gap.missed
         first, last = (0, 0) if gap.epoch else (gap.first_seq, gap.last_seq)
-        self.last_gap = {
-            "missed": gap.missed,
-            "first_seq": first,
-            "last_seq": last,
-            "reason": gap.reason,
-            "epoch": gap.epoch or self.inbox.epoch,
-            "exact": gap.exact,
-        }
-        runs = [[LIFECYCLE_SOURCE, "gap", [self.last_gap]]]
+        data = self._note_gap(gap.missed, first, last, gap.reason, gap.epoch or self.inbox.epoch, exact=gap.exact)
+        runs = [[LIFECYCLE_SOURCE, "gap", [data]]]
         self.inbox.waiting.append(Delivery(gap.last_seq, 0, None, runs, epoch=self.inbox.epoch))
+
+    def _note_gap(
+        self, missed: int, first_seq: int, last_seq: int, reason: str, epoch: int, *, exact: bool
+    ) -> dict[str, Any]:
+        """Count a gap; give the data of its event."""
+        self.gaps += 1
+        self.missed += missed
+        data = {
+            "missed": missed,
+            "first_seq": first_seq,
+            "last_seq": last_seq,
+            "reason": reason,
+            "epoch": epoch,
+            "exact": exact,
+        }
+        self.new_gaps.append(data)
+        return data
+
+    def _take_unread(self, epoch: int, seq: int, count: int, reason: str) -> dict[str, Any]:
+        """Handlers get a gap in the place of a batch that can't be read. The broker is to count that."""
+        self._unread += count
+        return self._note_gap(count, seq, seq + count - 1, reason, epoch, exact=True)
 
     # --- frames out ---
 
@@ -408,14 +457,16 @@ class Session:
             greeting, self._greeting = self._greeting, []
             return greeting
         # What is told behind them has to stay behind them.
-        frames = self.outbox.take(linger=linger and not self._control and not self._failed and not self._outputs)
+        reports = self._failed or (self._unread and UNREADABLE_GAP in self._broker_features)
+        frames = self.outbox.take(linger=linger and not self._control and not reports and not self._outputs)
         if self._outputs:
             # Before the answer that the event is handled: who waits for that has seen what it made handlers write.
             frames += [Output(script, text, lost).encode() for script, (text, lost) in self._outputs.items()]
             self._outputs.clear()
-        if self._failed:
-            frames.append(Report(self._failed, self._last_failure).encode())
-            self._failed = 0
+        if reports:
+            # With no failure in it, a broker of the first version would end the connection.
+            frames.append(Report(self._failed, self._last_failure if self._failed else {}, self._unread).encode())
+            self._failed = self._unread = 0
         if self._control:
             # A goodbye follows the posts that were made before it.
             frames += self._control

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from eventsh.core.queue import Entry, Queue
-from eventsh.protocol.frame import Flag, decode_header
+from eventsh.protocol.features import name_flags
+from eventsh.protocol.frame import FLAGS_OFFSET, Flag, decode_header
 from eventsh.protocol.messages import Gap
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Slot:
         "dropped",
         "earlier",
         "failed",
+        "features",
         "gap_reason",
         "handled",
         "identity",
@@ -53,6 +55,7 @@ class Slot:
         "takes_unique",
         "uniques",
         "uniques_given",
+        "unread",
         "worker_id",
     )
 
@@ -101,6 +104,10 @@ class Slot:
         self.handled = 0
         self.dropped = 0
         self.failed = 0
+        # Events that its processes reported as a gap because they could not read them.
+        self.unread = 0
+        # The features of the wire that its last process knows. A slot that had no process yet counts as knowing none.
+        self.features: frozenset[str] = frozenset()
 
     @property
     def is_live(self) -> bool:
@@ -137,14 +144,7 @@ class Slot:
     @property
     def posts_behind(self) -> int:
         """How many posts to everybody are not handled here, sent or not. At most: of what it missed, some was eventsh's own."""
-        queued = 0
-        for entry in self.queue:
-            header = decode_header(entry.frame)
-            if not entry.events:
-                gap = Gap.decode(entry.frame)
-                queued += 0 if gap.epoch else gap.missed
-            elif header.origin and not header.flags & Flag.UNIQUE:
-                queued += entry.events
+        queued = sum(map(_posts_in, self.queue))
         return queued + self.passed + self.missed + sum(missed for _, _, missed, _ in self.doubts)
 
     def offer(self, entry: Entry, first: int, now: float) -> bool:
@@ -231,6 +231,7 @@ class Slot:
         """Give the place to a process. `had` is what it has received and handled of this epoch before, None for a
         process to which this epoch is new: that one gets everything that its predecessor had not handled."""
         self.link, link.slot = link, self
+        self.features = link.features
         self.identity, self.pid = identity, pid
         self.is_gone = self.draining = self.leaving = self.stalled = self.is_expired = False
         self.progress_at = now
@@ -242,6 +243,37 @@ class Slot:
         elif self.queue:
             first = self.queue.peek()
             self.received = first.last - max(first.events, 1)
+
+    def can_read(self, flags: int) -> bool:
+        """Whether the attached process, and the broker, know these flags of a frame."""
+        return self.link is None or not flags & ~self.link.readable
+
+    def gap_for(self, entry: Entry, posts: int) -> Entry:
+        """Make the gap that the attached process gets in the place of a frame that it can't read. `posts` to everybody have
+        been made with it."""
+        header = decode_header(entry.frame)
+        reason = f"{name_flags(header.flags)} not known to the broker or to {self.label}: a newer version of eventsh posted it"
+        gap = Gap(entry.events, header.seq, entry.last, reason, posts=posts)
+        self.dropped += entry.events
+        return Entry(entry.last, 0, gap.encode(seq=entry.last))
+
+    def replace_unreadable(self, posts: int) -> bool:
+        """Put gaps in the places of queued frames that the attached process did not receive and can't read; return whether
+        there are any. `posts` to everybody have been made with the last one of the queue.
+
+        Queued frames stay as they are until a process takes the slot: the next one may know what the last one did not."""
+        backlog = [entry for entry in self.queue if entry.last > self.received]
+        if all(self.can_read(entry.frame[FLAGS_OFFSET]) for entry in backlog):
+            return False
+        posts -= self.missed
+        entries: list[Entry] = []
+        for entry in reversed(list(self.queue)):
+            is_unread = entry.last > self.received and not self.can_read(entry.frame[FLAGS_OFFSET])
+            entries.append(self.gap_for(entry, posts) if is_unread else entry)
+            posts -= _posts_in(entry)
+        self.queue.clear()
+        self.queue.put_back(entries[::-1])
+        return True
 
     def send_backlog(self) -> None:
         """Send what is queued and the attached process does not have, before anything new."""
@@ -292,3 +324,12 @@ class Slot:
         # In the order of seq, as they were given.
         while self.uniques and (seq := next(iter(self.uniques))) <= handled:
             del self.uniques[seq]
+
+
+def _posts_in(entry: Entry) -> int:
+    """How many posts to everybody an entry of a queue stands for."""
+    if not entry.events:
+        gap = Gap.decode(entry.frame)
+        return 0 if gap.epoch else gap.missed
+    header = decode_header(entry.frame)
+    return entry.events if header.origin and not header.flags & Flag.UNIQUE else 0

@@ -18,6 +18,7 @@ __all__ = [
     "BATCH_BYTES",
     "BATCH_CONTAINERS",
     "BATCH_EVENTS",
+    "FIRST_FLAGS",
     "FLAGS_OFFSET",
     "FRAME_KINDS",
     "HEADER",
@@ -97,6 +98,7 @@ class Kind(IntEnum):
     PING = 19  # either way: give a sign of life
     PONG = 20  # either way: this
     OUTPUT = 21  # worker: what a script of an operator's wrote
+    FEATURES = 22  # broker: the features of the wire that it and all receivers know
 
 
 class Flag:
@@ -109,6 +111,10 @@ class Flag:
     TRACE = 8  # with RECEIPT: and which handlers ran
     REPLAYED = 16  # out of a recording: handlers can ask
     DIRECTED = 32  # with UNIQUE: the poster wrote 1 + the slot that it is for into `seq`, where the broker stamps
+
+
+# The flags of the first version, which every reader knows. Who can read a frame with another one: protocol/features.py.
+FIRST_FLAGS = 63
 
 
 class Header(NamedTuple):

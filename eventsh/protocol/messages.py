@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 import orjson
 
 from eventsh.errors import ProtocolError
+from eventsh.protocol.features import check_features
 from eventsh.protocol.frame import HEADER_BYTES, PROTOCOL_VERSION, Kind, encode_frame
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Ask",
     "Challenge",
     "Error",
+    "Features",
     "Gap",
     "Goodbye",
     "Handled",
@@ -46,6 +48,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "str | None": (str, type(None)),
     "bool": (bool,),
     "list[int]": (list,),
+    "list[str]": (list,),
     "list[list[int]]": (list,),
     "list[list[Any]]": (list,),
     "list[dict[str, Any]]": (list,),
@@ -54,6 +57,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "Any": (object,),
 }
 
+
+# The types of a list's items, where each of them is checked.
+_ITEMS: dict[str, type] = {"list[int]": int, "list[str]": str}
 
 # Of a member that came later.
 _LATER = {"later": True}
@@ -96,7 +102,8 @@ class Message:
                 isinstance(value, bool) and bool not in allowed and object not in allowed
             ):
                 raise ProtocolError(f"{member.name!r} of a {name} frame is {type(value).__name__}, not {member.type}")
-            if str(member.type) == "list[int]" and not all(type(item) is int for item in body[member.name]):
+            items = _ITEMS.get(str(member.type))
+            if items is not None and not all(type(item) is items for item in body[member.name]):
                 raise ProtocolError(f"{member.name!r} of a {name} frame is not {member.type}")
             values[member.name] = value
         return cls(**values)
@@ -136,9 +143,12 @@ class Hello(Message):
     those before it."""
     vacant: list[list[int]] = field(default_factory=list, metadata=_LATER)
     """Slots that it knows to be kept for nobody, each as [slot, epoch, how many of that epoch's posts were handled there]."""
+    features: list[str] = field(default_factory=list, metadata=_LATER)
+    """The features of the wire that the client knows: see protocol/features.py. The first version names none."""
 
     def check(self) -> None:
         """Raise ProtocolError unless its lists are what they should be."""
+        check_features(self.features, "hello")
         for row in self.places + self.vacant:
             match row:
                 case [int(), int(), int()] if min(row) >= 0 and max(row) < _MAX_COUNT:
@@ -167,6 +177,28 @@ class Welcome(Message):
     version: int = PROTOCOL_VERSION
     posts: int = field(default=0, metadata=_LATER)
     """How many posts to everybody came before the client's stream. Not meant when it goes on in the same epoch."""
+    features: list[str] = field(default_factory=list, metadata=_LATER)
+    """The features of the wire that the broker knows. A Features message with those that all know follows."""
+
+    def check(self) -> None:
+        """Raise ProtocolError unless its features are within the limits."""
+        check_features(self.features, "welcome")
+
+
+@dataclass(frozen=True, slots=True)
+class Features(Message):
+    """Broker: the features that it and every receiver know, in order with the events; again whenever they change.
+
+    Receivers are the attached workers and observers, and the last holder of each slot that is kept for a new one. Sent
+    to the clients whose hello named the feature "all-know", and to no other.
+    """
+
+    kind: ClassVar[Kind] = Kind.FEATURES
+    all_know: list[str]
+
+    def check(self) -> None:
+        """Raise ProtocolError unless its features are within the limits."""
+        check_features(self.all_know, "features frame")
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +266,15 @@ class Goodbye(Message):
 
 @dataclass(frozen=True, slots=True)
 class Report(Message):
-    """Receiver: handlers failed. One for a turn of its loop, with the last failure in full and the number of all."""
+    """Receiver: handlers failed, or events could not be read. One for a turn of its loop, with the last failure in full
+    and the number of all."""
 
     kind: ClassVar[Kind] = Kind.REPORT
     failed: int
     last: dict[str, Any]
+    unread: int = field(default=0, metadata=_LATER)
+    """How many events the receiver could not read and reported to its handlers as a gap. A Report with no failure at all
+    goes only to a broker that knows the feature "unreadable-gap"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,10 +65,10 @@ class RecordedEvent:
 def runs_of(frame: Frame) -> list[Any]:
     """Its events as runs, `[source, event, [data, ...]]`. Raises RecordingError."""
     data = frame.data
-    _, _, flags, count, _, _, _, seq, _ = HEADER.unpack_from(data)
+    _, _, flags, count, _, origin, _, seq, _ = HEADER.unpack_from(data)
     try:
         start = HEADER_BYTES + (2 + len(read_key(data)) if flags & Flag.UNIQUE else 0)
-        return decode_runs(memoryview(data)[start:], count)
+        return decode_runs(memoryview(data)[start:], count, is_own=not origin)
     except ProtocolError as error:
         raise RecordingError(f"event {seq} can't be read: {error}") from None
 

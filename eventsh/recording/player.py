@@ -10,7 +10,7 @@ from eventsh.errors import RecordingError
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.protocol.frame import HEADER, Flag
 from eventsh.recording.frames import Frame, RecordedEvent, Repeats, choose, encode_runs, runs_of
-from eventsh.recording.reader import Damage, Item
+from eventsh.recording.reader import Damage, Item, Note
 
 __all__ = ["Choice", "Piece", "Unique", "pieces"]
 
@@ -45,12 +45,13 @@ class Choice:
     """So that a replay's keys are taken by nothing that was posted before, in another replay, say."""
 
 
-def pieces(items: Iterable[Item], choice: Choice, *, on_damage: Callable[[Damage], None]) -> Iterator[Piece]:
+def pieces(items: Iterable[Item], choice: Choice, *, on_damage: Callable[[Damage | Note], None]) -> Iterator[Piece]:
     """What is to be posted. eventsh's own events are not, for another pool has its own, and neither is what is in the
-    recording twice, because a poster or a broker had to send it again. Raises RecordingError for what can't be read."""
+    recording twice, because a poster or a broker had to send it again. `on_damage` is called for damage, and for frames
+    that a later version wrote. Raises RecordingError for what can't be read."""
     repeats = Repeats()
     for item in items:
-        if isinstance(item, Damage):
+        if isinstance(item, Damage) or (isinstance(item, Note) and item.facts.get("unreadable")):
             on_damage(item)
         elif isinstance(item, Frame):
             origin = HEADER.unpack_from(item.data)[5]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
 from eventsh.errors import RecordingError
+from eventsh.protocol.features import FEATURES, name_flags, readable_flags
 from eventsh.protocol.frame import HEADER
 from eventsh.recording.format import (
     FILE_HEADER_BYTES,
@@ -23,16 +24,20 @@ from eventsh.recording.format import (
     decode_start,
 )
 from eventsh.recording.frames import Frame
+from eventsh.recording.hole import Hole
 from eventsh.recording.seek import find_checkpoint
 from eventsh.recording.segments import ZSTD_SUFFIX, open_file, segment_paths
 
 __all__ = ["Damage", "Item", "Note", "Reader", "Start"]
 
 _READ_BYTES = 256 * 1024
+# The flags of a frame that this version knows.
+_READABLE = readable_flags(FEATURES)
 
 
 class Note(NamedTuple):
-    """What is between the frames: a start, a hole, a marker or an end. `events` came before it in the recording."""
+    """What is between the frames: a start, a hole, a marker or an end. `events` came before it in the recording. A frame
+    with flags that this version does not know is a hole too, whose facts say "unreadable"."""
 
     kind: RecordKind
     facts: dict[str, Any]
@@ -212,6 +217,14 @@ class Reader:
         return False
 
 
+def _unreadable(frame: Frame, flags: int) -> dict[str, Any]:
+    """The facts of the hole that stands for a frame with flags that this version does not know. The file keeps the frame,
+    and a later version reads it."""
+    hole = Hole(frame.epoch, f"{name_flags(flags)} not known here: read it with a newer eventsh", frame.time_ns)
+    hole.miss(frame.data)
+    return {**hole.facts(), "ended_ns": frame.time_ns, "unreadable": True}
+
+
 class _State:
     """What is known of the place that has been read to."""
 
@@ -225,10 +238,12 @@ class _State:
 
     def take(self, record: Record) -> Frame | Note | None:
         if record.kind == RecordKind.EVENTS:
-            _, _, _, count, _, _, _, _, time_ns = HEADER.unpack_from(record.payload)
+            _, _, flags, count, _, _, _, _, time_ns = HEADER.unpack_from(record.payload)
             frame = Frame(record.payload, self.epoch, record.worker, self.events + 1)
             self.events += count
             self.time_ns = max(self.time_ns, time_ns)
+            if unknown := flags & ~_READABLE:
+                return Note(RecordKind.HOLE, _unreadable(frame, unknown), self.events, self.time_ns)
             return frame
         if record.kind == RecordKind.CHECKPOINT:
             self.resume(decode_checkpoint(record))

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from eventsh.core.heartbeat import Beat, Heartbeat
-from eventsh.errors import AuthenticationError, EventError, NotConnected, ProtocolError, TransportError
+from eventsh.errors import AuthenticationError, EventError, NotConnected, ProtocolError, TransportError, UsageError
 from eventsh.protocol.frame import MAX_BODY_BYTES, Kind, encode_frame
 from eventsh.runtime.election import start_broker
 from eventsh.runtime.hosted import start_hosted_broker
@@ -38,6 +39,11 @@ _BACKOFF_LAST_S = 1.0
 _LASTED_S = 1.0
 # What a broker may take to answer a hello.
 _WELCOME_TIMEOUT_S = 5.0
+# A client with posts and no broker warns after 1, 2, 4 ... times `timeout`, so that its log shows the trouble without being
+# filled by it; and not less often than this, for whoever reads only the end of a log.
+_WARN_EACH_S = 300.0
+# How often it looks whether a warning is due. `timeout` may be shorter, and may be changed meanwhile.
+_LOOK_EACH_S = 1.0
 
 
 class Owner(Protocol):
@@ -117,6 +123,22 @@ class Attachment:
         self.attacher.lose(self)
 
 
+class Overdue:
+    """When to warn of posts that wait for a broker since `since`: after 1, 2, 4 ... times `timeout`. The clock is passed in."""
+
+    def __init__(self, since: float) -> None:
+        self._since = since
+        self._next_s = 0.0
+
+    def check(self, now: float, timeout_s: float) -> float | None:
+        """Return for how many seconds there is no broker when a warning is due, else None."""
+        waited_s = now - self._since
+        if waited_s < max(timeout_s, self._next_s):
+            return None
+        self._next_s = waited_s + min(waited_s, _WARN_EACH_S)
+        return waited_s
+
+
 class Attacher:
     """The one task that attaches, for as long as it is not cancelled."""
 
@@ -132,10 +154,15 @@ class Attacher:
         self.owner = owner
         self.attachment: Attachment | None = None
         self.last_failure: BaseException | None = None
+        # Whether `last_failure` is why this process can't start a broker. Between its attempts, and while another process
+        # makes one, nobody listens or the broker that dies does not answer: that can't be mended, and does not replace it.
+        self._cant_start = False
         self._session = session
         self._loop = asyncio.get_running_loop()
         # The slot that the user asked for; any other one was the broker's choice and may change.
         self._wanted_slot = session.worker_id
+        self._overdue = Overdue(self._loop.time())
+        self._look_at: asyncio.TimerHandle | None = None
 
     @property
     def connection(self) -> Connection | None:
@@ -143,6 +170,15 @@ class Attacher:
 
     async def run(self) -> None:
         """Attach, and attach again, until cancelled."""
+        self._overdue = Overdue(self._loop.time())
+        self._look_later()
+        try:
+            await self._keep_attached()
+        finally:
+            if self._look_at is not None:
+                self._look_at.cancel()
+
+    async def _keep_attached(self) -> None:
         attempt = 0
         has_started = False
         while True:
@@ -157,11 +193,12 @@ class Attacher:
                 has_started = False
                 if self._loop.time() - welcomed_at >= _LASTED_S:
                     attempt = 0
+                    self._overdue = Overdue(self._loop.time())
+                self._look_later()
                 if attempt == 0:
                     attempt = 1
                     continue
             except EventError as error:
-                self._note(error)
                 self.owner.fail(error)
                 # Once between two attachments: a broker that dies at its start must not be a loop.
                 if await self._start_broker(error) and not has_started:
@@ -200,23 +237,33 @@ class Attacher:
                 raise attachment.failure from None
             if attachment.refusal is not None:
                 raise refusal_error(self.address, attachment.refusal) from None
-            raise NotConnected(f"the broker at {self.address} did not answer a hello") from None
+            raise _Unanswered(f"the broker at {self.address} did not answer a hello") from None
         self.last_failure = None
+        self._cant_start = False
         if self.transport.capabilities.crosses_hosts and not attachment.lost.done():
             attachment.watch(self.owner.options.heartbeat)
 
     async def _start_broker(self, error: EventError) -> bool:
-        """Start a broker where nobody listens, if that is wanted. True when it is worth connecting at once."""
-        if self.owner.options.broker != "auto" or not isinstance(error, TransportError):
-            return False
-        if not isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError):
+        """Start a broker where nobody listens, if that is wanted, and keep the reason why there is none.
+
+        Returns:
+            Whether it is worth connecting at once.
+        """
+        if self.owner.options.broker != "auto" or not _is_absent(error):
+            self._note(error)
             return False
         start = start_broker if self.transport.capabilities.crosses_processes else start_hosted_broker
         try:
-            return await in_thread(start, self.transport, self.address, self.owner.options)
+            is_started = await in_thread(start, self.transport, self.address, self.owner.options)
         except Exception as reason:  # noqa: BLE001 - no thread to be had, for one: a failed attempt like any other
-            self._note(reason)
+            self._note(reason, is_start=True)
             return False
+        if is_started:
+            self._cant_start = False
+            self.last_failure = error
+        else:
+            self._note(error)
+        return is_started
 
     def _take_another_name(self, attachment: Attachment) -> bool:
         """After a refusal that another origin or slot mends: take one. True when it is worth trying at once."""
@@ -229,13 +276,52 @@ class Attacher:
             return True
         return False
 
-    def _note(self, error: BaseException) -> None:
+    def _note(self, error: BaseException, *, is_start: bool = False) -> None:
         """Keep the reason for whoever waits; log it when it is a new one."""
+        if self._cant_start and not is_start and (_is_absent(error) or isinstance(error, _Unanswered)):
+            return
         if str(error) != str(self.last_failure):
-            # Waiting helps where nobody listens yet, and never against a wrong token.
-            level = logging.WARNING if isinstance(error, AuthenticationError) else logging.INFO
+            # Waiting helps where nobody listens yet, and never against a wrong token or in a program that can't start one.
+            level = logging.WARNING if isinstance(error, AuthenticationError | UsageError) else logging.INFO
             _log.log(level, "%s: not attached: %s", self.address, error)
+        self._cant_start = is_start
         self.last_failure = error
+
+    def _look_later(self) -> None:
+        if self._look_at is None:
+            self._look_at = self._loop.call_later(min(_LOOK_EACH_S, self.owner.options.timeout / 4), self._look)
+
+    def _look(self) -> None:
+        """Warn of posts that wait for a broker, when that is due."""
+        self._look_at = None
+        if self.attachment is not None and self.attachment.welcomed.done():
+            return
+        self._look_later()
+        posts = self._session.outbox.queued
+        waited_s = self._overdue.check(self._loop.time(), self.owner.options.timeout) if posts else None
+        if waited_s is not None:
+            waiting = "posts wait" if posts > 1 else "post waits"
+            _log.warning(
+                "%s: not attached for %.3g s, %d %s: %s", self.address, waited_s, posts, waiting, self._reason()
+            )
+
+    def _reason(self) -> str:
+        """Return the last failure, with what a person can do about it."""
+        reason = self.last_failure
+        if reason is None:
+            return "the first attempt has not ended yet"
+        # The error of a wrong use has it already.
+        return str(reason) if isinstance(reason, UsageError) else f"{reason}; {self._advice(reason)}"
+
+    def _advice(self, reason: BaseException) -> str:
+        if isinstance(reason, AuthenticationError):
+            return "give both sides the same token (token_file)"
+        if self.owner.options.broker != "auto" and _is_absent(reason):
+            if not self.transport.capabilities.crosses_processes:
+                return 'configure one bus of this process with broker="auto"'
+            where = shlex.quote(str(self.address))
+            return f"start a broker with 'eventsh serve --workers 0 --listen {where}', or configure broker=\"auto\""
+        return "mend that or configure another address; attaching is tried again meanwhile"
 
     def keep_frames(self) -> None:
         """The memory that holds frames which wait for their handlers is about to go."""
@@ -263,6 +349,15 @@ class Attacher:
     def abandon(self) -> None:
         """In a forked child: forget the connection, which is the parent's."""
         self.attachment = None
+
+
+def _is_absent(error: BaseException) -> bool:
+    """Whether `error` is that of a connection to an address where nobody listens."""
+    return isinstance(error, TransportError) and isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError)
+
+
+class _Unanswered(NotConnected):
+    """The other end accepted the connection, and neither welcomed nor refused it."""
 
 
 async def in_thread(function: Callable[..., T], *arguments: Any) -> T:

@@ -17,7 +17,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +59,7 @@ _FIXED_OPTIONS = ("worker_id", "role", "take_unique", "broker", "ring_size", *SE
 class Bus:
     """What outlives a configuration: the handlers, and what was posted before it.
 
-    Any thread may post. `registry_lock` guards the handlers where several threads use the bus.
+    Any thread may post and register.
     """
 
     def __init__(self, *, threaded: bool) -> None:
@@ -95,11 +94,6 @@ class Bus:
 
     def renew_locks(self) -> None:
         """Have locks that nobody holds; in a forked child, threads that do not exist here may hold the old ones."""
-        # May be taken twice by a thread: a warning about a weak handler can end up in a handler of the program's logging
-        # that registers.
-        self.registry_lock: AbstractContextManager[Any] = (
-            threading.RLock() if self.threaded else contextlib.nullcontext()
-        )
         self._lifecycle_lock = threading.RLock()
 
     @contextlib.contextmanager

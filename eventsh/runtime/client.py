@@ -106,7 +106,7 @@ class Client:
         # scheduled before that.
         self._hold_ends_at: asyncio.TimerHandle | None = None
         self._ack_at: asyncio.TimerHandle | None = None
-        self._gaps_told = 0
+        self._told_withdrawn = 0
         self._attacher = Attacher(transport, address, session, self)
         self.sender = Sender(session, self._attacher)
         self.waiters = Waiters(session, self)
@@ -179,8 +179,8 @@ class Client:
             return
         for message in messages:
             self._take_message(attachment, message)
-        if self.session.gaps != self._gaps_told:
-            self._tell_gap()
+        if self.session.new_gaps:
+            self._tell_gaps()
         if self.session.unacked_received:
             self._send_ack(at_once=True)
         if self.waiters.waiting:
@@ -196,6 +196,8 @@ class Client:
                 self._was_attached = True
                 self._tell_plugins("eventsh_worker_started", worker_id=message.worker_id, address=str(self.address))
             self.waiters.end_first_attempt(None)
+            if self.session.withdrawn != self._told_withdrawn:
+                self._tell_withdrawn()
             if self.on_state is not None:
                 self.on_state(True)
             if not attachment.welcomed.done():
@@ -211,12 +213,24 @@ class Client:
         elif isinstance(message, Error):
             attachment.refusal = message
 
-    def _tell_gap(self) -> None:
-        self._gaps_told = self.session.gaps
-        gap = self.session.last_gap
-        missed = gap["missed"] if gap["exact"] else "an unknown number of"
-        _log.warning("%s: missed %s events: %s", self.address, missed, gap["reason"])
-        self._tell_plugins("eventsh_gap", gap=gap)
+    def _tell_gaps(self) -> None:
+        gaps, self.session.new_gaps = self.session.new_gaps, []
+        for gap in gaps:
+            missed = gap["missed"] if gap["exact"] else "an unknown number of"
+            _log.warning("%s: missed %s events: %s", self.address, missed, gap["reason"])
+            self._tell_plugins("eventsh_gap", gap=gap)
+        # A batch that could not be read is reported to the broker.
+        self.sender.schedule_flush()
+
+    def _tell_withdrawn(self) -> None:
+        withdrawn = self.session.withdrawn - self._told_withdrawn
+        self._told_withdrawn = self.session.withdrawn
+        _log.warning(
+            "%s: %d posts are in a form that this broker does not know, because it runs an older version of eventsh: its"
+            " workers get a gap in their place",
+            self.address,
+            withdrawn,
+        )
 
     def _tell_plugins(self, hook: str, **facts: Any) -> None:
         if plugins().has_impl(hook):
@@ -245,11 +259,7 @@ class Client:
         now = time.monotonic()
         until = now + _PUMP_BUDGET_S
         while True:
-            try:
-                delivery = inbox.next_delivery(now)
-            except ProtocolError as error:
-                _log.error("%s: a batch can't be read and is dropped: %s", self.address, error)
-                continue
+            delivery = inbox.next_delivery(now)
             if delivery is None:
                 if inbox.has_work and inbox.hold_until is not None:
                     self._hold_ends_at = self._loop.call_later(max(0.0, inbox.hold_until - now), self._pump)
@@ -292,6 +302,8 @@ class Client:
             self.sender.schedule_flush()
 
     def _after_handling(self) -> None:
+        if self.session.new_gaps:
+            self._tell_gaps()
         if self.session.unacked_handled:
             if self.session.unacked_handled * _HANDLED_PART >= self.session.outbox.window:
                 self._send_ack()

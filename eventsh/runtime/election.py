@@ -13,16 +13,16 @@ import os
 import select
 import stat
 import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 
 from eventsh.errors import TransportError
+from eventsh.escape import escape
 from eventsh.options import broker_arguments
+from eventsh.runtime.interpreter import is_frozen, python_command, python_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 __all__ = [
     "is_locked",
     "lock_address",
-    "python_command",
-    "python_environment",
     "remove_log",
     "start_broker",
     "unlock_address",
@@ -46,6 +44,9 @@ __all__ = [
 START_TIMEOUT_S = 10.0
 # The log of a broker that no supervisor reads, beside its endpoint. Begun anew by each broker, so that it stays small.
 LOG_NAME = ".log"
+# How much of its end is read for the reason why a broker did not start, and how much of that is shown.
+_LOG_TAIL_BYTES = 8192
+_LAST_LINE_CHARS = 500
 # `is_locked` has to take the lock for a moment to know: whoever meets it then must not think that a broker is there.
 _LOCK_TRIES = 3
 _LOCK_PAUSE_S = 0.002
@@ -142,34 +143,19 @@ def _is_at(descriptor: int, path: str) -> bool:
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
-def python_command(module: str) -> list[str]:
-    """The command that runs a module of eventsh afresh with this interpreter.
-
-    Under a server that embeds Python, sys.executable is that server, so the interpreter beside the library is taken.
-    -P keeps the working directory, which may be anybody's, out of the path.
-    """
-    executable = sys.executable
-    if not Path(executable or "").name.startswith(("python", "pypy")):
-        executable = str(Path(sys.exec_prefix) / "bin" / "python3")
-    return [executable, "-P", "-m", module]
-
-
-def python_environment() -> dict[str, str]:
-    """The environment in which `python_command` finds this same eventsh, however this process found it."""
-    package_root = str(Path(__file__).resolve().parents[2])
-    others = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != package_root]
-    if sys.flags.ignore_environment:
-        # What this process was told not to heed is not for its broker either.
-        others = []
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([package_root, *others])}
-
-
 def start_broker(transport: Transport, address: Address, options: Options) -> bool:
     """Start a broker at `address` as a process of its own, and wait until it listens. Blocks; call it in a thread.
 
-    False: another process has the address, and has or is about to have a broker there. Raises TransportError with what
-    the broker said when it could not start.
+    Returns:
+        False when another process has the lock of the address: it has a broker there, or is about to start one.
+
+    Raises:
+        TransportError: The broker did not start. The text has the reason, which is the last line of the broker's log
+            where the broker did not report one.
+        ConfigureError: This program can't start a broker at all.
     """
+    # Before anything is made at the address: it raises where there is no interpreter.
+    command = _broker_command(address, options)
     with contextlib.ExitStack() as opened:
         with _fork_guard:
             lock = lock_address(transport, address)
@@ -177,12 +163,19 @@ def start_broker(transport: Transport, address: Address, options: Options) -> bo
                 return False
             # The broker has its own copy in the end; if it has none, the lock is let go.
             opened.enter_context(_open_here(lock))
+            log = _open_log(transport, address)
+            opened.enter_context(_open_here(log))
             report_read, report_write = os.pipe()
             opened.enter_context(_open_here(report_read))
             with _open_here(report_write):
-                process = _spawn(transport, address, options, lock, report_write)
-        _await_detached(address, process)
-        _await_ready(address, report_read)
+                process = _spawn(address, command, lock, report_write, log)
+        try:
+            _await_detached(process)
+            failure = _await_report(report_read)
+        except _NotStarted as error:
+            failure = f"{error}: {_last_line(log)}"
+    if failure is not None:
+        raise TransportError(f"the broker at {address} did not start: {failure}")
     return True
 
 
@@ -225,61 +218,87 @@ def _with_absolute_paths(options: Options) -> Options:
     return options
 
 
-def _spawn(transport: Transport, address: Address, options: Options, lock: int, report: int) -> subprocess.Popen[bytes]:
-    command = [*python_command("eventsh.runtime.broker"), "--address", str(address), "--lock-fd", str(lock)]
-    command += ["--report-fd", str(report), "--detach", *broker_arguments(_with_absolute_paths(options))]
+def _broker_command(address: Address, options: Options) -> list[str]:
+    command = [*python_command("eventsh.runtime.broker"), "--address", str(address)]
+    command += broker_arguments(_with_absolute_paths(options))
+    if is_frozen():
+        # A program in a single file is two processes, and removes its unpacked files when the inner one ends: that one
+        # can't detach itself.
+        return ["/bin/sh", "-c", '"$@" &', "sh", *command]
+    return [*command, "--detach"]
+
+
+def _open_log(transport: Transport, address: Address) -> int:
+    """Open the empty log of a broker. Raises TransportError."""
     # Where others may make files too, one of this name may be anything: not waited for, and not written to unless ours.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+    path = _log_path(transport, address)
     try:
-        path = _log_path(transport, address)
         log = os.open(path, flags, 0o600)
-        about = os.fstat(log)
-        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_nlink != 1:
-            os.close(log)
-            raise TransportError(f"can't start a broker at {address}: {path} is not a file of our own: remove it")
-        os.ftruncate(log, 0)
-        with _open_here(log):
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                env=python_environment(),
-                pass_fds=(lock, report),
-                start_new_session=True,
-                cwd="/",
-            )
+    except OSError as error:
+        raise TransportError(f"can't start a broker at {address}: {path}: {error.strerror}") from error
+    about = os.fstat(log)
+    if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_nlink != 1:
+        os.close(log)
+        raise TransportError(f"can't start a broker at {address}: {path} is not a file of our own: remove it")
+    os.ftruncate(log, 0)
+    return log
+
+
+def _spawn(address: Address, command: list[str], lock: int, report: int, log: int) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            [*command, "--lock-fd", str(lock), "--report-fd", str(report)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            env=python_environment(),
+            pass_fds=(lock, report),
+            start_new_session=True,
+            cwd="/",
+        )
     except OSError as error:
         raise TransportError(f"can't start a broker at {address}: {error}") from error
 
 
-def _await_detached(address: Address, process: subprocess.Popen[bytes]) -> None:
-    """Wait for the end of what was started: it is only the parent of the broker."""
+class _NotStarted(Exception):
+    """A broker that did not report why it failed. The text is what its starter saw of it."""
+
+
+def _await_detached(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of the process that was started: it is only the parent of the broker."""
     try:
-        process.wait(START_TIMEOUT_S)
-    except subprocess.TimeoutExpired as error:
+        status = process.wait(START_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-        raise TransportError(f"can't start a broker at {address}: {error}") from error
+        raise _NotStarted(f"it was not up within {START_TIMEOUT_S:g} s") from None
+    if status:
+        # Imported here: the broker itself imports this file, and starts sooner without.
+        from eventsh.runtime.process import describe_status
+
+        raise _NotStarted(describe_status(status))
 
 
-def _await_ready(address: Address, report: int) -> None:
-    """Read the broker's first report. Its end without one means that the broker died."""
+def _await_report(report: int) -> str | None:
+    """Wait for the broker's first report; return the reason why it failed, None when it is ready."""
     line = b""
     deadline = time.monotonic() + START_TIMEOUT_S
     poll = select.poll()
     poll.register(report, select.POLLIN)
     while not line.endswith(b"\n"):
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise TransportError(f"the broker at {address} did not start within {START_TIMEOUT_S:g} s")
+            raise _NotStarted(f"it was not ready within {START_TIMEOUT_S:g} s")
         data = os.read(report, 65536)
         if not data:
-            break
+            raise _NotStarted("it ended before it was ready")
         line += data
-    try:
-        state = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        state = {}
-    if state.get("state") != "ready":
-        reason = state.get("error") or f"it ended without a word (its log is beside {address})"
-        raise TransportError(f"the broker at {address} did not start: {reason}")
+    reason: str | None = orjson.loads(line).get("error")
+    return reason
+
+
+def _last_line(log: int) -> str:
+    """Return the last line of a broker's log, safe to show."""
+    size = os.fstat(log).st_size
+    lines = os.pread(log, _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES)).decode(errors="replace").strip().splitlines()
+    return escape(lines[-1].strip())[:_LAST_LINE_CHARS] if lines else "its log is empty"

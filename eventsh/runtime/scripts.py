@@ -123,7 +123,7 @@ class Scripts:
         """Register a script. Raises UsageError."""
         name, levels = arguments["name"], (arguments["source"], *arguments["events"])
         self.remove(name)
-        before = {handler.number for handler in self._registry.handlers()}
+        before = set(self._registry.handlers())
         try:
             if arguments["file"] is None:
                 callback: Any = compile_handler(arguments["code"], name)
@@ -166,10 +166,10 @@ class Scripts:
         for name in list(self._handlers):
             self.remove(name)
 
-    def _added(self, before: set[int]) -> list[Handler]:
-        return [handler for handler in self._registry.handlers() if handler.number not in before]
+    def _added(self, before: set[Handler]) -> list[Handler]:
+        return [handler for handler in self._registry.handlers() if handler not in before]
 
-    def _undo(self, name: str, before: set[int]) -> None:
+    def _undo(self, name: str, before: set[Handler]) -> None:
         self._registry.remove(self._added(before))
         self._modules.pop(name, None)
 

@@ -22,8 +22,8 @@ import orjson
 from eventsh.commands.serve import ServeArguments, serve
 from eventsh.commands.status import status
 from eventsh.errors import EventError, TransportError
-from eventsh.runtime.election import python_command, python_environment
 from eventsh.runtime.endpoint import complete_options, find_endpoint
+from eventsh.runtime.interpreter import python_command, python_environment
 
 __all__ = ["HostedPool", "main"]
 

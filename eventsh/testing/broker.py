@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,8 @@ from eventsh.errors import TransportError
 from eventsh.options import Options, broker_arguments
 from eventsh.plugins import find_transport
 from eventsh.runtime.broker import Broker
-from eventsh.runtime.election import python_environment
 from eventsh.runtime.hosted import LoopThread
+from eventsh.runtime.interpreter import python_command, python_environment
 from eventsh.testing.recorder import DEADLINE_S
 from eventsh.testing.remote import wait_ended
 
@@ -65,7 +64,7 @@ class BrokerProcess(BrokerHandle):
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "eventsh.runtime.broker", "--address", address),
+                    *(*python_command("eventsh.runtime.broker"), "--address", address),
                     *("--report-fd", str(report_write), "--control-fd", str(control_read)),
                     *broker_arguments(options),
                 ],

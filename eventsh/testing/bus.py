@@ -62,7 +62,7 @@ def recording_bus(address: str) -> Iterator[RecordingEvents]:
     bus = default_bus()
     if bus.client is not None:
         raise EventError("the default bus of this process is configured already: close() it before this test")
-    known = {handler.number for handler in bus.registry.handlers()}
+    known = set(bus.registry.handlers())
     broker = HostedBroker(address, Options.from_values(linger=None))
     events = RecordingEvents._over(bus)
     # A condition's own lock may be taken twice: what is waited for asks `handled`.
@@ -76,7 +76,7 @@ def recording_bus(address: str) -> Iterator[RecordingEvents]:
         events.close()
         broker.stop()
         for handler in bus.registry.handlers():
-            if handler.number in known or _is_of_a_module(handler.callback) or handler.callback is None:
+            if handler in known or _is_of_a_module(handler.callback) or handler.callback is None:
                 continue
             events_of_it = (handler.event,) if handler.event is not None else ()
             events.unregister(handler.callback, handler.source, *events_of_it)

@@ -14,7 +14,7 @@ import pytest
 from eventsh.protocol.frame import HEADER_BYTES, Flag
 from eventsh.recording.format import FILE_HEADER_BYTES, FileHeader, RecordEncoder, RecordKind, encode_file_header
 from eventsh.recording.writer import Limits, Writer
-from tests.cli.pool import COMMAND, DEADLINE_S, Done, environment
+from tests.cli.pool import COMMAND, DEADLINE_S, Done, environment, run
 from tests.recording.sample import EPOCH, SECOND, damages, datas, events, frame, items, notes, small_file, write
 
 NASTY = "\x1b[2J\u202e\x07"
@@ -207,6 +207,29 @@ def test_a_recording_that_lies_ends_in_no_traceback(tmp_path, kind, facts):
         done = log(arguments[0], path, *(each.format(tmp_path / f"new{number}") for each in arguments[1:]))
         assert done.status in (0, 1)
         assert "Traceback" not in done.err
+
+
+def test_what_a_later_version_wrote_is_a_hole_that_every_command_tells_of(tmp_path):
+    path, part = tmp_path / "later.evlog", tmp_path / "part.evlog"
+    write(path, [frame(1, "a"), frame(2, "b", "c", flags=64), frame(4, "d")])
+    reason = "flag 64 (metadata) not known here"
+    for action in ("show", "stats"):
+        done = log(action, path)
+        assert (done.status, done.err, reason in done.out) == (0, "", True)
+    assert log("verify", path).out.endswith("whole, 2 events, 1 holes\n")
+    holes = [
+        item for line in log("cat", path, "--json").out.splitlines() if (item := json.loads(line)).get("unreadable")
+    ]
+    assert [hole["missed"] for hole in holes] == [2]
+    for made in (("filter", path, part), ("repair", path, tmp_path / "repaired.evlog")):
+        assert log(*made).status == 0
+        assert notes(items(made[2]), RecordKind.HOLE)[0]["missed"] == 2
+        assert datas(items(made[2])) == ["a", "d"]
+    # A repair keeps it as it was written, for a later version to read.
+    assert frame(2, "b", "c", flags=64) in (tmp_path / "repaired.evlog").read_bytes()
+    replayed = run("unix:/nowhere/e.sock", "replay", str(path), "--dry-run")
+    assert "would post 2 events" in replayed.out
+    assert replayed.err == f"eventsh: 2 events are not replayed: {reason}: read it with a newer eventsh\n"
 
 
 def test_lines_written_by_hand_need_only_source_event_and_data(tmp_path):

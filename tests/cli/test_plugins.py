@@ -90,7 +90,7 @@ def test_list_shows_versions_schemes_hooks_and_what_is_wrong(site):
     done = site.run("plugins", "list")
     assert (done.status, done.err) == (0, "")
     assert "vague 1.5\n  schemes  vague\n  hooks    eventsh_transports\n" in done.out
-    assert "unix 0.1.0\n  schemes  unix\n" in done.out
+    assert "unix 0.2.0\n  schemes  unix\n" in done.out
     assert "\x1b" not in done.out
     rows = {row["name"]: row for row in json.loads(site.run("plugins", "list", "--json").out)}
     assert rows["broken"]["errors"] == ["ValueError: no luck\x1b[31m"]

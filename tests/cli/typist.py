@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -56,7 +57,7 @@ def install(prefix: Path) -> None:
         shutil.copy(Path(ROOT, name), target)
     program = prefix / "bin" / "eventsh"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m eventsh "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m eventsh "$@"\n')
     program.chmod(0o755)
 
 

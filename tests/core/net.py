@@ -15,6 +15,7 @@ from eventsh.core.router import Router
 from eventsh.core.session import Session, SessionState
 from eventsh.errors import QueueOverflow
 from eventsh.options import Options
+from eventsh.protocol.features import FEATURES
 from eventsh.protocol.frame import HEADER_BYTES, MAX_BODY_BYTES, FrameDecoder, Header, Kind, decode_header
 from eventsh.protocol.messages import Error, Message
 
@@ -85,8 +86,11 @@ class Process:
 class Net:
     """A broker with its processes. Nothing moves unless a method says so; time stands still until `advance`."""
 
-    def __init__(self, *, epoch: int = 1, now: float = 1000.0, **options: Any) -> None:
+    def __init__(
+        self, *, epoch: int = 1, now: float = 1000.0, features: frozenset[str] = FEATURES, **options: Any
+    ) -> None:
         self.options = Options(**options)
+        self.features = features
         self.now = now
         self.router = self._new_router(epoch)
         self.channels: list[Channel] = []
@@ -94,7 +98,14 @@ class Net:
 
     def _new_router(self, epoch: int) -> Router:
         stamps = count(1)
-        return Router(self.options, epoch=epoch, pid=BROKER_PID, wall_clock_ns=lambda: next(stamps), now=self.now)
+        return Router(
+            self.options,
+            epoch=epoch,
+            pid=BROKER_PID,
+            wall_clock_ns=lambda: next(stamps),
+            now=self.now,
+            features=self.features,
+        )
 
     # --- connections ---
 

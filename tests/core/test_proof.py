@@ -176,7 +176,7 @@ def test_who_has_the_broker_s_token_or_needs_none_is_welcomed(token):
     assert session.state is SessionState.ATTACHED
     assert not link.is_closing
     kinds = [frame[KIND_OFFSET] for frame in said]
-    assert kinds == ([] if token is None else [Kind.CHALLENGE, Kind.PROOF]) + [Kind.WELCOME]
+    assert kinds == ([] if token is None else [Kind.CHALLENGE, Kind.PROOF]) + [Kind.WELCOME, Kind.FEATURES]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_a_client_says_nothing_of_itself_to_a_broker_that_has_proven_nothing():
 @pytest.mark.parametrize("token", [None, TOKEN])
 def test_a_broker_that_welcomes_at_once_is_no_broker_for_a_client_with_a_token(token):
     greeted = make_session(None)
-    welcome = talk(greeted, make_router(None))[1][-1]
+    welcome = talk(greeted, make_router(None))[1][0]
     session = make_session(token)
     session.connected()
     if token is None:

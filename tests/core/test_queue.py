@@ -70,6 +70,16 @@ def test_an_entry_that_stands_for_no_event_takes_no_room():
     assert len(queue) == 0
 
 
+def test_entries_that_stand_for_no_event_are_bounded_too():
+    queue = Queue(3)
+    for last in range(1, 4):
+        queue.append(entry(last, events=0))
+        assert not queue.is_full
+    queue.append(entry(4, events=0))
+    assert queue.is_full
+    assert queue.events == 0
+
+
 def test_discard_takes_out_what_is_named_wherever_it_is():
     queue = Queue(10)
     for last in (1, 2, 3, 4):

@@ -4,92 +4,51 @@ from __future__ import annotations
 
 import weakref
 
-import orjson
 import pytest
 
-from eventsh.core.outbox import Outbox
-from eventsh.core.registry import Registry
-from eventsh.core.session import Session, SessionState
+from eventsh.core.session import SessionState
 from eventsh.errors import ProtocolError, QueueOverflow, UsageError
 from eventsh.protocol.frame import Flag, Kind, decode_header, encode_frame
-from eventsh.protocol.messages import Ask, Error, Gap, Goodbye, Hello, Receipt, Reply, Report, Request, Welcome
-
-NOW = 50.0
-
-
-def make(*, handles=True, **options):
-    registry = Registry()
-    if handles:
-        registry.register(print)
-    outbox = Outbox(origin=5, pid=42, max_queue_len=100, max_payload_len=65536)
-    return Session(outbox, registry, identity="me", **options)
-
-
-def welcome(*, epoch=1, resumed=False, seq=0, worker_id=0, slots=(), **changes):
-    values = {"pid": 9, "timeout": 5.0, "max_queue_len": 50, "max_payload_len": 1000, **changes}
-    return Welcome(epoch=epoch, resumed=resumed, seq=seq, worker_id=worker_id, slots=list(slots), **values).encode()
-
-
-def attach(session, **facts):
-    hello = Hello.decode(session.connected())
-    session.receive([welcome(**facts)])
-    return hello
-
-
-def attached(**options):
-    session = make(**options)
-    attach(session)
-    return session
-
-
-def batch(seq, *data, origin=8, number=None, flags=0, count=None, source="s"):
-    body = orjson.dumps([[source, "e", list(data)]])
-    if flags & Flag.UNIQUE:
-        body = b"\x01\x00k" + body
-    return encode_frame(
-        Kind.EVENTS, body, flags=flags, count=len(data) if count is None else count, pid=77, origin=origin,
-        origin_seq=seq if number is None else number, seq=seq, time_ns=1,
-    )  # fmt: skip
-
-
-def take(session, now=NOW):
-    deliveries = []
-    while (delivery := session.inbox.next_delivery(now)) is not None:
-        deliveries.append(delivery)
-    return deliveries
-
-
-def data_of(deliveries):
-    return [data for delivery in deliveries for _, _, several in delivery.runs for data in several]
-
-
-def handle(session, now=NOW):
-    deliveries = take(session, now)
-    for delivery in deliveries:
-        session.inbox.complete(delivery)
-    return data_of(deliveries)
-
-
-def ack_of(session):
-    frame = session.take_ack()
-    if frame is None:
-        return None
-    header = decode_header(frame)
-    assert header.kind == Kind.ACK
-    return header.seq, header.origin_seq
-
+from eventsh.protocol.messages import (
+    Ask,
+    Error,
+    Gap,
+    Goodbye,
+    Hello,
+    Receipt,
+    Reply,
+    Report,
+    Request,
+)
+from tests.core.frames import (
+    FEATURE_NAMES,
+    NOW,
+    ack_of,
+    attach,
+    attached,
+    batch,
+    data_of,
+    gap_of,
+    handle,
+    make,
+    own_event,
+    take,
+    welcome,
+)
 
 # --- attaching ---
 
 
 def test_the_hello_says_who_this_is_and_what_it_has():
     session = make(worker_id=3, take_unique=False)
-    assert attach(session, slots=[3, 1], worker_id=3) == Hello("me", 5, 42, "worker", 3, False, 0, 0, 0, [], False)
+    assert attach(session, slots=[3, 1], worker_id=3) == Hello(
+        "me", 5, 42, "worker", 3, False, 0, 0, 0, [], False, features=FEATURE_NAMES
+    )
     session.receive([batch(1, "a"), batch(2, "b")])
     session.inbox.complete(session.inbox.next_delivery(NOW))
     session.disconnected()
     assert Hello.decode(session.connected()) == Hello(
-        "me", 5, 42, "worker", 3, False, 1, 2, 1, [1, 3], False, told=1, places=[[1, 2, 0]]
+        "me", 5, 42, "worker", 3, False, 1, 2, 1, [1, 3], False, told=1, places=[[1, 2, 0]], features=FEATURE_NAMES
     )
 
 
@@ -99,7 +58,7 @@ def test_the_hello_says_how_far_it_got_in_the_posts_to_everybody_of_each_epoch()
     session.receive([batch(1, "a", "b"), batch(3, "u", flags=Flag.UNIQUE), own_event(4, "worker_joined", {})])
     session.receive([encode_frame(Kind.CONFIRM, seq=11), Gap(7, 5, 11, "slow", posts=16).encode(seq=11)])
     session.receive([batch(12, "c"), Gap(0, 1, 14, "unseen", epoch=7, exact=False).encode(seq=14)])
-    assert session.last_gap["exact"] is False
+    assert session.new_gaps[-1]["exact"] is False
     session.disconnected()
     hello = attach(session, epoch=2, posts=3)
     assert hello.places == [[1, 17, 11]]
@@ -109,7 +68,7 @@ def test_the_hello_says_how_far_it_got_in_the_posts_to_everybody_of_each_epoch()
     )
     session.disconnected()
     assert Hello.decode(session.connected()).places == [[2, 4, 0], [1, 21, 11]]
-    gap = session.last_gap
+    gap = session.new_gaps[-1]
     assert (gap["missed"], gap["epoch"], gap["first_seq"], gap["last_seq"]) == (4, 1, 0, 0)
 
 
@@ -369,15 +328,19 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
-def test_a_malformed_batch_is_an_error_and_counts_as_handled(body):
+def test_a_batch_that_can_t_be_read_is_a_gap_in_its_place(body):
     session = attached()
-    bad = encode_frame(Kind.EVENTS, body, count=1, pid=1, origin=8, origin_seq=1, seq=1)
-    session.receive([bad, batch(2, "good")])
-    with pytest.raises(ProtocolError):
-        session.inbox.next_delivery(NOW)
-    assert ack_of(session) == (2, 1)
-    assert handle(session) == ["good"]
-    assert ack_of(session) == (2, 2)
+    bad = encode_frame(Kind.EVENTS, body, count=1, pid=1, origin=8, origin_seq=2, seq=2)
+    session.receive([batch(1, "before"), bad, batch(3, "behind", number=3)])
+    before, gap, behind = take(session)
+    assert data_of([before, behind]) == ["before", "behind"]
+    assert gap_of(gap) == {"missed": 1, "first_seq": 2, "last_seq": 2, "epoch": 1, "exact": True}
+    assert (session.gaps, session.missed, session.inbox.events) == (1, 1, 0)
+    session.inbox.complete(before)
+    assert ack_of(session) == (3, 1)
+    session.inbox.complete(gap)
+    session.inbox.complete(behind)
+    assert ack_of(session) == (3, 3)
     assert session.inbox.is_idle
 
 
@@ -590,11 +553,6 @@ def test_requests_die_with_their_connection():
 
 
 # --- who else is there ---
-
-
-def own_event(seq, event, data):
-    body = orjson.dumps([["eventsh", event, [data]]])
-    return encode_frame(Kind.EVENTS, body, count=1, pid=9, origin_seq=seq, seq=seq)
 
 
 def test_the_slots_of_the_others_are_known_when_the_broker_dies():

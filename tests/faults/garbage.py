@@ -225,10 +225,7 @@ class Storm:
         self.router.receive(self._poster_link, self.poster.take_output(), self.now)
         self._deliver(self.worker, self._worker_link)
         while self.worker.inbox.has_work:
-            try:
-                delivery = self.worker.inbox.next_delivery(self.now)
-            except ProtocolError:
-                continue
+            delivery = self.worker.inbox.next_delivery(self.now)
             assert delivery is not None
             for source, _, datas in delivery.runs:
                 if source == "good":
@@ -263,10 +260,9 @@ def storm_session(seed: int, frames: int) -> int:
         except ProtocolError:
             refused += 1
         while session.inbox.has_work:
-            with suppress(ProtocolError):
-                delivery = session.inbox.next_delivery(0.0)
-                if delivery is not None:
-                    session.inbox.complete(delivery)
+            delivery = session.inbox.next_delivery(0.0)
+            if delivery is not None:
+                session.inbox.complete(delivery)
         session.take_ack()
         session.take_output()
     return refused

@@ -19,7 +19,7 @@ import eventsh
 from eventsh.integrations.asgi import EventsMiddleware, lifespan
 from tests.integrations.journal import record
 
-OPTIONS: dict[str, Any] = {"timeout": float(os.environ.get("APP_TIMEOUT", "30")), "linger": 0.5}
+OPTIONS: dict[str, Any] = {"timeout": 30.0, "linger": 0.5, "broker": os.environ.get("APP_BROKER", "auto")}
 
 events = eventsh.AsyncEvents(os.environ["APP_ADDRESS"], **OPTIONS)
 threaded = eventsh.Events(os.environ["APP_ADDRESS"], **OPTIONS)
@@ -27,8 +27,14 @@ for bus in (events, threaded, eventsh):
     bus.register(record, "app")
     bus.register(record, "eventsh", "gap", "stopping")
 
-# A shutdown posts so many.
+# The number of posts of a shutdown.
 AT_SHUTDOWN = int(os.environ.get("AT_SHUTDOWN", "0"))
+
+
+def post_at_shutdown(post: Any) -> None:
+    for number in range(AT_SHUTDOWN):
+        post("app", "e", number)
+    record(None, "posted", "shutdown", None)
 
 
 async def answer(scope: Any, receive: Any, send: Any) -> None:
@@ -59,8 +65,7 @@ mounted = Starlette(routes=[Mount("/sub", app=wrapped)])
 async def posting_at_shutdown(app: Starlette) -> AsyncIterator[dict[str, Any]]:
     async with lifespan(events)(app) as state:
         yield state
-        for number in range(AT_SHUTDOWN):
-            events.post("app", "e", number)
+        post_at_shutdown(events.post)
 
 
 starlette = Starlette(routes=[Mount("/", app=answer)], lifespan=posting_at_shutdown)
@@ -77,8 +82,7 @@ def with_shutdown(post: Any) -> Any:
         await receive()
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        for number in range(AT_SHUTDOWN):
-            post("app", "e", number)
+        post_at_shutdown(post)
         await send({"type": "lifespan.shutdown.complete"})
 
     return app

@@ -239,6 +239,8 @@ def uvicorn(directory: Path, app: str, *arguments: str, **environment: str) -> S
     """`app` is a name in asgi_app."""
     port = free_port()
     options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "info", *arguments]
+    # A worker of a busy machine needs longer than 5 s to start; uvicorn would give the reload up.
+    options += ["--timeout-worker-healthcheck", str(int(DEADLINE_S))]
     command = [sys.executable, "-m", "uvicorn", *options, f"tests.integrations.asgi_app:{app}"]
     return Server(directory, command, port=port, environment=environment)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -257,7 +258,7 @@ print("read", len(text.splitlines()), max(map(len, text.splitlines())) > 80, key
 
 def test_a_pager_of_ones_own_has_the_terminal_for_itself_at_any_width(open_shell, directory):
     (directory / "pager.py").write_text(PAGER)
-    pager = f"{sys.executable} {directory}/pager.py"
+    pager = f"{shlex.quote(sys.executable)} {directory}/pager.py"
     terminal = open_shell("shell", "--workers", "1", PAGER=pager, COLUMNS="")
     terminal.wait(PROMPT)
     terminal.enter("tail", "tail is on", PROMPT)

@@ -449,7 +449,7 @@ async def main():
     await asyncio.sleep(0.1)
     if (pid := os.fork()) == 0:
         os._exit(connected())
-    print(standing - os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    print(standing - os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
     os._exit(0)
 uvloop.run(main()) if sys.argv[4] == "uvloop" else asyncio.run(main())
 """
