@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import signal
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, TypeAlias
 
 from eventsh.api import AsyncEvents, Events
@@ -149,11 +151,32 @@ def _bus_of(
 
 
 async def _close(events: AsyncEvents | Events) -> None:
-    if isinstance(events, AsyncEvents):
-        await events.close(leave=False)
-    elif asyncio._get_running_loop() is not None:
-        # Not in the loop: a handler may wait for something there.
-        await asyncio.to_thread(events.close, leave=False)
-    else:
-        # Under trio, where a thread can't be awaited without trio. No request is left that this could hold up.
-        events.close(leave=False)
+    with _holding_back_sigterm():
+        if isinstance(events, AsyncEvents):
+            await events.close(leave=False)
+        elif asyncio._get_running_loop() is not None:
+            # Not in the loop: a handler may wait for something there.
+            await asyncio.to_thread(events.close, leave=False)
+        else:
+            # Under trio, where a thread can't be awaited without trio. No request is left that this could hold up.
+            events.close(leave=False)
+
+
+@contextmanager
+def _holding_back_sigterm() -> Iterator[None]:
+    """Have a SIGTERM that would kill this process do so after the block.
+
+    hypercorn sends one to the workers that still shut down, as soon as the first has ended.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    received: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if received:
+            signal.raise_signal(signal.SIGTERM)
