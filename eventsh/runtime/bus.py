@@ -236,6 +236,10 @@ class Bus:
     def working_client(self) -> Client:
         self._is_foreign()
         if self.client is None or self.loop is None or self.loop.is_closed():
+            if is_before_uwsgi_forks():
+                raise EventError(
+                    "not attached before uWSGI forks its workers: wait in a worker, as in a post-fork hook"
+                )
             raise EventError("not configured: call configure() first")
         return self.client
 

@@ -69,7 +69,7 @@ def test_every_worker_of_an_application_that_calls_configure_handles_an_event(st
     server.wait_handled("e", workers)
 
 
-def test_uwsgi_without_threads_is_refused_at_once(directory: Path):
+def test_uwsgi_without_threads_is_refused_at_once():
     # uWSGI 2.0.27 and newer always have threads: this is how an older one looks like.
     program = """
 import sys, types
@@ -88,3 +88,19 @@ except eventsh.ConfigureError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.count("--enable-threads") == 3, (done.stdout, done.stderr)
+
+
+def test_a_wait_in_the_process_that_loads_the_application_says_where_to_wait():
+    program = """
+import sys, types
+no = lambda: 0
+sys.modules["uwsgi"] = types.SimpleNamespace(has_threads=1, worker_id=no, mule_id=no, i_am_the_spooler=no)
+import eventsh
+eventsh.configure()
+try:
+    eventsh.wait_ready(5)
+except eventsh.EventError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert "wait in a worker" in done.stdout, (done.stdout, done.stderr)
