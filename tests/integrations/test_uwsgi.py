@@ -56,9 +56,7 @@ def test_a_reload_and_recycled_workers_lose_nothing(start: Start, directory: Pat
         assert server.lines("gap") == []
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--master",), ("--master", "--py-call-osafterfork"), ()], ids=["prefork", "osafterfork", "no-master"]
-)
+@pytest.mark.parametrize("arguments", [("--master",), ()], ids=["prefork", "no-master"])
 def test_every_worker_of_an_application_that_calls_configure_handles_an_event(start: Start, arguments: tuple[str, ...]):
     app = "tests.integrations.wsgi_app:app"
     server = start(uwsgi, "--processes", "2", *arguments, app=app, CONFIGURE_AT_IMPORT="1")
