@@ -15,19 +15,14 @@ Knows gunicorn only by the objects that it hands to its hooks.
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from eventsh.api import default_events
-from eventsh.options import Options
-from eventsh.runtime.bus import default_bus
-from eventsh.runtime.endpoint import find_endpoint
+from eventsh.integrations.lifecycle import check_configuration, close_worker, configure_worker, detach_master
 
 __all__ = ["Hooks", "hooks", "post_fork", "pre_fork", "worker_exit"]
-
-# How a preloaded application has configured the master. Kept here and not with the hooks: gunicorn makes those anew at
-# each reload, but does not load the application again.
-_preloaded: tuple[str | None, dict[str, Any]] = (None, {})
 
 
 class Hooks(NamedTuple):
@@ -40,8 +35,7 @@ class Hooks(NamedTuple):
 
 def hooks(address: str | None = None, **options: Any) -> Hooks:
     """The hooks for workers that are configured so. Raises ConfigureError, which keeps gunicorn from starting."""
-    Options.from_values(**options)
-    find_endpoint(address)
+    check_configuration(address, options)
 
     def post_fork(server: Any, worker: Any) -> None:
         _configure_when_loaded(worker, address, options)
@@ -52,10 +46,7 @@ def hooks(address: str | None = None, **options: Any) -> Hooks:
 def pre_fork(server: Any, worker: Any) -> None:
     """Detach the master, which a preloaded application has attached: it must not take events that are meant for workers,
     and must not have threads when it forks. Its workers are configured as it was."""
-    global _preloaded
-    if default_events().configured():
-        _preloaded = default_bus().configuration()
-        default_events().close()
+    detach_master()
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -68,7 +59,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     misses nothing: at a reload, gunicorn ends the workers before their successors have loaded the application."""
     # The master calls this hook too, for a worker that was gone when it wanted to kill it.
     if worker.pid == os.getpid():
-        default_events().close(leave=False)
+        close_worker(leave=False)
 
 
 def _configure_when_loaded(worker: Any, address: str | None, options: dict[str, Any]) -> None:
@@ -76,8 +67,23 @@ def _configure_when_loaded(worker: Any, address: str | None, options: dict[str, 
     after_load = worker.cfg.post_worker_init
 
     def post_worker_init(worker: Any) -> None:
-        preloaded_address, preloaded_options = _preloaded
-        default_events().configure(address or preloaded_address, **{**preloaded_options, **options})
+        _end_in_order()
+        configure_worker(address, options)
         after_load(worker)
 
     worker.cfg.set("post_worker_init", post_worker_init)
+
+
+def _end_in_order() -> None:
+    """Have a signal that would kill this worker end it by SystemExit, so that gunicorn calls `worker_exit`.
+
+    uvicorn's worker takes signals for itself, and when its server has shut down raises the one that it was sent again, for
+    the handler that was there before.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _exit)
+
+
+def _exit(number: int, frame: Any) -> None:
+    sys.exit(0)

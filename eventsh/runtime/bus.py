@@ -29,7 +29,7 @@ from eventsh.options import Options
 from eventsh.plugins import plugins
 from eventsh.runtime.client import Client
 from eventsh.runtime.endpoint import SECURITY_OPTIONS, absolute_paths, complete_options, find_endpoint
-from eventsh.runtime.forks import new_fork_flag
+from eventsh.runtime.forks import call_in_uwsgi_workers, is_before_uwsgi_forks, new_fork_flag
 from eventsh.runtime.host import pid_space
 from eventsh.runtime.hosted import LoopThread, check_threads
 from eventsh.runtime.token import client_proofs
@@ -236,6 +236,10 @@ class Bus:
     def working_client(self) -> Client:
         self._is_foreign()
         if self.client is None or self.loop is None or self.loop.is_closed():
+            if is_before_uwsgi_forks():
+                raise EventError(
+                    "not attached before uWSGI forks its workers: wait in a worker, as in a post-fork hook"
+                )
             raise EventError("not configured: call configure() first")
         return self.client
 
@@ -250,9 +254,16 @@ class Bus:
             start()
 
     def host(self, address: str | None, values: dict[str, Any]) -> None:
-        """Configure in a loop of its own, in a thread of its own. Raises ConfigureError."""
+        """Configure in a loop of its own, in a thread of its own; before uWSGI forks, in each of its workers instead.
+
+        Raises:
+            ConfigureError: The configuration is wrong, or threads do not run here.
+        """
         start = self.plan(address, values)
         if start is None:
+            return
+        if is_before_uwsgi_forks():
+            call_in_uwsgi_workers(lambda: self.host(address, values))
             return
 
         thread = LoopThread("eventsh")

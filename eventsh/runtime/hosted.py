@@ -151,11 +151,14 @@ def run_in_loop(
 
 
 def check_threads() -> None:
-    """Refuse threads that are greenlets: the loop of a bus would hold up the whole process.
+    """Refuse threads that are greenlets: the loop of a bus would hold up the whole process. Refuse threads that stand still.
 
     Raises:
         ConfigureError: It says what to do.
     """
+    # uWSGI before 2.0.27 keeps the interpreter's lock while it waits for requests, unless it is told of threads.
+    if not getattr(sys.modules.get("uwsgi"), "has_threads", True):
+        raise ConfigureError("uWSGI runs no threads, and a bus needs one: start uWSGI with --enable-threads")
     start = getattr(threading, "_start_joinable_thread", None) or getattr(threading, "_start_new_thread", None)
     if start is None or isinstance(start, BuiltinFunctionType):
         return

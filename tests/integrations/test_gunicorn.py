@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +16,7 @@ import pytest
 import eventsh
 from eventsh.errors import ConfigureError
 from eventsh.integrations.gunicorn import hooks, worker_exit
-from tests.integrations.servers import DEADLINE_S, Server, gunicorn, wait_until
-
-Start = Callable[..., Server]
+from tests.integrations.servers import DEADLINE_S, Start, gunicorn, require, wait_until, witness
 
 
 @pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["each-loads", "preload"])
@@ -151,6 +148,43 @@ def test_a_reload_under_load_loses_nothing_and_handles_nothing_twice(start: Star
         numbers = [int(line.data) for line in lines if line.pid == pid]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
     assert server.lines("gap") == []
+
+
+def test_every_post_of_the_shutdown_of_a_uvicorn_worker_arrives(start: Start, directory: Path):
+    require("uvicorn_worker")
+    with witness(directory) as seen:
+        worker = ("--worker-class", "uvicorn_worker.UvicornWorker", "--workers", "2")
+        server = start(gunicorn, *worker, app="tests.integrations.asgi_app:default", AT_SHUTDOWN="6000")
+        workers = server.wait_attached(2)
+        server.stop()
+        # uvicorn raises the signal again that it was sent: gunicorn's hook must run all the same.
+        seen.wait_all("e", range(6000), server, times=2)
+        assert {line.pid for line in server.lines("stopping")} == workers
+
+
+@pytest.mark.parametrize("worker", ["sync", "gthread"])
+def test_workers_recycled_after_each_few_requests_deliver_every_post(start: Start, directory: Path, worker: str):
+    with witness(directory) as seen:
+        arguments = ("--worker-class", worker, "--workers", "2", "--max-requests", "2")
+        server = start(gunicorn, *arguments)
+        first = server.wait_attached(2)
+        requests, posted = 8, 500
+        pids = {server.get(f"/post-many?count={posted}") for _ in range(requests)}
+        assert len(pids) > 2
+        seen.wait_all("e", range(posted), server, times=requests)
+        last = server.wait_attached(2, without=first)
+        # Successors have taken over the places of those that ended: nobody waits for a process that is gone.
+        assert set(server.workers()) == last | {os.getpid()}
+        assert server.lines("gap") == []
+
+
+def test_a_monkey_patched_worker_says_why_it_can_not_take_part(start: Start):
+    require("gevent")
+    server = start(gunicorn, "--worker-class", "gevent")
+    server.wait_logged("ConfigureError")
+    assert server.process.wait(DEADLINE_S) != 0
+    assert "monkey" in server.log.read_text()
+    assert not server.attached()
 
 
 def test_wrong_options_keep_the_server_from_starting(start: Start):

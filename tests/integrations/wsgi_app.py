@@ -1,6 +1,7 @@
 """An application for gunicorn whose requests post, freeze their worker, and tell who answers.
 
 /post?event=e&data=1[&unique=key]
+/post-many?count=n, without waiting for the confirmation
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
         Path(os.environ["JOURNAL"] + ".met").touch()
         time.sleep(600)
     query = {name: values[0] for name, values in parse_qs(environ["QUERY_STRING"]).items()}
+    if environ["PATH_INFO"] == "/post-many":
+        for number in range(int(query["count"])):
+            eventsh.post("app", "e", number)
     if environ["PATH_INFO"] in ("/post", "/post-and-go"):
         eventsh.post("app", query["event"], query.get("data"), unique=query.get("unique"))
     if environ["PATH_INFO"] == "/post":
