@@ -58,7 +58,7 @@ class Batcher:
             The number of events in the frame, and the frame.
         """
         names = facts[0]
-        if type(names) is Alone:
+        if isinstance(names, Alone):
             return names.events, _write_alone(names, datas[0], first, pid=pid, origin=origin)
         count = len(facts)
         # Passes in C: a loop over the events in bytecode took as long as posting them. Names compare by identity first.
@@ -91,7 +91,7 @@ def _join_runs(facts: Sequence[Facts], datas: Sequence[bytes]) -> tuple[int, byt
     for names, data in zip(facts, datas, strict=False):
         if names is current:
             parts += (b",", data)
-        elif type(names) is Alone:
+        elif isinstance(names, Alone):
             break
         else:
             parts += (b"]],", names[2], data) if count else (names[2], data)

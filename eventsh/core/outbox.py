@@ -107,7 +107,7 @@ class Outbox:
         max_queue_bytes: int = 64 * 1024 * 1024,
         on_post: Callable[[], None] = lambda: None,
         on_many: Callable[[], None] | None = None,
-        is_awake: bytearray | memoryview | None = None,
+        is_awake: bytearray | memoryview[bool] | None = None,
     ) -> None:
         self.pid = pid
         # Unconfirmed events that the broker lets this process have under way.
@@ -183,19 +183,20 @@ class Outbox:
 
     @property
     def origin(self) -> int:
-        origin: int = self._posted[1][2]
-        return origin
+        head: _Head = self._posted[1]
+        return head[2]
 
     @property
     def confirmed(self) -> int:
         """Every post up to this number has reached all live workers."""
-        confirmed: int = self._posted[1][0]
-        return confirmed
+        head: _Head = self._posted[1]
+        return head[0]
 
     @property
     def numbered(self) -> int:
         """Number of the last event that is in a batch. In the thread of the owner's loop only, as `number`."""
-        confirmed, batches, _ = self._posted[1]
+        head: _Head = self._posted[1]
+        confirmed, batches, _ = head
         return batches[-1].last if batches else confirmed
 
     @property
@@ -492,7 +493,7 @@ class Outbox:
         dropped = self.numbered - self.confirmed if keep_last is None else self.queued - keep_last
         posted[: (dropped + 1) * _PAIR] = (None, (0, deque(), origin))
         self._sent = 0
-        self.is_awake[0] = 0
+        self.is_awake[0] = False
         self._set_stop()
 
 

@@ -245,12 +245,10 @@ class Bus:
 
     def attach(self, address: str | None, values: dict[str, Any]) -> None:
         """Configure in the running loop. Raises ConfigureError."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise ConfigureError(_NO_TRIO if "trio" in sys.modules else _NO_LOOP) from None
         start = self.plan(address, values)
         if start is not None:
+            if asyncio._get_running_loop() is None:
+                raise ConfigureError(_NO_TRIO if _runs_trio() else _NO_LOOP)
             start()
 
     def host(self, address: str | None, values: dict[str, Any]) -> None:
@@ -366,6 +364,18 @@ def _attach_anew(poster: Bus | None = None, keep_last: int = 0) -> None:
         bus.forget_client(keep_last=kept)
         if thread is not None:
             bus.host(address, values)
+
+
+def _runs_trio() -> bool:
+    """Whether the caller runs in trio's loop."""
+    lowlevel = sys.modules.get("trio.lowlevel")
+    if lowlevel is None:
+        return False
+    try:
+        lowlevel.current_task()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _new_origin() -> int:

@@ -16,7 +16,7 @@ __all__ = ["call_in_uwsgi_workers", "is_before_uwsgi_forks", "new_fork_flag"]
 _MADV_WIPEONFORK = 18
 
 
-def new_fork_flag() -> bytearray | memoryview:
+def new_fork_flag() -> bytearray | memoryview[bool]:
     """One byte, 0 at first, that is 0 again in every forked child, however that was forked (on Linux)."""
     if sys.platform == "linux":
         page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

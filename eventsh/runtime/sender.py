@@ -34,7 +34,7 @@ class Sender:
     def wake(self) -> None:
         """Send posted events at the end of the loop's turn. In any thread; never raises for a loop that has ended."""
         # Before the call: the loop may have sent and gone to sleep before it returns.
-        self._session.outbox.is_awake[0] = 1
+        self._session.outbox.is_awake[0] = True
         with contextlib.suppress(RuntimeError):
             if threading.get_ident() == self._thread:
                 self._loop.call_soon(self.flush_lingering)
@@ -70,14 +70,14 @@ class Sender:
         try:
             self._is_sending = True
             # Before the frames are taken: what is posted from here on wakes the loop again.
-            outbox.is_awake[0] = 0
+            outbox.is_awake[0] = False
             frames = self._session.take_output(linger=linger)
             connection = self._attacher.connection
             if frames and connection is not None:
                 (connection.send_now if at_once else connection.send)(frames)
             if outbox.has_unbatched:
                 # A confirmation, a welcome or the end of the linger time sends them: no post has to wake the loop.
-                outbox.is_awake[0] = 1
+                outbox.is_awake[0] = True
         except BaseException:
             # A signal handler raised. Frames that were taken may not have left: only a new connection sends them again.
             self._attacher.reset()

@@ -146,7 +146,7 @@ def test_the_owner_is_called_by_the_first_post_while_it_sleeps_and_by_no_other()
     calls: list[int] = []
 
     def wake() -> None:
-        outbox.is_awake[0] = 1
+        outbox.is_awake[0] = True
         calls.append(outbox.number)
 
     outbox: Outbox = make(on_post=wake)
@@ -160,7 +160,7 @@ def test_the_owner_is_called_by_the_first_post_while_it_sleeps_and_by_no_other()
         lambda: outbox.post_receipt("s", "e", 1),
         lambda: outbox.post_body(b'[["s","e",[1,2]]]', 2, pid=1),
     ):
-        outbox.is_awake[0] = 0
+        outbox.is_awake[0] = False
         outbox.take()
         post()
     assert calls == [1, 4, 5, 6, 8]

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from eventsh.runtime.election import python_environment
+from tests.faults.processes import environment
 
 PROGRAM = Path(__file__).with_name("interrupted_poster.py")
 WAYS = ("signal", "thread")
@@ -34,7 +34,7 @@ def interrupt_posts(posts: int, interruptions: int, by: str, directory: Path, ti
     """Run the program until it has posted and was interrupted at least so often."""
     done = subprocess.run(
         [sys.executable, str(PROGRAM), f"unix:{directory}/i.sock", str(posts), str(interruptions), by],
-        env=python_environment(),
+        env=environment(directory),
         capture_output=True,
         text=True,
         timeout=timeout_s,

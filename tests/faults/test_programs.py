@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from eventsh import __version__
 from eventsh.runtime.election import is_locked
 from eventsh.runtime.endpoint import find_endpoint
 from tests.faults.campaign import directory
@@ -332,8 +333,8 @@ def test_a_broker_that_would_run_another_eventsh_does_not_start_and_names_both(p
     init.write_text(init.read_text().replace('__version__ = "', '__version__ = "7.'))
     hook = sitecustomize(path, f"sys.path.insert(0, {str(other)!r})", "import eventsh", "sys.path.pop(0)")
     warning = why_not(path, PYTHONPATH=hook)
-    assert f"imports eventsh 7.0.1.0 from {init}" in warning
-    assert f"has eventsh 0.1.0 from {ROOT}/eventsh/__init__.py" in warning
+    assert f"imports eventsh 7.{__version__} from {init}" in warning
+    assert f"has eventsh {__version__} from {ROOT}/eventsh/__init__.py" in warning
 
 
 def test_the_last_line_of_the_log_of_a_broker_without_its_packages_is_in_the_error(path: Path) -> None:

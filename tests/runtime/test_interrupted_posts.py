@@ -7,6 +7,7 @@ import contextlib
 import gc
 import itertools
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from textwrap import dedent
 from typing import Any
 
@@ -21,7 +23,7 @@ import pytest
 
 from eventsh.api import AsyncEvents, Events
 from eventsh.errors import EventError, QueueOverflow
-from eventsh.runtime.election import python_environment
+from tests.faults.processes import ROOT
 from tests.opcodes import call_interrupted
 
 DEADLINE_S = 30.0
@@ -88,9 +90,9 @@ def test_a_post_that_is_interrupted_at_any_opcode_is_whole_or_nothing(events: Ev
     numbers = itertools.count()
     for opcode in itertools.count():
         # Before and behind it others, which must not be touched. The first wakes the loop; flushed, the next one does.
-        for post in (lambda n: events.post("app", "e", n), lambda n: POSTS[how](events, n)):
+        for post in (POSTS["post"], POSTS[how]):
             number = next(numbers)
-            is_interrupted = call_interrupted(lambda post=post, n=number: post(n), opcode)
+            is_interrupted = call_interrupted(partial(post, events, number), opcode)
             (interrupted if is_interrupted else returned).append(number)
         if opcode % 2:
             events.flush(DEADLINE_S)
@@ -121,7 +123,7 @@ def test_an_event_that_was_interrupted_before_the_loop_was_woken_leaves_without_
     left_late = 0
     for opcode in itertools.count():
         events.flush(DEADLINE_S)
-        if not call_interrupted(lambda n=opcode: events.post("app", "e", n), opcode):
+        if not call_interrupted(partial(events.post, "app", "e", opcode), opcode):
             break
         if outbox.queued:
             left_late += 1
@@ -146,7 +148,7 @@ def test_a_post_in_a_loop_that_is_interrupted_at_any_opcode_is_whole_or_nothing(
             numbers = itertools.count()
             for opcode in itertools.count():
                 number = next(numbers)
-                is_interrupted = call_interrupted(lambda n=number: POSTS[how](events, n), opcode)
+                is_interrupted = call_interrupted(partial(POSTS[how], events, number), opcode)
                 (interrupted if is_interrupted else returned).append(number)
                 if not is_interrupted:
                     break
@@ -167,7 +169,7 @@ def test_a_post_in_a_loop_that_is_interrupted_at_any_opcode_is_whole_or_nothing(
 def run(program: str, *arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [python, "-c", dedent(program), *arguments],
-        env=python_environment(),
+        env={**os.environ, "PYTHONPATH": ROOT},
         capture_output=True,
         text=True,
         timeout=120,

@@ -302,7 +302,7 @@ def test_a_signal_handler_that_raises_under_load_loses_no_event_and_doubles_none
                 finally:
                     signal.setitimer(signal.ITIMER_REAL, 0)
             # What `run_forever` does at its end, where the signal may have struck too.
-            program.loop._thread_id = None  # type: ignore[attr-defined]
+            program.loop._thread_id = None
             asyncio._set_running_loop(None)
     finally:
         signal.signal(signal.SIGALRM, before)

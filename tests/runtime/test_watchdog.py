@@ -26,7 +26,7 @@ def test_a_call_after_a_break_is_a_new_one():
 
 def test_the_watchdog_looks_again_and_again_until_it_is_stopped():
     looked = threading.Semaphore(0)
-    watchdog = Watchdog(looked.release, timeout_s=0.01)
+    watchdog = Watchdog(looked.release, period_s=0.01)
     watchdog.start()
     assert looked.acquire(timeout=10)
     assert looked.acquire(timeout=10)
