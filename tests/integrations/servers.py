@@ -136,9 +136,14 @@ class Server:
         wait_until(is_there, lambda: (pids, self.log.read_text()))
         return pids
 
-    def wait_gone(self) -> None:
-        """Wait until the broker knows no worker but the test itself."""
-        wait_until(lambda: set(self.workers()) <= {os.getpid()}, lambda: (os.getpid(), self.workers()))
+    def wait_only(self, count: int) -> None:
+        """Wait until this many workers are attached, beside the test itself, and the broker knows no other."""
+
+        def are_only() -> bool:
+            workers = {pid: state for pid, state in self.workers().items() if pid != os.getpid()}
+            return len(workers) == count and set(workers.values()) <= {"attached"}
+
+        wait_until(are_only, lambda: (os.getpid(), self.workers(), self.log.read_text()[-4000:]))
 
     def wait_logged(self, text: str) -> None:
         """Wait until the server's log has `text`."""
