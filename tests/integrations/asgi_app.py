@@ -19,7 +19,7 @@ import eventsh
 from eventsh.integrations.asgi import EventsMiddleware, lifespan
 from tests.integrations.journal import record
 
-OPTIONS: dict[str, Any] = {"timeout": 30.0, "linger": 0.5, "broker": os.environ.get("APP_BROKER", "auto")}
+OPTIONS: dict[str, Any] = {"timeout": 30.0, "linger": 0.5}
 
 events = eventsh.AsyncEvents(os.environ["APP_ADDRESS"], **OPTIONS)
 threaded = eventsh.Events(os.environ["APP_ADDRESS"], **OPTIONS)

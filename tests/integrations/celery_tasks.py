@@ -15,7 +15,7 @@ from tests.integrations.journal import record
 
 app = Celery("tests", broker=os.environ["CELERY_BROKER"])
 app.conf.update(worker_prefetch_multiplier=1, worker_hijack_root_logger=False)
-OPTIONS: dict[str, Any] = {"timeout": 30.0, "linger": 0.5, "broker": os.environ.get("APP_BROKER", "auto")}
+OPTIONS: dict[str, Any] = {"timeout": 30.0, "linger": 0.5}
 if os.environ.get("CONFIGURE_AT_IMPORT"):
     eventsh.configure(os.environ["APP_ADDRESS"], **OPTIONS)
     attach_workers()

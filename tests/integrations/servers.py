@@ -136,9 +136,14 @@ class Server:
         wait_until(is_there, lambda: (pids, self.log.read_text()))
         return pids
 
-    def wait_gone(self) -> None:
-        """Wait until the broker knows no worker but the test itself."""
-        wait_until(lambda: set(self.workers()) <= {os.getpid()}, lambda: (os.getpid(), self.workers()))
+    def wait_only(self, count: int) -> None:
+        """Wait until this many workers are attached, beside the test itself, and the broker knows no other."""
+
+        def are_only() -> bool:
+            workers = {pid: state for pid, state in self.workers().items() if pid != os.getpid()}
+            return len(workers) == count and set(workers.values()) <= {"attached"}
+
+        wait_until(are_only, lambda: (os.getpid(), self.workers(), self.log.read_text()[-4000:]))
 
     def wait_logged(self, text: str) -> None:
         """Wait until the server's log has `text`."""
@@ -182,6 +187,16 @@ class Witness:
         if source == "app":
             self.seen[source, event, data] += 1
             self.posters.add(pid)
+
+    @contextlib.contextmanager
+    def broker_stopped(self) -> Iterator[None]:
+        """Stop the broker meanwhile: a process that starts in the block can post, and none of it can leave by chance."""
+        broker = status(str(self.events.address), timeout_s=DEADLINE_S)["broker"]["pid"]
+        os.kill(broker, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(broker, signal.SIGCONT)
 
     def wait_all(self, event: str, numbers: range, server: Server, *, times: int = 1) -> None:
         """Wait until each number was handled as often as it was posted, and make sure that none was handled again."""
@@ -240,7 +255,7 @@ def uvicorn(directory: Path, app: str, *arguments: str, **environment: str) -> S
     port = free_port()
     options = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "info", *arguments]
     # A worker of a busy machine needs longer than 5 s to start; uvicorn would give the reload up.
-    options += ["--timeout-worker-healthcheck", str(int(DEADLINE_S))]
+    options += ["--timeout-worker-healthcheck", str(int(DEADLINE_S / 3))]
     command = [sys.executable, "-m", "uvicorn", *options, f"tests.integrations.asgi_app:{app}"]
     return Server(directory, command, port=port, environment=environment)
 

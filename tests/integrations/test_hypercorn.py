@@ -35,16 +35,15 @@ def test_every_worker_handles_an_event(start: Start, server_of: Any, app: str, a
 def test_every_post_of_a_shutdown_arrives_also_after_a_signal(
     start: Start, directory: Path, server_of: Any, app: str, arguments: tuple[str, ...]
 ):
-    # It starts no broker, and there is none before it has posted: nothing can have left by chance.
-    environment = {"AT_SHUTDOWN": str(AT_SHUTDOWN), "APP_BROKER": "never"}
-    server = start(server_of, app, "--workers", "1", *arguments, **environment)
-    worker = server.wait_answering()
-    server.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: bool(server.lines("posted")), server.log.read_text)
-    # As hypercorn does when another worker has ended already.
-    wait_until(lambda: catches(worker, signal.SIGTERM), server.log.read_text)
-    os.kill(worker, signal.SIGTERM)
     with witness(directory) as seen:
+        with seen.broker_stopped():
+            server = start(server_of, app, "--workers", "1", *arguments, AT_SHUTDOWN=str(AT_SHUTDOWN))
+            worker = server.wait_answering()
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: bool(server.lines("posted")), server.log.read_text)
+            # As hypercorn does when another worker has ended already.
+            wait_until(lambda: catches(worker, signal.SIGTERM), server.log.read_text)
+            os.kill(worker, signal.SIGTERM)
         seen.wait_all("e", range(AT_SHUTDOWN), server)
         server.process.wait(DEADLINE_S)
         assert {line.pid for line in server.lines("stopping")} == {worker}

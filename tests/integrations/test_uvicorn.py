@@ -50,12 +50,12 @@ def test_a_reload_replaces_every_worker(start: Start):
 
 @pytest.mark.parametrize("app", ["starlette", "middleware", "middleware_thread"])
 def test_every_post_of_a_shutdown_arrives(start: Start, directory: Path, app: str):
-    # It starts no broker, and there is none before it has posted: nothing can have left by chance.
-    server = start(uvicorn, app, AT_SHUTDOWN=str(AT_SHUTDOWN), APP_BROKER="never")
-    server.wait_answering()
-    server.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: bool(server.lines("posted")), server.log.read_text)
     with witness(directory) as seen:
+        with seen.broker_stopped():
+            server = start(uvicorn, app, AT_SHUTDOWN=str(AT_SHUTDOWN))
+            server.wait_answering()
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: bool(server.lines("posted")), server.log.read_text)
         seen.wait_all("e", range(AT_SHUTDOWN), server)
         # uvicorn ends by the signal that it was sent, so no atexit runs.
         assert server.process.wait(DEADLINE_S) == -signal.SIGTERM
