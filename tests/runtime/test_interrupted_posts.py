@@ -350,6 +350,9 @@ def test_every_wait_ends_by_its_timeout_whatever_happened_to_the_loop(
         else:
             hang.wait(DEADLINE_S)
 
+    # A KeyboardInterrupt out of a handler is the program's: it is raised again in the main thread.
+    raised: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: raised.append(number))
     seen = Seen()
     events.register(stop, "stop")
     events.register(seen, "app")
@@ -371,6 +374,8 @@ def test_every_wait_ends_by_its_timeout_whatever_happened_to_the_loop(
             assert time.monotonic() - began < 5.0
     finally:
         hang.set()
+        signal.signal(signal.SIGINT, before)
+    assert len(raised) == (how == "KeyboardInterrupt")
     # It goes on.
     events.post("app", "e", "end")
     seen.wait_for("end")
