@@ -45,7 +45,7 @@ _MANY_FRAMES = 16
 _BATCHES_AT_ONCE = 2
 # A unique key travels behind a u16 with its length.
 _MAX_KEY_BYTES = 65535
-_NO_NAMES: Names = ("", "", b"", -1, -1)
+_NO_NAMES: Names = ("", "", b"", b"", -1, -1)
 # Pairs: an object for each event was 600 more for the garbage collector to look at in every batch.
 _PAIR = 2
 # Stands for an event whose bytes are in a frame already.
@@ -238,7 +238,7 @@ class Outbox:
         # Most posts repeat the source and event of the one before, as the very same objects, and are short and without a
         # `null` that would have to be looked at.
         names = self._names
-        if source is names[0] and event is names[1] and len(encoded) <= names[3] and 117 not in encoded:
+        if source is names[0] and event is names[1] and len(encoded) <= names[4] and 117 not in encoded:
             posted.extend((names, encoded))
         else:
             posted.extend(self._check(source, event, data, encoded))
@@ -280,8 +280,8 @@ class Outbox:
         if size > SURE_BYTES or (117 in encoded and encoded.replace(b"null", b"") is not encoded):
             check_written(encoded, data)
         names = self._find_names(source, event)
-        if size > names[4]:
-            raise PayloadTooLarge(source, event, size + self._max_payload_len - names[4], self._max_payload_len)
+        if size > names[5]:
+            raise PayloadTooLarge(source, event, size + self._max_payload_len - names[5], self._max_payload_len)
         if size > SURE_BYTES:
             self._spend(size)
         # Stored whole: another thread may post between two stores.
@@ -299,7 +299,8 @@ class Outbox:
         encoded = encode_name(source) + b"," + encode_name(event)
         # An event counts as it would travel alone: [source,event,data].
         room = self._max_payload_len - len(encoded) - 3
-        names = (source, event, b"[" + encoded + b",[", min(room, SURE_BYTES), room)
+        start = b"[" + encoded + b",["
+        names = (source, event, start, b"]]," + start, min(room, SURE_BYTES), room)
         if len(self._known_names) >= _MAX_NAMES:
             self._known_names = {}
         self._known_names[source, event] = names
@@ -337,8 +338,8 @@ class Outbox:
         encoded = encode_data(data)
         names = self._find_names(source, event)
         size = len(encoded) + len(facts.head)
-        if size > names[4]:
-            raise PayloadTooLarge(source, event, size + self._max_payload_len - names[4], self._max_payload_len)
+        if size > names[5]:
+            raise PayloadTooLarge(source, event, size + self._max_payload_len - names[5], self._max_payload_len)
         self._append_alone(facts, b"[" + names[2] + encoded + b"]]]")
 
     def post_body(
