@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -60,8 +61,14 @@ def test_every_worker_of_an_application_that_calls_configure_handles_an_event(st
     workers = server.wait_attached(2)
     # Without a master, the process that loads the application is the first worker.
     assert (server.process.pid in workers) == (not arguments)
-    server.post("e")
-    server.wait_handled("e", workers)
+    try:
+        server.post("e")
+        server.wait_handled("e", workers)
+    finally:
+        if not arguments:
+            # Nobody else ends it.
+            (other,) = workers - {server.process.pid}
+            os.kill(other, signal.SIGKILL)
 
 
 def test_uwsgi_without_threads_is_refused_at_once():
