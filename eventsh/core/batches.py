@@ -25,10 +25,8 @@ _SAMPLE_BYTES = 2048
 
 
 class Alone(NamedTuple):
-    """Facts of a post that travels in a frame of its own."""
+    """Facts of a post that travels in a frame of its own. Its data is the whole body, with the unique key before the JSON."""
 
-    head: bytes
-    """Body in front of the JSON: the unique key with its length, or nothing."""
     flags: int
     events: int = 1
     pid: int | None = None
@@ -108,8 +106,8 @@ def _count_fitting(datas: Sequence[bytes]) -> int:
     return len(datas)
 
 
-def _write_alone(facts: Alone, json: bytes, first: int, *, pid: int, origin: int) -> bytearray:
-    frame = bytearray(HEADER_BYTES) + facts.head + json
+def _write_alone(facts: Alone, body: bytes, first: int, *, pid: int, origin: int) -> bytearray:
+    frame = bytearray(HEADER_BYTES) + body
     poster = pid if facts.pid is None else facts.pid
     length = len(frame) - HEADER_BYTES
     HEADER.pack_into(frame, 0, length, Kind.EVENTS, facts.flags, facts.events, poster, origin, first, facts.seq, 0)

@@ -323,24 +323,24 @@ class Outbox:
             raise UsageError(f"the unique key is {len(encoded_key)} bytes long, over the limit of {_MAX_KEY_BYTES}")
         head = len(encoded_key).to_bytes(2, "little") + encoded_key
         flags = Flag.UNIQUE | _asking(receipt=receipt, trace=trace)
-        self._post_alone(source, event, data, Alone(head, flags, wait=wait))
+        self._post_alone(source, event, data, head, Alone(flags, wait=wait))
 
     def post_receipt(
         self, source: str, event: str, data: Any, *, trace: bool = False, wait: Wait | None = None
     ) -> None:
         """Append one event for which the broker sends a Receipt, and with `trace` every worker a Handled. It travels in a
         frame of its own. `wait` receives both. Raises as `post` does."""
-        self._post_alone(source, event, data, Alone(b"", _asking(receipt=True, trace=trace), wait=wait))
+        self._post_alone(source, event, data, b"", Alone(_asking(receipt=True, trace=trace), wait=wait))
 
-    def _post_alone(self, source: str, event: str, data: Any, facts: Alone) -> None:
+    def _post_alone(self, source: str, event: str, data: Any, head: bytes, facts: Alone) -> None:
         if len(self._posted) > self._stop_at:
             self._check_room()
         encoded = encode_data(data)
         names = self._find_names(source, event)
-        size = len(encoded) + len(facts.head)
+        size = len(encoded) + len(head)
         if size > names[5]:
             raise PayloadTooLarge(source, event, size + self._max_payload_len - names[5], self._max_payload_len)
-        self._append_alone(facts, b"[" + names[2] + encoded + b"]]]")
+        self._append_alone(facts, head + b"[" + names[2] + encoded + b"]]]")
 
     def post_body(
         self, body: bytes, count: int, *, pid: int, flags: int = 0, key: bytes = b"", worker: int | None = None
@@ -357,8 +357,8 @@ class Outbox:
         head = len(key).to_bytes(2, "little") + key if flags & Flag.UNIQUE else b""
         if worker is not None:
             flags |= Flag.DIRECTED
-        facts = Alone(head, flags, count, pid, 0 if worker is None else worker + 1)
-        self._append_alone(facts, body)
+        facts = Alone(flags, count, pid, 0 if worker is None else worker + 1)
+        self._append_alone(facts, head + body)
 
     def _append_alone(self, facts: Alone, body: bytes) -> None:
         if len(body) > SURE_BYTES:

@@ -501,3 +501,53 @@ def test_an_event_in_a_frame_of_its_own_does_not_wait_for_others():
         outbox.take(linger=True)
     outbox.post_unique("s", "e", 41, "key")
     assert events_of(outbox.take(linger=True))[-1] == (41, ("s", "e", 41))
+
+
+# --- the limit in bytes ---
+
+
+def fill(outbox, post, *, limit=200_000):
+    """Post until it is refused; give how many were accepted."""
+    for number in range(limit):
+        try:
+            post(number)
+        except QueueOverflow as error:
+            return number, error
+        if number % 100 == 0:
+            outbox.take()
+    raise AssertionError("never refused")
+
+
+BYTES = {
+    "short": (lambda outbox, n: outbox.post("s", "e", "x" * 98), 100),
+    "long": (lambda outbox, n: outbox.post("s", "e", "x" * 4998), 5000),
+    "alone": (lambda outbox, n: outbox.post_receipt("s", "e", "x" * 4998), 5000),
+    "unique": (lambda outbox, n: outbox.post_unique("s", "e", "x" * 2998, f"{n:2000}"), 5000),
+    "a body": (lambda outbox, n: outbox.post_body(b'[["s","e",["' + b"x" * 4980 + b'"]]]', 1, pid=1), 5000),
+}
+
+
+@pytest.mark.parametrize("how", BYTES)
+def test_the_queue_holds_no_more_than_its_bytes_and_nearly_as_many(how):
+    post, size = BYTES[how]
+    outbox = make(max_queue_len=1_000_000, max_queue_bytes=1_000_000)
+    accepted, error = fill(outbox, lambda n: post(outbox, n))
+    assert 0.95 * 1_000_000 / size <= accepted <= 1_000_000 / size
+    assert (error.unit, error.limit) == ("bytes", 1_000_000)
+    assert 950_000 <= error.queued <= 1_000_000
+    # Room is made by confirmations, in bytes as in events, and no post in between was lost.
+    outbox.window = 1_000_000
+    assert sum(decode_header(frame).count for frame in outbox.take()) <= accepted == outbox.numbered
+    outbox.confirm(accepted // 2)
+    again, _ = fill(outbox, lambda n: post(outbox, accepted + n))
+    assert 0.9 * (accepted // 2) <= again <= accepted // 2 + 1
+
+
+def test_the_largest_event_fits_into_an_empty_queue_of_its_size():
+    outbox = make(max_payload_len=10_000, max_queue_bytes=10_000)
+    outbox.post("s", "e", "x" * 9980)
+    with pytest.raises(QueueOverflow, match="max_queue_bytes"):
+        outbox.post("s", "e", "x" * 9980)
+    outbox.take()
+    outbox.confirm(1)
+    outbox.post("s", "e", "x" * 9980)
