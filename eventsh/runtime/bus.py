@@ -145,16 +145,16 @@ class Bus:
 
     def _describe_unsent(self) -> str | None:
         """Say that posts wait for a configuration, and what may be missing. None where they do not."""
-        if self.client is not None or not self.outbox.queued:
+        if self._client_at_work() is not None or not self.outbox.queued:
             return None
+        if self.client is not None:
+            return f"{self.outbox.queued} posts wait: the loop of their bus has ended; configure() it in another"
         advice = (
             "call eventsh.configure()"
             if self.threaded
             else "configure() it in its loop: does the server run the application's lifespan? That of a mounted application is not"
         )
-        return (
-            f"{self.outbox.queued} posts wait: their bus was not configured within {self.options.timeout:g} s; {advice}"
-        )
+        return f"{self.outbox.queued} posts wait: their bus was not configured within {self.options.timeout:g} s; {advice}"
 
     def wake_local(self) -> None:
         """Something was posted to this process alone."""
