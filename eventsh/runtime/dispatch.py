@@ -29,6 +29,8 @@ __all__ = ["Dispatcher", "HandlerFailure"]
 # very many too few to be felt.
 _SAMPLE_EACH_S = 0.05
 
+# Under way between two dispatches.
+_IDLE = Delivery(0, 0, None, [])
 # As many events as there may be.
 _ALL = 1 << 32
 
@@ -91,7 +93,7 @@ class Dispatcher:
         self._handler: Handler | None = None
         self._match: Match | None = None
         self._delivery_number = 0
-        self._delivery = Delivery(0, 0, None, [])
+        self._delivery = _IDLE
         # The last delivery in which a call was told to be slow.
         self._told_delivery = 0
         self._sample_at = clock() + _SAMPLE_EACH_S
@@ -151,6 +153,8 @@ class Dispatcher:
                 noted = _after_first(noted)
         finally:
             last_handler, self._handler = self._handler, None
+            # Let go before the next batch is decoded: with the containers of both the garbage collector runs in each.
+            self._delivery = _IDLE
             if self._forked_in is not None:
                 self._end_child(self._forked_in)
         seconds = self._clock() - started
