@@ -46,7 +46,8 @@ class _Face:
         self._address = address
         self._values = options
         if options:
-            Options.from_values(**options)
+            # Its limits hold for posts before `configure` too.
+            bus.apply(Options.from_values(**options))
 
     @classmethod
     def _over(cls, bus: Bus) -> Self:
@@ -87,7 +88,13 @@ class _Face:
         `data` is not encoded and not copied. True, or QueueOverflow or UsageError is raised.
         """
         bus = self._bus
-        bus.session.inbox.post_local(source, event, data)
+        # A child that a server forked in C: what it posts must not go into its parent's queue.
+        bus.is_foreign()
+        inbox = bus.session.inbox
+        inbox.post_local(source, event, data)
+        if bus.session.inbox is not inbox:
+            # Another thread closed the bus meanwhile.
+            bus.carry_over(inbox)
         bus.wake_local()
         return True
 
@@ -375,7 +382,9 @@ def _warn_at_exit() -> None:
 def _warn_of_unsent() -> None:
     for bus in unconfigured_buses():
         if bus.outbox.queued:
-            _log.warning("%d posts were never sent: configure() was not called for them", bus.outbox.queued)
+            _log.warning(
+                "%d posts were never sent: no configuration that could attach came for them", bus.outbox.queued
+            )
     for bus in open_buses():
         # Those with a thread are closed, which tells it.
         if bus.thread is None and bus.outbox.queued:

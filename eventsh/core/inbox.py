@@ -116,6 +116,26 @@ class Inbox:
         self._local_in += 1
         self.waiting.appendleft(delivery)
 
+    def take_local(self, under_way: Delivery | None = None) -> list[Delivery]:
+        """Take out the program's own events that wait for their handlers, for an inbox that replaces this one. One that its
+        handlers have is left out."""
+        taken: list[Delivery] = []
+        for _ in range(len(self.waiting)):
+            try:
+                item = self.waiting.popleft()
+            except IndexError:  # another thread took it
+                break
+            if item is under_way:
+                continue
+            if isinstance(item, Delivery) and not item.last_seq and item.runs[0][0] != LIFECYCLE_SOURCE:
+                taken.append(item)
+        return taken
+
+    def put_local(self, deliveries: list[Delivery]) -> None:
+        """Put in events that another inbox had."""
+        self._local_in += len(deliveries)
+        self.waiting.extend(deliveries)
+
     def release(self) -> None:
         """Stop waiting for a first handler."""
         self._holding = False

@@ -210,6 +210,23 @@ class Outbox:
         return len(self._posted) // _PAIR - 1
 
     @property
+    def unconfirmed(self) -> int:
+        """Posts that are in a batch and not confirmed. In the thread of the owner's loop only."""
+        return self.numbered - self.confirmed
+
+    @property
+    def queued_bytes(self) -> int:
+        """Encoded bytes of the posts that are not confirmed. Counted at each call."""
+        posted = self._posted
+        # Copies, made by one call: another thread may post, or batch and confirm, meanwhile.
+        return sum(map(len, posted[_PAIR + 1 :: _PAIR])) + sum(len(batch.frame) for batch in list(posted[1][1]))
+
+    @property
+    def is_half_empty(self) -> bool:
+        """Whether the queue has room for half of what it holds at most, in events and in bytes."""
+        return self.queued <= self._max_queue_len // 2 and self.queued_bytes <= self._max_queue_bytes // 2
+
+    @property
     def has_unbatched(self) -> bool:
         """Whether posts wait for their batch. In the thread of the owner's loop only."""
         return self.number > self.numbered
@@ -257,15 +274,15 @@ class Outbox:
 
     def _count_bytes(self, size: int) -> None:
         """Count the bytes of the queue, and give a credit of what is left. Raises QueueOverflow without room for `size`."""
-        posted = self._posted
-        # Copies, made by one call: another thread may post, or batch and confirm, meanwhile.
-        waiting = sum(map(len, posted[_PAIR + 1 :: _PAIR])) + sum(len(batch.frame) for batch in list(posted[1][1]))
+        waiting = self.queued_bytes
         room = self._max_queue_bytes - waiting
         # With less than a hundredth left every post would count again.
         if waiting and room < max(size, self._max_queue_bytes // 100):
             raise QueueOverflow(waiting, self._max_queue_bytes, unit="bytes")
-        self._credit_stop = len(posted) + room // 2 // SURE_BYTES * _PAIR
-        self._long_credit = room // 2
+        # Half of what is left beside this one for short data, and half for long data.
+        rest = max(0, room - size)
+        self._credit_stop = len(self._posted) + rest // 2 // SURE_BYTES * _PAIR
+        self._long_credit = size + rest // 2
 
     def _spend(self, size: int) -> None:
         """Take long data from the credit. Raises QueueOverflow."""

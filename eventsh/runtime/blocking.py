@@ -231,7 +231,7 @@ class BlockingClient:
             put()
         except QueueOverflow:
             half = max(0, min(self.outbox.max_queue_len // 2, self.outbox.max_queue_len - room))
-            self._exchange(lambda: self.outbox.queued <= half, _NO_ROOM)
+            self._exchange(lambda: self.outbox.queued <= half and self.outbox.is_half_empty, _NO_ROOM)
             put()
 
     def _exchange(self, until: Callable[[], bool], what: str, *, again: bool = True) -> None:

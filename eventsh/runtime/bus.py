@@ -37,13 +37,14 @@ from eventsh.runtime.unsent import UnsentPosts
 
 if TYPE_CHECKING:
     from eventsh.address import Address
+    from eventsh.core.delivery import Delivery
+    from eventsh.core.inbox import Inbox
     from eventsh.runtime.client import Deliveries
 
 __all__ = ["Bus", "default_bus", "open_buses", "unconfigured_buses"]
 
 _log = logging.getLogger("eventsh")
 
-# What a client is while it is configured; the broker knows it by these, or they are in use.
 # What configuring or closing may take beyond the timeout.
 _LIFECYCLE_S = 5.0
 _NO_LOOP = (
@@ -53,6 +54,7 @@ _NO_TRIO = (
     "AsyncEvents needs a running asyncio loop, and trio has none: use Events, which has a thread of its own, or run the"
     " server with asyncio"
 )
+# What a client is while it is configured; the broker knows it by these, or they are in use.
 _FIXED_OPTIONS = ("worker_id", "role", "take_unique", "broker", "ring_size", *SECURITY_OPTIONS)
 
 
@@ -88,7 +90,7 @@ class Bus:
             is_awake=new_fork_flag(),
         )
         self.renew_locks()
-        self._new_session()
+        self.session = self._new_session()
         _buses.add(self)
         _survive_forks()
 
@@ -106,14 +108,37 @@ class Bus:
         finally:
             self._lifecycle_lock.release()
 
-    def renew(self, *, keep_last: int | None = None) -> None:
-        """Begin as a client that no broker knows yet. Posts without a batch stay; with `keep_last` only the last ones."""
+    def renew(self, *, keep_last: int | None = None, under_way: Delivery | None = None) -> None:
+        """Begin as a client that no broker knows yet.
+
+        Posts without a batch stay, and local events that no handler had. With `keep_last`, as in a forked child, only the
+        last posts do. `under_way` is a delivery that handlers have.
+        """
         self._pid = os.getpid()
         self.outbox.renew(_new_origin(), self._pid, keep_last=keep_last)
-        self._new_session()
+        self._unsent.reset()
+        before = self.session.inbox
+        session = self._new_session()
+        if keep_last is None:
+            session.inbox.put_local(before.take_local(under_way))
+        self.session = session
+        if keep_last is None:
+            # Another thread may have found the former one just before.
+            self.carry_over(before)
 
-    def _new_session(self) -> None:
-        self.session = Session(self.outbox, self.registry, identity=os.urandom(16).hex(), host=pid_space())
+    def carry_over(self, before: Inbox) -> None:
+        """Take over the local events of an inbox that was replaced. In any thread."""
+        self.session.inbox.put_local(before.take_local())
+
+    def _new_session(self) -> Session:
+        return Session(
+            self.outbox,
+            self.registry,
+            identity=os.urandom(16).hex(),
+            host=pid_space(),
+            max_queue_len=self.options.max_queue_len,
+            timeout_s=self.options.timeout,
+        )
 
     def _ask_plugins(self) -> None:
         if plugins().has_impl("eventsh_event_posted"):
@@ -125,7 +150,7 @@ class Bus:
 
     def _wake(self) -> None:
         """Have posted events sent. In any thread, in the midst of anything: called for the first post after each send."""
-        if not self._is_foreign(keep_last=1):
+        if not self.is_foreign(keep_last=1):
             if (client := self._client_at_work()) is not None:
                 client.sender.wake()
             else:
@@ -135,7 +160,7 @@ class Bus:
         if (client := self._client_at_work()) is not None:
             client.sender.push()
 
-    def _is_foreign(self, *, keep_last: int = 0) -> bool:
+    def is_foreign(self, *, keep_last: int = 0) -> bool:
         """Whether this process was forked without Python's hooks: then every bus begins anew, as after os.fork. The last
         posts of this bus are this process's own."""
         if os.getpid() == self._pid:
@@ -154,11 +179,13 @@ class Bus:
             if self.threaded
             else "configure() it in its loop: does the server run the application's lifespan? That of a mounted application is not"
         )
-        return f"{self.outbox.queued} posts wait: their bus was not configured within {self.options.timeout:g} s; {advice}"
+        return (
+            f"{self.outbox.queued} posts wait: their bus was not configured within {self.options.timeout:g} s; {advice}"
+        )
 
     def wake_local(self) -> None:
         """Something was posted to this process alone."""
-        if not self._is_foreign() and (client := self._client_at_work()) is not None:
+        if (client := self._client_at_work()) is not None:
             client.wake_local()
 
     def _client_at_work(self) -> Client | None:
@@ -179,12 +206,10 @@ class Bus:
     def plan(self, address: str | None, values: dict[str, Any]) -> Callable[[], None] | None:
         """Check a configuration. Gives what starts the client, to be called in its loop; None when one is at work,
         which then has the new options. Raises ConfigureError, and nothing has changed."""
-        if self.loop is not None and self.loop.is_closed():
+        if self._has_lost_its_loop():
             # Its program ended the loop without closing the bus.
-            if self.outbox.queued:
-                _log.warning("%s: %d posts were not confirmed when their loop ended", self.address, self.outbox.queued)
-            self.forget_client()
-        self._is_foreign()
+            self.forget_client("its loop ended")
+        self.is_foreign()
         if self.client is not None:
             self._change(address, values)
             return None
@@ -234,7 +259,7 @@ class Bus:
             self.wake_local()
 
     def working_client(self) -> Client:
-        self._is_foreign()
+        self.is_foreign()
         if self.client is None or self.loop is None or self.loop.is_closed():
             if is_before_uwsgi_forks():
                 raise EventError(
@@ -282,8 +307,10 @@ class Bus:
     async def close(self, *, leave: bool, timeout: float | None) -> None:
         """Handle what was given, confirm what was posted, and detach. In the loop of the client."""
         client = self.client
-        if self.loop is not None and self.loop is not asyncio.get_running_loop():
-            self.forget_client()
+        if self._has_lost_its_loop():
+            self.forget_client("its loop ended")
+        elif self.loop is not None and self.loop is not asyncio.get_running_loop():
+            raise EventError("this bus is at work in another loop: close() it there")
         elif client is not None:
             await client.close(leave=leave, timeout=self.options.timeout if timeout is None else timeout)
             # Another call may have closed it meanwhile, and a third one configured the bus anew.
@@ -294,18 +321,34 @@ class Bus:
 
     def give_up(self) -> None:
         """Let go of a client whose thread a handler does not give back. Should it ever, the thread ends."""
-        assert self.client is not None
-        assert self.loop is not None
+        client, loop, thread = self.client, self.loop, self.thread
+        if client is None or loop is None:
+            # Closed meanwhile, by a signal handler that interrupted this.
+            return
         _log.warning("%s: closed while a handler was still at work: its thread could not be stopped", self.address)
-        if self.thread is not None:
-            self.thread.stop(wait=False)
+        self.forget_client("closed")
         with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self.client.give_up)
-        self.forget_client()
+            loop.call_soon_threadsafe(client.give_up)
+        if thread is not None:
+            thread.stop(wait=False)
 
-    def forget_client(self, *, keep_last: int | None = None) -> None:
+    def _has_lost_its_loop(self) -> bool:
+        """Whether the program's loop that this bus was configured in has ended, or was left for another one."""
+        loop = self.loop
+        if loop is None or self.thread is not None:
+            return False
+        return loop.is_closed() or (not loop.is_running() and asyncio._get_running_loop() is not None)
+
+    def forget_client(self, why: str) -> None:
+        """Let go of a client that is not closed. It may still run in another thread: it gets an outbox of its own."""
+        client, session, address = self.client, self.session, self.address
+        if self.outbox.unconfirmed:
+            _log.warning("%s: %s with %d posts that were not confirmed", address, why, self.outbox.unconfirmed)
         self.client = self.loop = self.thread = self.address = None
-        self.renew(keep_last=keep_last)
+        session.outbox = Outbox(origin=_new_origin(), pid=self._pid, max_queue_len=1, max_payload_len=1)
+        self.renew(under_way=None if client is None else client.under_way)
+        if client is not None:
+            client.stop_watching()
 
     def configuration(self) -> tuple[str, dict[str, Any]]:
         """The address, and the options, with which another process configures itself like this one. It has a slot of its
@@ -361,9 +404,14 @@ def _attach_anew(poster: Bus | None = None, keep_last: int = 0) -> None:
         _parents_loops.append((client, thread))
         address, values = bus.configuration()
         client.abandon()
-        bus.forget_client(keep_last=kept)
+        bus.client = bus.loop = bus.thread = bus.address = None
+        bus.renew(keep_last=kept)
         if thread is not None:
-            bus.host(address, values)
+            try:
+                bus.host(address, values)
+            except EventError as error:
+                # Out of a post, it would say that nothing was posted.
+                _log.warning("%s: a forked process can't attach: %s", address, error)
 
 
 def _runs_trio() -> bool:

@@ -8,7 +8,6 @@ to the dispatcher. What it has to say leaves by its sender; who waits for someth
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
@@ -382,8 +381,11 @@ class Client:
             or (self._runner is not None and self._runner.done())
         )
         if is_owed:
-            with contextlib.suppress(RuntimeError):
+            try:
                 self._loop.call_soon_threadsafe(self.rescue)
+            except RuntimeError:
+                # The program closed the loop without closing the bus.
+                self.stop_watching()
 
     # --- the end ---
 
@@ -396,8 +398,11 @@ class Client:
         await Farewell(self, leave=leave, deadline=self._loop.time() + timeout).say()
         await self._detach()
         outbox = self.session.outbox
-        if outbox.queued:
-            _log.warning("%s: closed with %d posts that were not confirmed", self.address, outbox.queued)
+        if outbox.unconfirmed:
+            _log.warning("%s: closed with %d posts that were not confirmed", self.address, outbox.unconfirmed)
+        if outbox.has_unbatched:
+            waiting = outbox.queued - outbox.unconfirmed
+            _log.warning("%s: closed with %d posts that were not sent: configure() sends them", self.address, waiting)
         if not self.is_idle:
             _log.warning("%s: closed while handlers were still at work", self.address)
 
@@ -426,16 +431,26 @@ class Client:
         # Only has an effect if it was a handler that forked: then this thread must not go on in the parent's loop.
         self._loop.stop()
 
+    @property
+    def under_way(self) -> Delivery | None:
+        """The delivery whose handlers are being called."""
+        return None if self._handlers is None else self._handlers.under_way
+
+    def stop_watching(self) -> None:
+        """End the threads that watch this client. In any thread."""
+        self._watchdog.stop()
+        if self._handlers is not None:
+            self._handlers.stop_watching()
+
     def give_up(self) -> None:
         """Let go of everything at once, for nobody waits for it any more."""
-        self._watchdog.stop()
+        self.stop_watching()
         self._is_closing = True
         if self._runner is not None:
             self._runner.cancel()
         self._dispatcher.close()
         self.waiters.close()
-        if self.session.outbox.queued:
-            _log.warning("%s: given up with %d posts that were not confirmed", self.address, self.session.outbox.queued)
+        self._attacher.reset()
         self.abandon()
 
     def change(self, options: Options) -> None:

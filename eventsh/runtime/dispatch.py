@@ -165,6 +165,11 @@ class Dispatcher:
         self.handled += delivery.count
         return True
 
+    @property
+    def under_way(self) -> Delivery:
+        """The delivery whose handlers are being called, or one without events."""
+        return self._delivery
+
     def rescue(self) -> None:
         """Start the async handlers that an exception kept from being started. Call it from time to time."""
         self._lanes.rescue()
@@ -179,9 +184,13 @@ class Dispatcher:
         Await `drain` before it to let them finish, and after it to wait for the cancelled ones. Idempotent.
         """
         self._closed = True
+        self.stop_watching()
+        self._lanes.close()
+
+    def stop_watching(self) -> None:
+        """End the thread that looks for slow handlers. In any thread."""
         if self._watchdog is not None:
             self._watchdog.stop()
-        self._lanes.close()
 
     def abandon(self) -> None:
         """In a forked child: call nothing more, for the rest is the parent's to handle. A sync handler that forked may go

@@ -33,6 +33,10 @@ class UnsentPosts:
         self._pause_s = 0.0
         self._has_timer = False
 
+    def reset(self) -> None:
+        """Begin anew: the bus was closed."""
+        self._due = None
+
     def note(self, timeout_s: float) -> None:
         """Note a post on a bus that is not configured. In any thread."""
         if self._due is None:

@@ -144,7 +144,7 @@ class Waiters:
         session, outbox = self._session, self._session.outbox
 
         def has_room() -> bool:
-            return max(outbox.queued, session.inbox.local_queued) <= outbox.max_queue_len // 2
+            return outbox.is_half_empty and session.inbox.local_queued <= outbox.max_queue_len // 2
 
         self._owner.sender.flush()
         await self.wait_until(has_room, timeout, "no room for posts")

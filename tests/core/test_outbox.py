@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eventsh.core.batches import Batcher
 from eventsh.core.outbox import Outbox
 from eventsh.errors import EventError, NotSerializable, PayloadTooLarge, QueueOverflow, UsageError
 from eventsh.protocol.codec import decode
@@ -525,6 +526,50 @@ BYTES = {
     "unique": (lambda outbox, n: outbox.post_unique("s", "e", "x" * 2998, f"{n:2000}"), 5000),
     "a body": (lambda outbox, n: outbox.post_body(b'[["s","e",["' + b"x" * 4980 + b'"]]]', 1, pid=1), 5000),
 }
+
+
+def post_mixed(outbox, number):
+    outbox.post("s", "e", "x" * (4998 if number % 11 == 0 else 98))
+
+
+@pytest.mark.parametrize("limit", [65_536, 1_000_000])
+def test_long_and_short_data_share_the_bytes_of_the_queue(limit):
+    outbox = make(max_queue_len=1_000_000, max_queue_bytes=limit)
+    fill(outbox, lambda n: post_mixed(outbox, n))
+    assert 0.9 * limit - 5000 <= outbox.queued_bytes <= limit
+
+
+def test_a_queue_is_half_empty_only_in_events_and_in_bytes():
+    outbox = make(max_queue_len=100, max_queue_bytes=100_000)
+    assert outbox.is_half_empty
+    for _ in range(11):
+        outbox.post("s", "e", "x" * 5000)
+    outbox.take()
+    assert outbox.queued == 11
+    assert not outbox.is_half_empty
+    outbox.confirm(7)
+    assert outbox.is_half_empty
+    for _ in range(47):
+        outbox.post("s", "e", 1)
+    assert not outbox.is_half_empty
+
+
+class Untouched:
+    """Data that can be measured, and not written."""
+
+    def __len__(self) -> int:
+        return 60_000
+
+
+@pytest.mark.parametrize("names", ["one", "two"])
+def test_long_data_behind_the_end_of_a_batch_is_not_written_into_it(names):
+    facts = [
+        ("s", event, b'["s","e",[', b']],["s","e",[', 400, 65536) for event in ("e", "e" if names == "one" else "f")
+    ]
+    datas: list[Any] = [b'"' + b"x" * 60_000 + b'"', Untouched()]
+    count, frame = Batcher().build(facts, datas, 1, pid=PID, origin=ORIGIN)
+    assert count == 1
+    assert events_of([frame]) == [(1, ("s", "e", "x" * 60_000))]
 
 
 @pytest.mark.parametrize("how", BYTES)
