@@ -76,6 +76,9 @@ class Bus:
         self.on_posted: Callable[[str, str, Any, str | None], None] | None = None
         # For a program that shows what goes on: what stands between its client and its handlers.
         self.tap: Callable[[Deliveries], Deliveries] | None = None
+        # The program that attaches this bus itself, in its own loop: then a `configure` of the files that it loads is left to
+        # it.
+        self.owner: str | None = None
         self._pid = os.getpid()
         self._unsent = UnsentPosts(self._describe_unsent)
         self.outbox = Outbox(
@@ -282,6 +285,9 @@ class Bus:
         Raises:
             ConfigureError: The configuration is wrong, or threads do not run here.
         """
+        if self.owner is not None:
+            _log.info("configure() is left to %s, which attaches this process itself", self.owner)
+            return
         start = self.plan(address, values)
         if start is None:
             return

@@ -149,6 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"eventsh worker: {escape(str(error))}\n")
         return EXIT_USAGE
     supervisor = start_child(known.report_fd, known.control_fd, known.log_format)
+    # A file of handlers may be the application itself, which configures where it runs in a server.
+    default_bus().owner = "eventsh serve"
     try:
         _load(known.handlers, known.worker_id)
     except HandlersError as error:

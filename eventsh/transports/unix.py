@@ -298,6 +298,10 @@ def _remove_stale(address: Address) -> None:
         info = os.lstat(address.path)
     except FileNotFoundError:
         return
+    if stat.S_ISDIR(info.st_mode):
+        raise TransportError(
+            f"can't listen at {address}: {address.path} is a directory: name a file in it, {address.path}/events.sock"
+        )
     if stat.S_ISLNK(info.st_mode):
         why = "is a symbolic link"
     elif not stat.S_ISSOCK(info.st_mode):

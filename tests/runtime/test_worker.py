@@ -8,6 +8,7 @@ import pytest
 from eventsh.errors import ConfigureError
 from eventsh.options import Options
 from eventsh.runtime.worker import _parse_arguments, print_events, worker_arguments
+from eventsh.testing.pool import ServedPool
 
 
 def test_events_are_printed_a_line_each_and_escaped():
@@ -46,3 +47,32 @@ def test_handlers_may_begin_with_a_dash():
 def test_what_is_no_option_of_a_worker_is_refused(argument):
     with pytest.raises(ConfigureError, match="is no option of a worker"):
         _parse_arguments(["--address", "a", "--worker-id", "0", argument])
+
+
+def test_a_file_of_handlers_that_configures_is_attached_by_its_pool(tmp_path):
+    """Such as the application itself, which configures where it runs in a server."""
+    file = tmp_path / "app.py"
+    file.write_text(
+        "import eventsh\n"
+        "@eventsh.on('app', 'purge')\n"
+        "def purge(data, event, source, pid):\n"
+        "    print('purged', data, flush=True)\n"
+        "eventsh.configure('unix:/elsewhere/e.sock', worker_id=7)\n"
+        "eventsh.post('app', 'purge', 'at import')\n"
+    )
+    pool = ServedPool(f"unix:{tmp_path}/s", [file], 2, tmp_path / "log")
+    try:
+        pool.wait_ready()
+        receipt = pool.post("app", "purge", "later")
+        assert [worker.worker_id for worker in receipt.workers] == [0, 1]
+        assert all(run.error is None for worker in receipt.workers for run in worker.handlers)
+        pool.process.terminate()
+        assert pool.process.wait(30) == 0
+    finally:
+        pool.process.kill()
+        pool.process.wait(30)
+    assert pool.output.count("purged later") == 2
+    # One post of each worker, to both; the second worker may have attached after the first one's.
+    assert 2 <= pool.output.count("purged at import") <= 4
+    assert "WARNING" not in pool.output
+    assert "Traceback" not in pool.output

@@ -329,7 +329,15 @@ def test_what_is_no_socket_is_never_removed(tmp_path, address, kind):
     before = path.lstat()
     message = refusal(address)
     assert address.path in message
-    assert ("symbolic link" if "symlink" in kind else "no socket") in message
+    expected = (
+        "symbolic link"
+        if "symlink" in kind
+        else "is a directory: name a file in it"
+        if kind == "directory"
+        else "no socket"
+    )
+    assert expected in message
+    assert ("remove it" in message) == (kind != "directory")
     assert path.lstat() == before
 
 
