@@ -24,11 +24,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from types import MethodType
+from operator import attrgetter
+from types import FunctionType, MethodType
 from typing import Any
 
 from eventsh.core.signature import (
     check_signature,
+    find_definition,
     is_async,
     is_local,
     is_redefinition,
@@ -52,6 +54,9 @@ _HALF_CACHE = 2048
 # How many timed calls of each handler are remembered: enough for a 99th percentile, and 8 KiB with their numbers.
 _SAMPLE = 256
 
+# A handler's place in the order of calls.
+_number = attrgetter("number")
+
 
 class Handler:
     """One registration of one callback at one level.
@@ -62,6 +67,7 @@ class Handler:
     """
 
     __slots__ = (
+        "_definition",
         "_referent",
         "_seconds",
         "active",
@@ -87,6 +93,9 @@ class Handler:
         # Module and qualified name.
         self.key = qualified_name(callback)
         self.location = locate(callback)
+        # Found once for each handler: a registration compares itself with all of its name.
+        definition = find_definition(callback)
+        self._definition = None if definition is None else weakref.ref(definition)
         # The name of the script that brought it in from a shell; None for the program's own.
         self.script: str | None = None
         self.calls = 0
@@ -117,6 +126,10 @@ class Handler:
     def callback(self) -> Call | None:
         """The registered callable; None once that of a weak registration is gone."""
         return self._referent()
+
+    def definition(self) -> FunctionType | None:
+        """The function that the source defines, as `find_definition`; None once it is gone."""
+        return None if self._definition is None else self._definition()
 
     def note_seconds(self, seconds: float) -> None:
         """One call, of those that are timed, took so long."""
@@ -325,11 +338,12 @@ class Registry:
             for handler in new:
                 known = change.handlers_at(handler.level)
                 present = _registration_of(callback, known)
-                namesakes = [other for other in known if other.key == handler.key and other is not present]
+                is_sought = replace or handler.definition() is not None
+                namesakes = [h for h in known if h.key == handler.key and h is not present] if is_sought else []
                 replaced = namesakes if replace else []
                 if present is None:
                     # Before the commit: a warning can be turned into an error, and then nothing is registered.
-                    warned = warned or replace or _warn_of_redefinition(callback, handler, namesakes, stacklevel + 1)
+                    warned = warned or replace or _warn_of_redefinition(handler, namesakes, stacklevel + 1)
                     change.add(handler, replaced)
                 else:
                     change.drop(handler.level, replaced)
@@ -464,17 +478,19 @@ def _registration_of(callback: Call, handlers: Iterable[Handler]) -> Handler | N
     return None
 
 
-def _number(handler: Handler) -> int:
-    return handler.number
-
-
-def _warn_of_redefinition(callback: Call, handler: Handler, namesakes: list[Handler], stacklevel: int) -> bool:
-    formers = [other for other in namesakes if is_redefinition(callback, other.callback)]
-    if not formers:
+def _warn_of_redefinition(handler: Handler, namesakes: list[Handler], stacklevel: int) -> bool:
+    definition = handler.definition()
+    if definition is None:
+        return False
+    for namesake in namesakes:
+        former = namesake.definition()
+        if former is not None and is_redefinition(definition, former):
+            break
+    else:
         return False
     warnings.warn(
         f"{handler.name} is registered twice for {handler.source or 'all'}/{handler.event or 'all'}, as"
-        f" {formers[0].location} and now as {handler.location}, and each event will run both: if its module was reloaded or"
+        f" {namesake.location} and now as {handler.location}, and each event will run both: if its module was reloaded or"
         " its cell ran again, pass replace=True",
         RuntimeWarning,
         stacklevel=stacklevel,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 # In this file types are compared by type(), and not by isinstance(), which believes the `__class__` of a Mock or a proxy.
 
-__all__ = ["check_signature", "is_async", "is_local", "is_redefinition", "locate", "qualified_name"]
+__all__ = ["check_signature", "find_definition", "is_async", "is_local", "is_redefinition", "locate", "qualified_name"]
 
 _EXPECTED = "handler(data, event, source, pid)"
 # Fills a place of a partial that its caller fills in turn. Python 3.14 has it.
@@ -37,7 +38,7 @@ def check_signature(callback: Callable[..., Any]) -> None:
     """
     for function, positional, keywords in _entries(callback):
         code = function.__code__
-        if code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
+        if _makes_generator(function):
             raise TypeError(
                 f"{_describe(callback)} is a generator function, and a call of it runs no line of it:"
                 " write the handler without yield"
@@ -53,6 +54,14 @@ def check_signature(callback: Callable[..., Any]) -> None:
                 f"a handler is called as {_EXPECTED}: {_describe(callback)} can't be, as {code.co_qualname}{signature}"
                 f" gets {positional} positional arguments then: {error}"
             ) from None
+
+
+def _makes_generator(function: FunctionType) -> bool:
+    # The decorators of contextlib do not iterate over a generator that a handler returns. Others may.
+    inner: Any = function
+    while type(inner) is FunctionType and inner.__globals__ is vars(contextlib) and hasattr(inner, "__wrapped__"):
+        inner = inner.__wrapped__
+    return inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner)
 
 
 def _entries(callback: Any) -> list[_Entry]:
@@ -114,14 +123,13 @@ def qualified_name(callback: Any) -> tuple[str | None, str]:
     return type(callback).__module__, type(callback).__qualname__
 
 
-def is_redefinition(new: Any, old: Any) -> bool:
-    """Whether the definition of `old` ran again and made `new`: in a reloaded module, or in a cell of a notebook.
+def is_redefinition(latter: FunctionType, former: FunctionType) -> bool:
+    """Whether the definition of `former` ran again and made `latter`: in a reloaded module, or in a notebook's cell.
 
-    Not for what a program makes anew all the time: closures, lambdas, partials, methods of two objects. Two decorations
-    of one function are no redefinition either.
+    Both are from `find_definition`, for callbacks of one `qualified_name`. Two decorations of one function share their
+    definition and are not a redefinition.
     """
-    latter, former = _definition(new), _definition(old)
-    if latter is None or former is None or latter is former or qualified_name(new) != qualified_name(old):
+    if latter is former:
         return False
     # Reloading a module and running a cell again keep the namespace. Importing it anew keeps the file; "<string>" and
     # the like are no file, so two plugins that were run by exec() stay two.
@@ -130,8 +138,11 @@ def is_redefinition(new: Any, old: Any) -> bool:
     return latter.__globals__ is former.__globals__ or is_same_file
 
 
-def _definition(callback: Any) -> FunctionType | None:
-    """The function that the source defines, if its name stands for it alone."""
+def find_definition(callback: Any) -> FunctionType | None:
+    """Return the function that the source defines, if its name stands for it alone.
+
+    None for callbacks that a program makes in any number: closures, lambdas, partials, methods of objects.
+    """
     if not _is_lasting(qualified_name(callback)[1]):
         return None
     if type(callback) is MethodType and isinstance(callback.__self__, type):

@@ -56,9 +56,15 @@ def confirm_posts(task: str) -> None:
 
 
 def close_worker(*, leave: bool) -> None:
-    """Close every bus with a thread before this process ends without `atexit`. `leave` as in `Events.close`."""
-    for events, _ in _open_events():
-        events.close(leave=leave)
+    """Close every bus with a thread before this process ends without `atexit`. `leave` as in `Events.close`.
+
+    Logs a WARNING for each bus that can't be closed, and closes the others.
+    """
+    for events, bus in _open_events():
+        try:
+            events.close(leave=leave)
+        except EventError as error:
+            _log.warning("%s: not closed before the process ends: %s", bus.address, error)
 
 
 def _open_events() -> list[tuple[Events, Any]]:

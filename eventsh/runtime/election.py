@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from eventsh.transport import Transport
 
 __all__ = [
+    "forget_starts",
     "is_locked",
     "lock_address",
     "remove_log",
@@ -157,7 +158,7 @@ def start_broker(transport: Transport, address: Address, options: Options) -> bo
     # Before anything is made at the address: it raises where there is no interpreter.
     command = _broker_command(address, options)
     with contextlib.ExitStack() as opened:
-        with _fork_guard:
+        with _own_guard():
             lock = lock_address(transport, address)
             if lock is None:
                 return False
@@ -183,6 +184,7 @@ def start_broker(transport: Transport, address: Address, options: Options) -> bo
 # `configure`. A child that came in between would have descriptors that nobody closes: of the lock, so that no broker could
 # follow this one for as long as the child lives, and of the pipe for whose end Popen waits.
 _fork_guard = threading.RLock()
+_guard_pid = os.getpid()
 # What is open while a broker is started, to be closed in such a child.
 _open_descriptors: set[int] = set()
 
@@ -194,19 +196,42 @@ def _open_here(descriptor: int) -> Iterator[None]:
     try:
         yield
     finally:
-        with _fork_guard:
-            _open_descriptors.discard(descriptor)
-            os.close(descriptor)
+        with _own_guard():
+            # A child that was forked meanwhile has closed it, and may have another one of its number.
+            if descriptor in _open_descriptors:
+                _open_descriptors.remove(descriptor)
+                os.close(descriptor)
 
 
-def _close_in_child() -> None:
-    for descriptor in _open_descriptors:
-        os.close(descriptor)
-    _open_descriptors.clear()
-    _fork_guard.release()
+def forget_starts() -> None:
+    """In a child of a fork that Python does not see: close the descriptors of brokers that the parent was starting.
+
+    Does nothing in the process that starts them, and nothing the second time.
+    """
+    if os.getpid() != _guard_pid:
+        _begin_anew()
 
 
-os.register_at_fork(before=_fork_guard.acquire, after_in_parent=_fork_guard.release, after_in_child=_close_in_child)
+def _begin_anew() -> None:
+    global _fork_guard, _guard_pid
+    # A new one: where Python does not see the fork, a thread that is not in this process may hold the former for ever.
+    _fork_guard, _guard_pid = threading.RLock(), os.getpid()
+    while _open_descriptors:
+        # A daemonizer may have closed it.
+        with contextlib.suppress(OSError):
+            os.close(_open_descriptors.pop())
+
+
+def _own_guard() -> threading.RLock:
+    forget_starts()
+    return _fork_guard
+
+
+os.register_at_fork(
+    before=lambda: _own_guard().acquire(),
+    after_in_parent=lambda: _fork_guard.release(),
+    after_in_child=_begin_anew,
+)
 
 
 def _with_absolute_paths(options: Options) -> Options:

@@ -31,13 +31,21 @@ _log = logging.getLogger("eventsh")
 
 # How often a wait looks whether the thread that it waits for is still there.
 _LOOK_S = 0.5
+# A loop that raises this often in a row, each time this soon after its start, can't run: a daemonizer closed its
+# descriptors, for example. Each attempt to run it logs a traceback, so more attempts flood the log and keep a core busy.
+_FAILURES = 3
+_AT_ONCE_S = 0.1
+# Such loops. The numbers of their descriptors may be those of other files by now, which closing a loop would close: it must
+# not happen, not even by the garbage collector.
+_broken_loops: list[asyncio.AbstractEventLoop] = []
 _ENDED = "the thread of the bus has ended: close() and configure() again"
 
 
 class LoopThread:
     """An event loop that runs in a daemon thread of its own until `stop`.
 
-    A handler that stops the loop, or raises KeyboardInterrupt or SystemExit in it, does not end it.
+    A handler that stops the loop, or raises KeyboardInterrupt or SystemExit in it, does not end it. A loop
+    that can't run ends the thread.
 
     Raises:
         ConfigureError: Threads are patched to run in greenlets, or the process is ending.
@@ -57,24 +65,32 @@ class LoopThread:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        try:
-            while not self._is_stopping:
-                self._run_loop()
-                # A handler forked, and its child came back from it: the loop is the parent's.
-                if os.getpid() != self._pid:
-                    return
-        finally:
-            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-            self.loop.close()
+        failures = 0
+        while not self._is_stopping:
+            began = time.monotonic()
+            has_failed = self._run_loop()
+            # A handler forked, and its child came back from it: the loop is the parent's.
+            if os.getpid() != self._pid:
+                return
+            failures = failures + 1 if has_failed and time.monotonic() - began < _AT_ONCE_S else 0
+            if failures == _FAILURES:
+                _broken_loops.append(self.loop)
+                _log.error("the loop of a bus can't run, and its thread ends: close() and configure() again")
+                return
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
 
-    def _run_loop(self) -> None:
+    def _run_loop(self) -> bool:
+        """Return whether the loop itself failed. A handler's errors do not get here, but for KeyboardInterrupt and
+        SystemExit."""
         try:
             self.loop.run_forever()
-        except BaseException:  # noqa: BLE001 - KeyboardInterrupt out of an async handler must not end it either
+        except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt out of an async handler must not end it either
             _log.exception("the loop of a bus was interrupted and goes on")
-        else:
-            if not self._is_stopping and os.getpid() == self._pid:
-                _log.warning("the loop of a bus was stopped and goes on: a handler must not stop it")
+            return isinstance(error, Exception)
+        if not self._is_stopping and os.getpid() == self._pid:
+            _log.warning("the loop of a bus was stopped and goes on: a handler must not stop it")
+        return False
 
     @property
     def is_alive(self) -> bool:

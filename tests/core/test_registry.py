@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from eventsh.core import registry as registry_module
+from eventsh.core import signature as signature_module
 from eventsh.core.registry import Handler, Registry
 from eventsh.errors import UsageError
 
@@ -565,3 +566,40 @@ def test_the_cache_is_bounded():
     assert len(registry.matches) + len(registry._old) <= 4096
     registry.register(module_handler)
     assert all(len(registry.match("s", str(number)).handlers) == 1 for number in range(10_000))
+
+
+@pytest.mark.parametrize("kind", ["methods", "lambdas", "decorated"])
+def test_a_registration_inspects_its_own_callback_and_not_those_of_its_name(kind: str) -> None:
+    def make() -> Any:
+        if kind == "methods":
+            return Box([]).take
+        return wrap(module_handler) if kind == "decorated" else lambda data, event, source, pid: None
+
+    def wrap(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*arguments: Any) -> None:
+            function(*arguments)
+
+        return wrapper
+
+    def count_inspections() -> int:
+        calls = 0
+
+        def note(frame: Any, event: str, _: Any) -> None:
+            nonlocal calls
+            is_inspecting = frame.f_code.co_filename == signature_module.__file__
+            calls += event == "call" and is_inspecting and frame.f_code is not signature_module.is_redefinition.__code__
+
+        callback = make()
+        sys.setprofile(note)
+        try:
+            registry.register(callback, "s", "e")
+        finally:
+            sys.setprofile(None)
+        return calls
+
+    registry = Registry()
+    first = count_inspections()
+    for _ in range(100):
+        registry.register(make(), "s", "e")
+    assert count_inspections() == first > 0

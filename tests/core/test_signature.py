@@ -272,6 +272,19 @@ class Generators:
         yield data
 
 
+context = contextlib.contextmanager(generator)
+
+
+class Contexts:
+    @contextlib.contextmanager
+    def __call__(self, data: Any, event: str, source: str, pid: int | None) -> Any:
+        yield data
+
+    @contextlib.contextmanager
+    def method(self, data: Any, event: str, source: str, pid: int | None) -> Any:
+        yield data
+
+
 @pytest.mark.parametrize(
     "callback",
     [
@@ -287,6 +300,14 @@ class Generators:
         functools.partial(Generators().method),
         functools.partial(functools.partial(Generators())),
         lambda data, event, source, pid: (yield data),
+        context,
+        contextlib.asynccontextmanager(async_generator),
+        contextlib.contextmanager(Generators().method),
+        contextlib.contextmanager(functools.partial(tagged_generator, 1)),
+        context(None, "", "", None)(generator),
+        functools.partial(context),
+        Contexts().method,
+        Contexts(),
     ],
 )
 @pytest.mark.parametrize("weak", [False, True])
@@ -308,7 +329,9 @@ def drive(function: Any) -> Any:
 
 def test_a_decorator_may_run_a_generator_function() -> None:
     assert Registry().register(drive(generator))
-    assert Registry().register(contextlib.contextmanager(generator))
+    # A context manager as a decorator runs what it decorates.
+    assert Registry().register(context(None, "", "", None)(four))
+    assert Registry().register(context(None, "", "", None)(drive(generator)))
 
 
 @pytest.mark.parametrize("callback", [three, generator, Bare])
