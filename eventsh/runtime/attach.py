@@ -44,8 +44,8 @@ _WELCOME_TIMEOUT_S = 5.0
 _WARN_EACH_S = 300.0
 # How often it looks whether a warning is due. `timeout` may be shorter, and may be changed meanwhile.
 _LOOK_EACH_S = 1.0
-# Longer than any attempt takes, with the start of a broker.
-_ATTEMPT_S = 60.0
+# Longer than any attempt takes: a broker has 10 s to start, and 5 s for its welcome.
+_ATTEMPT_S = 20.0
 
 
 class Owner(Protocol):

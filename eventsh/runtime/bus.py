@@ -28,6 +28,7 @@ from eventsh.errors import ConfigureError, EventError
 from eventsh.options import Options
 from eventsh.plugins import plugins
 from eventsh.runtime.client import Client
+from eventsh.runtime.election import forget_starts
 from eventsh.runtime.endpoint import SECURITY_OPTIONS, absolute_paths, complete_options, find_endpoint
 from eventsh.runtime.forks import call_in_uwsgi_workers, is_before_uwsgi_forks, new_fork_flag
 from eventsh.runtime.host import pid_space
@@ -408,6 +409,8 @@ def _attach_anew(poster: Bus | None = None, keep_last: int = 0) -> None:
             bus.renew(keep_last=kept)
             continue
         _parents_loops.append((client, thread))
+        # A broker that another thread of the parent was starting is the parent's.
+        forget_starts()
         address, values = bus.configuration()
         client.abandon()
         bus.client = bus.loop = bus.thread = bus.address = None

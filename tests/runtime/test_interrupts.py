@@ -26,8 +26,8 @@ DEADLINE_S = 30.0
 # Every how many of the positions is raised at; 1 takes minutes.
 STRIDE = int(os.environ.get("EVENTSH_TEST_OPCODES", "9"))
 
-# How many real signals there are.
-_SIGNALS = 150
+# How many real signals there are. Most end the connection, and those that follow soon wait up to a second for the next one.
+_SIGNALS = 50
 
 Position = tuple[CodeType, int]
 
@@ -288,7 +288,7 @@ def test_a_signal_handler_that_raises_under_load_loses_no_event_and_doubles_none
     posting = threading.Thread(target=post)
     before = signal.signal(signal.SIGALRM, interrupt)
     posting.start()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     try:
         while posting.is_alive() or program.missing() > program.failed:
             assert time.monotonic() < deadline, "an event never came"
