@@ -120,8 +120,8 @@ class Fanout:
 
     def warn_unreadable(self, slot: Slot) -> None:
         """Log that a receiver gets gaps for frames that it can't read, once for each connection: a poster may send many."""
-        if slot.link is not None and not slot.link.told_unreadable:
-            slot.link.told_unreadable = True
+        if slot.link is not None and not slot.link.warned_unreadable:
+            slot.link.warned_unreadable = True
             self._notices.append(
                 f"{slot.label} gets gaps in the place of batches that it or this broker can't read: a process with a newer"
                 " version of eventsh posts them; update all processes of the pool"

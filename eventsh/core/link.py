@@ -39,8 +39,8 @@ class Link:
         "readable",
         "slot",
         "told_bytes",
-        "told_unreadable",
         "unsent",
+        "warned_unreadable",
     )
 
     def __init__(
@@ -55,8 +55,8 @@ class Link:
         # The features of the wire that its hello names, and the flags of a frame that it and the broker can read.
         self.features: frozenset[str] = frozenset()
         self.readable = FIRST_FLAGS
-        # The log has been told that there are frames which this client can't read.
-        self.told_unreadable = False
+        # Whether a notice was logged that this client gets gaps for frames that it cannot read.
+        self.warned_unreadable = False
         # The kernel vouches that it is a process of this user or of root: only such may bring code.
         self.is_trusted = is_trusted
         self.hello_by = hello_by

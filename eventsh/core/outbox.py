@@ -474,17 +474,24 @@ class Outbox:
         receipt: with no event in it every receiver reports it as a gap, in its place in the order.
         """
         withdrawn = 0
-        _, batches, _ = self._posted[1]
+        posted = self._posted
+        _, batches, _ = posted[1]
+        kept = Flag.RESENT | Flag.RECEIPT | Flag.TRACE
         for place, batch in enumerate(batches):
             flags = batch.frame[FLAGS_OFFSET]
             if flags & ~readable:
                 _, _, _, count, pid, origin, first, _, _ = HEADER.unpack_from(batch.frame)
-                flags &= Flag.RESENT | Flag.RECEIPT | Flag.TRACE
                 empty = encode_frame(
-                    Kind.EVENTS, b"[]", flags=flags, count=count, pid=pid, origin=origin, origin_seq=first
+                    Kind.EVENTS, b"[]", flags=flags & kept, count=count, pid=pid, origin=origin, origin_seq=first
                 )
                 batches[place] = batch._replace(frame=empty)
                 withdrawn += count
+        # And those that have no frame yet.
+        for place in range(_PAIR, len(posted), _PAIR):
+            facts = posted[place]
+            if type(facts) is Alone and facts.flags & ~readable:
+                posted[place : place + _PAIR] = (facts._replace(flags=facts.flags & kept), b"[]")
+                withdrawn += facts.events
         return withdrawn
 
     def forget(self, wait: Wait) -> None:

@@ -174,7 +174,7 @@ class Client:
             for message in messages:
                 self._take_message(attachment, message)
             if self.session.new_gaps:
-                self._tell_gaps()
+                self._report_gaps()
             if self.session.unacked_received:
                 self._send_ack(at_once=True)
             if self.waiters.waiting:
@@ -207,7 +207,7 @@ class Client:
                 self._tell_plugins("eventsh_worker_started", worker_id=message.worker_id, address=str(self.address))
             self.waiters.end_first_attempt(None)
             if self.session.withdrawn != self._told_withdrawn:
-                self._tell_withdrawn()
+                self._log_withdrawn()
             if self.on_state is not None:
                 self.on_state(True)
             if not attachment.welcomed.done():
@@ -223,7 +223,7 @@ class Client:
         elif isinstance(message, Error):
             attachment.refusal = message
 
-    def _tell_gaps(self) -> None:
+    def _report_gaps(self) -> None:
         gaps, self.session.new_gaps = self.session.new_gaps, []
         for gap in gaps:
             missed = gap["missed"] if gap["exact"] else "an unknown number of"
@@ -232,7 +232,7 @@ class Client:
         # A batch that could not be read is reported to the broker.
         self.sender.schedule_flush()
 
-    def _tell_withdrawn(self) -> None:
+    def _log_withdrawn(self) -> None:
         withdrawn = self.session.withdrawn - self._told_withdrawn
         self._told_withdrawn = self.session.withdrawn
         _log.warning(
@@ -331,7 +331,7 @@ class Client:
 
     def _after_handling(self) -> None:
         if self.session.new_gaps:
-            self._tell_gaps()
+            self._report_gaps()
         if self.session.unacked_handled:
             if self.session.unacked_handled * _HANDLED_PART >= self.session.outbox.window:
                 self._send_ack()

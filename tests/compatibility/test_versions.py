@@ -224,7 +224,10 @@ def test_what_a_process_can_t_read_wedges_nobody_and_is_a_gap_in_its_place(tmp_p
             # A unique event is one worker's, also as a gap.
             post_by_hand(pool.address, 78, (0, 1, PLAIN % 3), later[3], (0, 1, PLAIN % 4))
             wait_until(lambda: len(old.gaps) + len(new.gaps) == 4 + 6 + 1, lambda: "one of them has the gap")
-        assert "Traceback" not in pool.end(new.process, signal.SIGKILL)
+        warnings = pool.end(new.process, signal.SIGKILL)
+        assert "Traceback" not in warnings
+        assert warnings.count(" events: ") == len(new.gaps)
+        assert "missed 4 events: the body of a frame is not JSON" in warnings
         holes = [read_holes(of["new"], path) for path in (recorded, chosen)]
         # What is not chosen by its names is kept whole, and read by `verify`.
         assert holes == [[3, 1, 2], [3, 1, 2, 4, 1, 1]]
