@@ -27,7 +27,7 @@ DEADLINE_S = 30.0
 STRIDE = int(os.environ.get("EVENTSH_TEST_OPCODES", "9"))
 
 # How many real signals there are. Most end the connection, and those that follow soon wait up to a second for the next one.
-_SIGNALS = 50
+_SIGNALS = 20
 
 Position = tuple[CodeType, int]
 
@@ -276,6 +276,9 @@ def test_a_signal_handler_that_raises_under_load_loses_no_event_and_doubles_none
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal raised
+        if frame is None or not frame.f_code.co_filename.startswith(ROOT):
+            # Raised in asyncio's own code, it would lose asyncio's handles and sockets: that is no client's to mend.
+            return
         raised += 1
         raise error("interrupted")
 
@@ -288,7 +291,7 @@ def test_a_signal_handler_that_raises_under_load_loses_no_event_and_doubles_none
     posting = threading.Thread(target=post)
     before = signal.signal(signal.SIGALRM, interrupt)
     posting.start()
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 120
     try:
         while posting.is_alive() or program.missing() > program.failed:
             assert time.monotonic() < deadline, "an event never came"
