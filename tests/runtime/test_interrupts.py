@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import CodeType, FrameType
@@ -28,6 +29,8 @@ STRIDE = int(os.environ.get("EVENTSH_TEST_OPCODES", "9"))
 
 # How many real signals there are. Most end the connection, and those that follow soon wait up to a second for the next one.
 _SIGNALS = 20
+# Calls of handlers that may be outstanding while posting goes on.
+_BACKLOG = 100
 
 Position = tuple[CodeType, int]
 
@@ -80,6 +83,8 @@ class Program:
         self.loop.set_exception_handler(lambda loop, context: None)
         self.events = AsyncEvents()
         self.poster = Events()
+        # Of the broker's keys, which outlive a program.
+        self.name = uuid.uuid4().hex
         self.address = address
         self._rescuing = True
         self._number = 0
@@ -155,7 +160,7 @@ class Program:
             self._number += 1
             self.uniques.add(self._number)
             self.expected["one"].append(self._number)
-            self.poster.post("one", "u", self._number, unique=f"key {self._number}")
+            self.poster.post("one", "u", self._number, unique=f"{self.name} {self._number}")
 
         if wait:
             thread = threading.Thread(target=post)
@@ -222,7 +227,8 @@ interrupted = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExcepti
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     directory = tmp_path_factory.mktemp("interrupts")
-    broker = start_broker(f"unix:{directory}/s", directory / "log")
+    # Longer than a client takes to retry an attachment that a signal has broken: then the slot's queue is never dropped.
+    broker = start_broker(f"unix:{directory}/s", directory / "log", timeout=60)
     yield broker.address
     broker.stop()
 
@@ -273,6 +279,7 @@ def test_an_exception_at_any_instruction_loses_no_event_and_doubles_none(program
 @pytest.mark.parametrize("error", [Alarm, KeyboardInterrupt])
 def test_a_signal_handler_that_raises_under_load_loses_no_event_and_doubles_none(program, error):
     raised = 0
+    is_over = threading.Event()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal raised
@@ -283,18 +290,20 @@ def test_a_signal_handler_that_raises_under_load_loses_no_event_and_doubles_none
         raise error("interrupted")
 
     def post() -> None:
-        while raised < _SIGNALS:
+        while raised < _SIGNALS and not is_over.is_set():
             program.post_some(wait=False)
-            # The client is to keep up: what it has not handled is what a signal can lose.
-            program.poster.flush(DEADLINE_S)
+            # The client keeps up, while it is attached and while it is not: events that overflow its queue are lost by rule.
+            while raised < _SIGNALS and not is_over.is_set() and program.missing() > program.failed + _BACKLOG:
+                time.sleep(0.001)
 
     posting = threading.Thread(target=post)
     before = signal.signal(signal.SIGALRM, interrupt)
     posting.start()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     try:
         while posting.is_alive() or program.missing() > program.failed:
-            assert time.monotonic() < deadline, "an event never came"
+            if time.monotonic() > deadline:
+                pytest.fail(f"after {raised} signals {program.missing()} calls are missing, {program.failed} failed")
             # Only the loop runs while the timer does; a new delay each time, so that it strikes everywhere.
             with contextlib.suppress(Alarm, KeyboardInterrupt):
                 try:
@@ -309,6 +318,7 @@ def test_a_signal_handler_that_raises_under_load_loses_no_event_and_doubles_none
             program.loop._thread_id = None
             asyncio._set_running_loop(None)
     finally:
+        is_over.set()
         signal.signal(signal.SIGALRM, before)
         posting.join()
     # What is missing was interrupted in the handler itself, and reported; a handler may also have been at its last line.
