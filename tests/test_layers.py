@@ -144,7 +144,7 @@ def test_an_import_against_the_rules_is_found(file, source, why):
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("core/router.py", "from eventsh.protocol.frame import Kind\nfrom eventsh.core.slot import Slot"),
+        ("core/router.py", "from eventsh.protocol.frame import Kind\nfrom eventsh.core.broker.state import Slot"),
         ("core/router.py", "if TYPE_CHECKING:\n    import socket\n    from eventsh.api import Events"),
         ("core/router.py", "import typing\nif typing.TYPE_CHECKING:\n    import socket"),
         ("core/router.py", "import timeit, osmotic"),

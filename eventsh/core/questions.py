@@ -15,9 +15,8 @@ from eventsh.protocol.messages import Answer, Ask, Reply, Request
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from eventsh.core.link import Link
+    from eventsh.core.broker.state import ClientConnection, Slot
     from eventsh.core.registry import Handler, Registry
-    from eventsh.core.slot import Slot
 
 __all__ = [
     "ADD_SCRIPT",
@@ -49,13 +48,13 @@ class _Question:
 
     __slots__ = ("asker", "bytes", "number", "rows", "until", "waiting")
 
-    def __init__(self, asker: Link, number: int, until: float) -> None:
+    def __init__(self, asker: ClientConnection, number: int, until: float) -> None:
         self.asker = asker
         self.number = number
         self.until = until
         self.bytes = 0
         self.rows: list[dict[str, Any]] = []
-        self.waiting: dict[Link, dict[str, Any]] = {}
+        self.waiting: dict[ClientConnection, dict[str, Any]] = {}
 
     def reply(self) -> Reply:
         return Reply(self.number, {"workers": self.rows}, None)
@@ -74,8 +73,8 @@ class Questions:
             raise UsageError(f"{_MAX_OPEN} questions are open already: ask again later")
 
     def ask(
-        self, asker: Link, request: Request, slots: Iterable[Slot], now: float
-    ) -> tuple[Reply | None, list[tuple[Link, Ask]]]:
+        self, asker: ClientConnection, request: Request, slots: Iterable[Slot], now: float
+    ) -> tuple[Reply | None, list[tuple[ClientConnection, Ask]]]:
         """Begin with a question. Gives what to send to whom, and the reply if there is no need to wait for it."""
         try:
             self.check_room()
@@ -83,20 +82,22 @@ class Questions:
             return Reply(request.id, None, str(error)), []
         question = _Question(asker, request.id, now + ANSWER_TIMEOUT_S)
         for slot in slots:
-            if slot.link is not None:
+            if slot.connection is not None:
                 row = {"worker_id": slot.worker_id, "pid": slot.pid, "data": None, "error": "no answer"}
                 question.rows.append(row)
-                question.waiting[slot.link] = row
+                question.waiting[slot.connection] = row
         if not question.waiting:
             return question.reply(), []
         self._last += 1
         self._open[self._last] = question
-        return None, [(link, Ask(self._last, request.what, request.arguments)) for link in question.waiting]
+        return None, [(connection, Ask(self._last, request.what, request.arguments)) for connection in question.waiting]
 
-    def take(self, link: Link, answer: Answer, size_bytes: int) -> tuple[Link, Reply] | None:
+    def take(
+        self, connection: ClientConnection, answer: Answer, size_bytes: int
+    ) -> tuple[ClientConnection, Reply] | None:
         """A worker answers. Gives the reply if it was the last. What comes too late, or was not asked, is ignored."""
         question = self._open.get(answer.id)
-        row = question.waiting.pop(link, None) if question is not None else None
+        row = question.waiting.pop(connection, None) if question is not None else None
         if question is None or row is None:
             return None
         question.bytes += size_bytes
@@ -106,21 +107,21 @@ class Questions:
             row["data"], row["error"] = answer.data, None
         return self._end(answer.id) if not question.waiting else None
 
-    def lose(self, link: Link) -> list[tuple[Link, Reply]]:
+    def lose(self, connection: ClientConnection) -> list[tuple[ClientConnection, Reply]]:
         """A connection is gone: nobody waits for its answers, and what it asked is forgotten."""
         ended = []
         for number, question in list(self._open.items()):
-            if question.asker is link:
+            if question.asker is connection:
                 del self._open[number]
-            elif question.waiting.pop(link, None) is not None and not question.waiting:
+            elif question.waiting.pop(connection, None) is not None and not question.waiting:
                 ended.append(self._end(number))
         return ended
 
-    def tick(self, now: float) -> list[tuple[Link, Reply]]:
+    def tick(self, now: float) -> list[tuple[ClientConnection, Reply]]:
         """Time has passed: the replies to those who have waited long enough."""
         return [self._end(number) for number, question in list(self._open.items()) if now >= question.until]
 
-    def _end(self, number: int) -> tuple[Link, Reply]:
+    def _end(self, number: int) -> tuple[ClientConnection, Reply]:
         question = self._open.pop(number)
         return question.asker, question.reply()
 

@@ -2,7 +2,7 @@
 
 The broker keeps each for as long as the connection that registered it lives (or until it is removed, where the operator
 asked for that), and gives them to every worker that attaches, also to one that takes another's place. It never looks at
-the code. Whether a connection may bring code at all is the link's `is_trusted`, which its transport vouches for.
+the code. Whether a connection may bring code at all is the connection's `is_trusted`, which its transport vouches for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from eventsh.errors import UsageError
 
 if TYPE_CHECKING:
-    from eventsh.core.link import Link
+    from eventsh.core.broker.state import ClientConnection
 
 __all__ = [
     "SCRIPT_OUTPUT",
@@ -51,7 +51,7 @@ class Script:
     """One script. `arguments` is what workers are told of it; `owner` is None where it is kept without one."""
 
     name: str
-    owner: Link | None
+    owner: ClientConnection | None
     workers: tuple[int, ...] | None
     arguments: dict[str, Any]
 
@@ -65,8 +65,8 @@ class Scripts:
     def __init__(self) -> None:
         self._scripts: dict[str, Script] = {}
 
-    def add(self, link: Link, arguments: dict[str, Any]) -> Script:
-        """Keep a script that a trusted link brings. Raises UsageError, and nothing has changed."""
+    def add(self, connection: ClientConnection, arguments: dict[str, Any]) -> Script:
+        """Keep a script that a trusted connection brings. Raises UsageError, and nothing has changed."""
         match arguments:
             case {
                 "name": str(name),
@@ -95,7 +95,7 @@ class Scripts:
             raise UsageError(f"the scripts would have more than {_MAX_ALL_BYTES} bytes together: unregister some")
         workers = arguments["workers"]
         chosen = None if workers is None else tuple(number for number in workers if isinstance(number, int))
-        script = Script(name, None if keep else link, chosen, arguments)
+        script = Script(name, None if keep else connection, chosen, arguments)
         self._scripts[name] = script
         return script
 
@@ -106,24 +106,24 @@ class Scripts:
             raise UsageError(f"there is no script {arguments.get('name')}")
         return script
 
-    def check_trust(self, link: Link, *, allowed: bool) -> None:
+    def check_trust(self, connection: ClientConnection, *, allowed: bool) -> None:
         """Raise UsageError unless this connection may bring code."""
         if not allowed:
             raise UsageError("this broker takes no code for its workers: allow_scripts is off")
-        if not link.is_trusted:
+        if not connection.is_trusted:
             raise UsageError(
                 "code goes into workers only over a unix socket, from a process of the same user or of root:"
                 " attach at the broker's unix address"
             )
 
-    def owner_of(self, name: str) -> Link | None:
+    def owner_of(self, name: str) -> ClientConnection | None:
         """Who is to be told what a script writes."""
         script = self._scripts.get(name)
         return None if script is None else script.owner
 
-    def lose(self, link: Link) -> list[Script]:
+    def lose(self, connection: ClientConnection) -> list[Script]:
         """A connection is gone: the scripts that end with it."""
-        lost = [script for script in self._scripts.values() if script.owner is link]
+        lost = [script for script in self._scripts.values() if script.owner is connection]
         for script in lost:
             del self._scripts[script.name]
         return lost

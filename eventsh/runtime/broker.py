@@ -16,8 +16,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from eventsh.core.broker.router import Router
 from eventsh.core.heartbeat import Heartbeat
-from eventsh.core.router import Router
 from eventsh.errors import EventError, TransportError
 from eventsh.options import Options, parse_broker_arguments
 from eventsh.plugins import plugins
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from eventsh.address import Address
-    from eventsh.core.link import Link
-    from eventsh.core.slot import Slot
+    from eventsh.core.broker.state import ClientConnection, Slot
     from eventsh.errors import ProtocolError
     from eventsh.runtime.recording import BrokerRecording
     from eventsh.transport import Connection, Listener, Transport
@@ -188,7 +187,7 @@ class Broker:
         from eventsh.runtime.recording import BrokerRecording
 
         try:
-            self._recording = self.router.tap = BrokerRecording(
+            self._recording = self.router.sink = BrokerRecording(
                 self.options,
                 epoch=self.router.epoch,
                 pid=os.getpid(),
@@ -225,23 +224,23 @@ class Broker:
     async def close(self) -> None:
         """End every connection once what was sent has left, and remove the endpoint."""
         self._tell_plugins("eventsh_broker_stopping")
-        for slot in self.router.roster.workers.values():
+        for slot in self.router.slots.workers.values():
             if slot.queue.events:
                 _log.warning("stopped with %d events that %s has not handled", slot.queue.events, slot.label)
         if self._timer is not None:
             self._timer.cancel()
         if self._listener is not None:
             await self._listener.close()
-        for link in list(self.router.links):
+        for link in list(self.router.connections):
             link.key.send_output()
             link.key.connection.close()
         # Their ends arrive in this loop; a peer that reads no more is not waited for.
-        if self.router.links:
+        if self.router.connections:
             self._alone.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                     await self._alone.wait()
-        for link in list(self.router.links):
+        for link in list(self.router.connections):
             link.key.connection.abort()
         if self._recording is not None:
             await self._recording.close()
@@ -261,16 +260,16 @@ class Broker:
                 peer.connection.abort()
             elif link.is_closing:
                 peer.connection.close()
-        for notice in self.router.take_notices():
+        for notice in self.router.take_warnings():
             _log.warning("%s", notice)
 
-    def lose(self, link: Link) -> None:
+    def lose(self, link: ClientConnection) -> None:
         """A connection is gone."""
         slot = self.router.disconnect(link, self.clock())
         self.flush()
         # Elsewhere the number is that of another process, or of none.
         is_here = bool(link.pid) or link.host == self.router.host != ""
-        if not self.router.links:
+        if not self.router.connections:
             self._alone_since = self.clock()
             self._alone.set()
         if slot is not None and slot.pid is not None and is_here:
@@ -278,7 +277,7 @@ class Broker:
 
     def _watch_end(self, slot: Slot, pid: int, identity: str | None, delay_s: float) -> None:
         """Tell the router when the process that held `slot` has ended, unless somebody holds the slot again."""
-        if slot.link is not None or slot.identity != identity or slot.is_expired or self.stopping.is_set():
+        if slot.connection is not None or slot.identity != identity or slot.is_expired or self.stopping.is_set():
             return
         if _has_ended(pid):
             self.router.end_process(slot, self.clock())
@@ -294,7 +293,7 @@ class Broker:
         self.router.tick(now)
         self.flush()
         linger = self.options.linger
-        if linger is not None and not self.router.links and now - self._alone_since >= linger:
+        if linger is not None and not self.router.connections and now - self._alone_since >= linger:
             self.stopping.set()
 
 

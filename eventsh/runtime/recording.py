@@ -22,8 +22,8 @@ from eventsh.recording.recorder import Recorder, RecorderOptions
 from eventsh.recording.writer import Limits
 
 if TYPE_CHECKING:
+    from eventsh.core.broker.state import Slot
     from eventsh.core.queue import Entry
-    from eventsh.core.slot import Slot
     from eventsh.options import Options
 
 __all__ = ["BrokerRecording"]

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from itertools import count
 from typing import Any
 
+from eventsh.core.broker.router import Router
+from eventsh.core.broker.state import ClientConnection
 from eventsh.core.delivery import Delivery
-from eventsh.core.link import Link
 from eventsh.core.outbox import Outbox
 from eventsh.core.registry import Registry
-from eventsh.core.router import Router
 from eventsh.core.session import Session, SessionState
 from eventsh.errors import QueueOverflow
 from eventsh.options import Options
@@ -28,7 +28,7 @@ class Channel:
 
     def __init__(self, process: Process) -> None:
         self.process = process
-        self.link: Link | None = None
+        self.link: ClientConnection | None = None
         self.up: deque[bytes] = deque()
         self.down: deque[bytes] = deque()
         self.up_decoder = FrameDecoder(MAX_BODY_BYTES)
@@ -194,7 +194,7 @@ class Net:
             link.output.clear()
             if link.is_closing:
                 self.close(channel)
-        self.notices += self.router.take_notices()
+        self.notices += self.router.take_warnings()
 
     def close(self, channel: Channel) -> None:
         """The broker closed a connection; the last frames arrive."""
@@ -306,7 +306,7 @@ def ack(net, process):
 
 
 def slot_of(net, number):
-    return net.router.roster.workers[number]
+    return net.router.slots.workers[number]
 
 
 def confirmed(net, process):

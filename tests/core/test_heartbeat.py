@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eventsh.core.broker.router import Router
 from eventsh.core.heartbeat import Beat, Heartbeat
 from eventsh.core.outbox import Outbox
 from eventsh.core.registry import Registry
-from eventsh.core.router import Router
 from eventsh.core.session import Session
 from eventsh.errors import ProtocolError
 from eventsh.options import Options
@@ -110,7 +110,7 @@ def attached(interval_s: float = INTERVAL_S) -> tuple[Router, Session, Peer]:
 
 def test_a_broker_asks_a_silent_client_and_hears_its_answer():
     router, session, peer = attached()
-    (link,) = router.links
+    (link,) = router.connections
     for _ in range(4):
         peer.now += 1
         router.tick(peer.now)
@@ -125,21 +125,19 @@ def test_a_broker_asks_a_silent_client_and_hears_its_answer():
 
 def test_a_broker_gives_a_client_up_that_does_not_answer():
     router, _, peer = attached()
-    (link,) = router.links
+    (link,) = router.connections
     for _ in range(10):
         peer.now += 1
         router.tick(peer.now)
     assert link.is_closing
     assert link.is_gone
-    assert router.take_notices() == [
-        "a client gave no sign of life in three heartbeats of 4 s: its connection is ended"
-    ]
+    assert router.take_warnings() == ["a client was silent for three heartbeats of 4 s: connection closed"]
     assert link in router.take_changed()
 
 
 def test_a_client_that_asks_the_broker_gets_its_answer():
     router, _, peer = attached()
-    (link,) = router.links
+    (link,) = router.connections
     router.receive(link, [encode_frame(Kind.PING)], peer.now)
     assert [frame[KIND_OFFSET] for frame in link.output] == [Kind.PONG]
 

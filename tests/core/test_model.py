@@ -301,7 +301,7 @@ class OneBroker(Delivering):
     def assert_queues_are_bounded(self) -> None:
         super().assert_queues_are_bounded()
         # The limit, one frame more, and the broker's own events, which are not held.
-        for slot in self.net.router.roster:
+        for slot in self.net.router.slots:
             own = sum(entry.events for entry in slot.queue if not decode_header(entry.frame).origin)
             assert slot.queue.events - own <= QUEUE + QUEUE
 

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventsh.core.link import Link
+from eventsh.core.broker.router import Router
+from eventsh.core.broker.state import ClientConnection
 from eventsh.core.outbox import Outbox
 from eventsh.core.proof import BrokerProof, ClientProof
 from eventsh.core.registry import Registry
-from eventsh.core.router import Router
 from eventsh.core.session import Session, SessionState
 from eventsh.errors import AuthenticationError, ProtocolError
 from eventsh.options import Options
@@ -150,7 +150,7 @@ def make_router(token: bytes | None) -> Router:
     return Router(Options(), epoch=1, pid=2, wall_clock_ns=lambda: 0, now=0.0, new_proof=new_proof)
 
 
-def talk(session: Session, router: Router) -> tuple[Link, list[bytearray]]:
+def talk(session: Session, router: Router) -> tuple[ClientConnection, list[bytearray]]:
     """Carry frames both ways until neither has more to say; gives all that the broker said."""
     link = router.connect("x", None, 0.0)
     said: list[bytearray] = []
@@ -196,7 +196,7 @@ def test_clients_that_are_turned_away_are_told_of_once_a_second():
     router = make_router(TOKEN)
     for _ in range(5):
         talk(make_session(OTHER), router)
-    assert router.take_notices() == ["a client was turned away: the token is not this broker's"]
+    assert router.take_warnings() == ["a client was rejected: the token is not this broker's"]
 
 
 def test_a_client_says_nothing_of_itself_to_a_broker_that_has_proven_nothing():

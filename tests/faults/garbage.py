@@ -13,10 +13,10 @@ from typing import Any
 
 import orjson
 
-from eventsh.core.link import Link
+from eventsh.core.broker.router import Router
+from eventsh.core.broker.state import ClientConnection
 from eventsh.core.outbox import Outbox
 from eventsh.core.registry import Registry
-from eventsh.core.router import Router
 from eventsh.core.session import Session, SessionState
 from eventsh.errors import ProtocolError
 from eventsh.options import Options
@@ -172,7 +172,7 @@ class Storm:
         self.worker, self._worker_link = self._attach("worker", 1)
         self.poster, self._poster_link = self._attach("poster", 2)
 
-    def _attach(self, role: str, origin: int) -> tuple[Session, Link]:
+    def _attach(self, role: str, origin: int) -> tuple[Session, ClientConnection]:
         outbox = Outbox(origin=origin, pid=origin, max_queue_len=10240, max_payload_len=65536)
         session = Session(outbox, Registry(), identity=f"good {role}", role=role, take_unique=False)
         session.inbox.release()
@@ -182,7 +182,7 @@ class Storm:
         assert session.state is SessionState.ATTACHED
         return session, link
 
-    def _deliver(self, session: Session, link: Link) -> None:
+    def _deliver(self, session: Session, link: ClientConnection) -> None:
         frames, link.output = link.output, []
         assert not link.is_closing, f"{link.key} was closed: {frames}"
         session.receive([bytearray(frame) for frame in frames])
@@ -237,7 +237,7 @@ class Storm:
         self._deliver(self.poster, self._poster_link)
         self.router.tick(self.now)
         self.router.take_changed()
-        self.router.take_notices()
+        self.router.take_warnings()
 
 
 def storm_session(seed: int, frames: int) -> int:

@@ -68,8 +68,8 @@ def test_wrong_frames_disturb_neither_the_router_nor_those_who_behave() -> None:
     report = storm.run(5000)
     assert report.refused > 1000
     assert report.handled == list(range(1, report.posted + 1))
-    assert len(storm.router.links) == 2
-    assert not storm.router.roster.observers
+    assert len(storm.router.connections) == 2
+    assert not storm.router.slots.observers
 
 
 def test_a_client_refuses_what_a_broker_does_not_send_with_a_protocol_error_alone() -> None:

@@ -111,7 +111,7 @@ def test_what_waits_for_a_slow_reader_comes_whole_and_in_order_and_before_the_en
                     events.post("app", "e", [number, "x" * 10_000])
                 await events.flush()
             # Nothing was read, and it is neither dropped nor cut off.
-            (link,) = (link for link in broker.router.links if link.label.startswith("the observer"))
+            (link,) = (link for link in broker.router.connections if link.label.startswith("the observer"))
             assert link.unsent() > 0
             assert link.output
             # It is read while the broker stops, which does not wait for long.

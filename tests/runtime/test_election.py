@@ -24,7 +24,7 @@ def address() -> Iterator[str]:
 
 # A thread starts a broker and stops in the midst of it, with the guard and three descriptors; the main thread forks.
 PROGRAM = """
-    import ctypes, os, signal, sys, threading, time
+    import ctypes, os, signal, sys, threading
     from eventsh.address import parse_address
     from eventsh.options import Options
     from eventsh.runtime import election
@@ -68,9 +68,6 @@ PROGRAM = """
     starter = threading.Thread(target=start, args=[text])
     starter.start()
     assert started.wait(60)
-    # CPython itself hangs after a fork that it does not see while another thread asks for the GIL: no thread does within a second.
-    sys.setswitchinterval(1)
-    time.sleep(0.01)
     pid = ctypes.PyDLL(None).fork()
     if pid == 0:
         # A child that hangs ends by this.

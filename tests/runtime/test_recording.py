@@ -17,7 +17,7 @@ def test_what_a_script_writes_is_no_failure_of_a_handler(tmp_path):
         options = Options(flight_recorder=1 << 20, flight_dir=str(tmp_path))
         recording = BrokerRecording(options, epoch=1, pid=1, address="inproc:x", on_synced=lambda: None)
         net = Net()
-        net.router.tap = recording
+        net.router.sink = recording
         (first,) = workers(net, 1)
         operator = observer(net)
         operator.channel.link.is_trusted = True

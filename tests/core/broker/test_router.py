@@ -134,8 +134,8 @@ def test_an_observer_that_is_gone_is_forgotten():
     net = Net()
     first, second = observer(net, 90), observer(net, 91)
     net.router.end_process(net.kill(first), net.now)
-    assert len(net.router.roster.observers) == 1
+    assert len(net.router.slots.observers) == 1
     net.disconnect(second)
     net.advance(TIMEOUT_S + 0.5)
-    assert net.router.roster.observers == []
+    assert net.router.slots.observers == []
     assert net.notices == []

@@ -1,35 +1,32 @@
-"""The features of the wire that the broker and all its receivers know, and their announcement to the clients."""
+"""Features of the wire that the broker and all its receivers know, and their announcement to the clients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from eventsh.protocol.features import ALL_KNOW
 from eventsh.protocol.messages import Features
 
 if TYPE_CHECKING:
-    from eventsh.core.link import Link
-    from eventsh.core.outlet import Outlet
-    from eventsh.core.roster import Roster
+    from eventsh.core.broker.state import BrokerState, ClientConnection
 
 __all__ = ["Agreement"]
 
 
 class Agreement:
-    """`features` are the broker's own; `links` are all connections, the owner's."""
+    """`features` are the broker's own."""
 
-    def __init__(self, features: frozenset[str], roster: Roster, outlet: Outlet, links: Iterable[Link]) -> None:
+    def __init__(self, state: BrokerState, features: frozenset[str]) -> None:
         self.features = features
         self.all_know = features
-        self._roster = roster
-        self._outlet = outlet
-        self._links = links
+        self._slots = state.slots
+        self._outgoing = state.outgoing
+        self._connections = state.connections
 
-    def greet(self, link: Link) -> None:
+    def greet(self, connection: ClientConnection) -> None:
         """Send the present state to a client that has been welcomed. Call it once its slot is attached."""
         if not self.settle():
-            self._send(link)
+            self._send(connection)
 
     def settle(self) -> bool:
         """Send the features that all know to every client if they have changed; return whether they have.
@@ -38,16 +35,16 @@ class Agreement:
         for its next holder gets the frames that are queued meanwhile; a slot that had none yet counts as knowing nothing.
         """
         all_know = self.features
-        for slot in self._roster:
-            if not (slot.is_expired or slot.leaving):
+        for slot in self._slots:
+            if not (slot.is_expired or slot.is_leaving):
                 all_know = all_know & slot.features
         if all_know == self.all_know:
             return False
         self.all_know = all_know
-        for link in self._links:
-            self._send(link)
+        for connection in self._connections:
+            self._send(connection)
         return True
 
-    def _send(self, link: Link) -> None:
-        if link.is_greeted and not link.is_closing and ALL_KNOW in link.features:
-            self._outlet.send(link, Features(sorted(self.all_know)).encode())
+    def _send(self, connection: ClientConnection) -> None:
+        if connection.is_greeted and not connection.is_closing and ALL_KNOW in connection.features:
+            self._outgoing.send(connection, Features(sorted(self.all_know)).encode())

@@ -32,7 +32,7 @@ class Recorder:
 
 
 def taped(net, synced=None):
-    net.router.tap = recorder = Recorder(synced)
+    net.router.sink = recorder = Recorder(synced)
     return recorder
 
 

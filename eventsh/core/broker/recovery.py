@@ -1,8 +1,9 @@
-"""What the workers of an earlier broker missed of it, and are told by this one.
+"""Recovery: report events that were lost with a previous broker to the workers that missed them.
 
-A broker that is killed takes with it what only it had: what was confirmed to its posters without a worker that was
-stalled, losing or just being restarted. What is not confirmed its posters send again; so a worker missed exactly what lies
-between how far it had got itself and how far anybody knows that it was confirmed. All clients say both in their hellos.
+Theory of operation. A broker that is killed takes with it the events that only it had: those that it had confirmed to their
+posters without a worker that was stalled, dropping or just being restarted. Posters send again what was not confirmed; so a
+worker missed exactly the events between its own progress and the highest confirmation that any client knows of. All clients
+name both in their hellos.
 """
 
 from __future__ import annotations
@@ -14,16 +15,13 @@ from eventsh.core.standing import SLOT_HOLDER
 from eventsh.protocol.messages import Ask
 
 if TYPE_CHECKING:
-    from eventsh.core.fanout import Fanout
-    from eventsh.core.link import Link
-    from eventsh.core.outlet import Outlet
-    from eventsh.core.roster import Roster
-    from eventsh.core.slot import Slot
+    from eventsh.core.broker.sequencer import Sequencer
+    from eventsh.core.broker.state import BrokerState, ClientConnection, Slot
     from eventsh.protocol.messages import Hello
 
-__all__ = ["Debts"]
+__all__ = ["Recovery"]
 
-# As many as a client tells of.
+# As many as a client names.
 _EPOCHS = 16
 _MAX_SLOT = 65535
 
@@ -32,30 +30,29 @@ _UNHEARD_OF = "nobody had told this broker of the worker"
 _UNSEEN = "the process before this one ended when no broker saw it: what it had been given and not handled is not known"
 
 
-class Debts:
-    """What was confirmed in earlier epochs, for each slot knows what its worker has of it. `links` are all connections, the
-    owner's."""
+class Recovery:
+    """How much was confirmed in earlier epochs; each slot knows how much of that its worker has."""
 
-    def __init__(self, epoch: int, roster: Roster, fanout: Fanout, outlet: Outlet, links: Iterable[Link]) -> None:
-        self._epoch = epoch
-        self._roster = roster
-        self._fanout = fanout
-        self._outlet = outlet
-        self._links = links
-        # Posts to everybody that were confirmed in each earlier epoch, as far as is known.
+    def __init__(self, state: BrokerState, sequencer: Sequencer) -> None:
+        self._epoch = state.epoch
+        self._slots = state.slots
+        self._sequencer = sequencer
+        self._outgoing = state.outgoing
+        self._connections = state.connections
+        # Broadcast posts that were confirmed in each earlier epoch, as far as is known.
         self._confirmed: dict[int, int] = {}
         # What was handled in a slot when its process went away: epoch and posts.
         self._left: dict[int, tuple[int, int]] = {}
         # The last epoch before this one, and the slots that had a process when it ended.
         self._last = 0
         self._held: set[int] = set()
-        # Kept slots of this epoch that nobody holds, and how many posts were handled there.
+        # Kept slots of this epoch that no process holds, and how many posts were handled there.
         self._vacant: dict[int, int] = {}
 
-    # --- who has what ---
+    # --- progress of the workers ---
 
     def learn(self, hello: Hello) -> bool:
-        """A client says what it knows of earlier epochs. True when some of that is new, and `pay` may have to tell others."""
+        """Learn what a client knows of earlier epochs; return whether some of that is new, so that `report` may have more to say."""
         before = (self._confirmed.copy(), self._left.copy(), self._held.copy())
         for epoch, _, confirmed in hello.places:
             if epoch != self._epoch:
@@ -63,7 +60,7 @@ class Debts:
         while len(self._confirmed) > _EPOCHS:
             del self._confirmed[min(self._confirmed)]
         if hello.role != "poster" and hello.epoch != self._epoch:
-            # Who gets no events does not see workers come and go.
+            # A client that is not subscribed does not see workers come and go.
             if hello.epoch > self._last:
                 self._last, self._held = hello.epoch, set()
             if hello.epoch == self._last:
@@ -79,39 +76,40 @@ class Debts:
         return before != (self._confirmed, self._left, self._held)
 
     def expect(self, slot: Slot, hello: Hello, *, resumed: bool) -> None:
-        """A worker is about to get this place. Call it before the welcome, and before the place is its own."""
+        """Prepare a slot for the worker that is about to get it. Call it before the welcome, and before `Slot.attach`."""
         if slot.is_observer:
             return
         own = {epoch: posts for epoch, posts, _ in hello.places if epoch != self._epoch}
         is_same = slot.identity == hello.identity
         if own:
-            # Where a notice is in its queue, more than it knows of: of its epochs, and of those that it was no worker in.
+            # Where a gap is in its queue, more than it knows of: of its epochs, and of those in which it was not a worker.
             known = slot.earlier if is_same and slot.earlier is not None else {}
-            slot.earlier = known | {epoch: max(posts, known.get(epoch, 0)) for epoch, posts in own.items()}
+            slot.inherit(known | {epoch: max(posts, known.get(epoch, 0)) for epoch, posts in own.items()})
         elif not hello.epoch and resumed and slot.identity is None:
             # A new process, the first here: what is known of the one before it, as soon as that is.
-            slot.earlier = {}
+            slot.inherit({})
         elif hello.epoch and not is_same:
-            slot.earlier = None
+            slot.inherit(None)
         if own and not resumed and hello.epoch != self._epoch:
-            slot.passed = self._fanout.posts
+            slot.note_passed(self._sequencer.posts)
 
-    # --- telling the workers ---
+    # --- gaps for the workers ---
 
-    def pay_all(self, now: float) -> None:
-        for slot in self._roster.workers.values():
-            self.pay(slot, now)
+    def report_all(self, now: float) -> None:
+        for slot in self._slots.workers.values():
+            self.report(slot, now)
 
-    def pay(self, slot: Slot, now: float) -> None:
-        """Tell a worker what it missed, as far as that is known by now."""
-        if slot.identity is None or slot.is_observer or slot.lossy or slot.leaving:
+    def report(self, slot: Slot, now: float) -> None:
+        """Report to a worker what it missed, as far as that is known by now."""
+        if slot.identity is None or slot.is_observer or slot.is_dropping or slot.is_leaving:
             return
         if slot.passed:
-            passed, slot.passed = slot.passed, 0
-            self._fanout.place_gap(slot, passed, _UNHEARD_OF, now, posts=passed)
+            passed = slot.take_passed()
+            self._sequencer.enqueue_gap(slot, passed, _UNHEARD_OF, now, posts=passed)
         had = slot.earlier
         if had == {}:
-            had = slot.earlier = self._inherit(slot, now)
+            had = self._inherit(slot, now)
+            slot.inherit(had)
         if not had:
             return
         last = max(had)
@@ -119,48 +117,48 @@ class Debts:
             # It should have been a worker in each epoch since, too.
             missed = confirmed - had.get(epoch, 0 if epoch > last else confirmed)
             if missed > 0:
-                had[epoch] = confirmed
-                self._fanout.place_gap(slot, missed, _KILLED, now, epoch=epoch, posts=confirmed)
+                slot.admit_missed(epoch, confirmed)
+                self._sequencer.enqueue_gap(slot, missed, _KILLED, now, epoch=epoch, posts=confirmed)
 
     def _inherit(self, slot: Slot, now: float) -> dict[int, int] | None:
-        """What the last process of an earlier epoch had, for the first one that took its slot in this."""
+        """Return what the last process of an earlier epoch had, for the first one that took its slot in this."""
         assert slot.worker_id is not None
         if slot.worker_id in self._left:
             epoch, posts = self._left.pop(slot.worker_id)
             return {epoch: posts}
         if slot.worker_id in self._held:
             self._held.remove(slot.worker_id)
-            self._fanout.place_gap(slot, 0, _UNSEEN, now, epoch=self._last, exact=False)
+            self._sequencer.enqueue_gap(slot, 0, _UNSEEN, now, epoch=self._last, exact=False)
             return None
         return {}
 
-    # --- telling those who may outlive this broker ---
+    # --- for the clients that may outlive this broker ---
 
     def leave(self, slot: Slot) -> None:
-        """A worker went away, or is about to, and its place is kept. Its process may not come back, and then nobody but this
-        broker knew how far it had got."""
+        """Announce how far a worker had got that goes away, or is about to, and whose slot is kept. Its process may not come
+        back, and then no client would know."""
         if slot.worker_id is not None:
             # What it was given before its goodbye, it will have handled.
-            behind = 0 if slot.link is not None and not slot.lossy else slot.posts_behind
-            self._vacant[slot.worker_id] = max(0, self._fanout.posts - behind)
-            self._tell(slot.worker_id, self._links)
+            behind = 0 if slot.connection is not None and not slot.is_dropping else slot.posts_behind
+            self._vacant[slot.worker_id] = max(0, self._sequencer.posts - behind)
+            self._announce(slot.worker_id, self._connections)
 
-    def greet(self, link: Link, slot: Slot | None, hello: Hello) -> None:
-        """A client came, as the worker of this slot or as none."""
+    def greet(self, connection: ClientConnection, slot: Slot | None, hello: Hello) -> None:
+        """Send a client that attached, as the worker of this slot or as none, which slots are vacant."""
         number = None if slot is None else slot.worker_id
         if number is not None and (number in self._vacant or number in self._left):
             self._vacant.pop(number, None)
-            self._tell(number, self._links)
+            self._announce(number, self._connections)
         for number in self._vacant:
-            self._tell(number, [link])
-        # It did not hear that somebody came: to the next broker it would say that what was told to them is still owed.
+            self._announce(number, [connection])
+        # It did not learn that a process came: to the next broker it would name as missed what that process was told of.
         for number, _, _ in hello.vacant:
-            holder = self._roster.workers.get(number)
+            holder = self._slots.workers.get(number)
             if number not in self._vacant and holder is not None and holder.identity is not None:
-                self._tell(number, [link])
+                self._announce(number, [connection])
 
-    def _tell(self, number: int, links: Iterable[Link]) -> None:
+    def _announce(self, number: int, connections: Iterable[ClientConnection]) -> None:
         frame = Ask(0, SLOT_HOLDER, {"worker_id": number, "posts": self._vacant.get(number)}).encode()
-        for link in links:
-            if link.is_greeted and not link.is_closing:
-                self._outlet.send(link, frame)
+        for connection in connections:
+            if connection.is_greeted and not connection.is_closing:
+                self._outgoing.send(connection, frame)

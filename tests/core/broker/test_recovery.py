@@ -99,7 +99,7 @@ def test_a_worker_that_was_losing_is_told_all_of_it():
     feed(net, posting, first, second, 4)
     net.advance(TIMEOUT_S + 0.5)
     feed(net, posting, first, second, 7)
-    assert slot_of(net, 1).state == "losing"
+    assert slot_of(net, 1).state == "dropping"
     begin_anew(net, posting, first, second)
     assert ran(first, second) == [list(range(1, 12)), [1, 2, 3, 4]]
     assert missed(second) == [7]

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from eventsh.core.uniques import Uniques
+from eventsh.core.broker.keys import KeyTable
 
 
 def test_a_key_is_taken_for_the_timeout_and_not_longer():
-    uniques = Uniques(0.04, 10)
+    uniques = KeyTable(0.04, 10)
     uniques.take(b"k", 100.0)
     assert uniques.is_taken(b"k", 100.0)
     assert uniques.is_taken(b"k", 100.039)
@@ -13,7 +13,7 @@ def test_a_key_is_taken_for_the_timeout_and_not_longer():
 
 
 def test_a_key_that_expired_can_be_taken_anew_and_then_lasts_as_long_again():
-    uniques = Uniques(0.04, 10)
+    uniques = KeyTable(0.04, 10)
     uniques.take(b"k", 100.0)
     uniques.take(b"k", 100.1)
     assert uniques.is_taken(b"k", 100.13)
@@ -22,7 +22,7 @@ def test_a_key_that_expired_can_be_taken_anew_and_then_lasts_as_long_again():
 
 
 def test_a_key_taken_anew_does_not_keep_older_ones_from_expiring():
-    uniques = Uniques(1.0, 10)
+    uniques = KeyTable(1.0, 10)
     uniques.take(b"a", 0.0)
     uniques.take(b"b", 0.5)
     uniques.take(b"a", 1.0)
@@ -32,7 +32,7 @@ def test_a_key_taken_anew_does_not_keep_older_ones_from_expiring():
 
 
 def test_100_000_keys_at_once_let_no_repeat_through_and_then_all_go():
-    uniques = Uniques(5.0, 1_000_000)
+    uniques = KeyTable(5.0, 1_000_000)
     keys = [str(number).encode() for number in range(100_000)]
     for number, key in enumerate(keys):
         assert not uniques.is_taken(key, number * 1e-5)
@@ -45,7 +45,7 @@ def test_100_000_keys_at_once_let_no_repeat_through_and_then_all_go():
 
 
 def test_a_full_table_has_room_again_once_a_key_expires():
-    uniques = Uniques(1.0, 2)
+    uniques = KeyTable(1.0, 2)
     uniques.take(b"a", 0.0)
     assert not uniques.is_full(0.0)
     uniques.take(b"b", 0.5)

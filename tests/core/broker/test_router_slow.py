@@ -55,7 +55,7 @@ def test_after_the_timeout_the_slow_worker_alone_loses_and_the_others_go_on_at_f
     net.run(posting, first)
     assert feed(net, posting, first, second, 30) == 30
     assert ran(first) == [list(range(1, 37))]
-    assert slot_of(net, 1).state == "losing"
+    assert slot_of(net, 1).state == "dropping"
     net.run()
     assert ran(second) == [[1, 2, 3, 4]]
     assert [gap["missed"] for gap in second.gaps] == [32]

@@ -49,7 +49,7 @@ def refusal(net, *frames):
     assert bystander.is_attached
     assert ran(bystander) == [[1]]
     (error,) = errors
-    assert len(net.router.links) == 1
+    assert len(net.router.connections) == 1
     return error
 
 
@@ -175,7 +175,7 @@ def test_more_connections_than_allowed_are_refused():
     third = Process(3)
     net.connect(third)
     assert error_codes(third) == ["too_many"]
-    assert len(net.router.links) == 2
+    assert len(net.router.connections) == 2
 
 
 def test_who_says_no_hello_in_time_is_closed():

@@ -153,7 +153,7 @@ def test_confirmations_do_not_pile_up_for_a_process_that_is_stopped():
     collect = net.collect
 
     def collect_from_others():
-        net.router._outlet.changed.pop(link, None)
+        net.router._outgoing.changed.pop(link, None)
         collect()
 
     net.collect = collect_from_others  # type: ignore[method-assign]
@@ -176,13 +176,13 @@ def test_posters_that_left_cost_nothing_where_all_are_told():
     for number in range(100, 105):
         net.disconnect(poster(net, number))
     told = []
-    tell = net.router._confirmations._tell
+    tell = net.router._confirms._send
 
     def note(poster):
         told.append(poster.origin)
         tell(poster)
 
-    net.router._confirmations._tell = note  # type: ignore[method-assign]
+    net.router._confirms._send = note  # type: ignore[method-assign]
     post(net, first, 1)
     ack(net, first)
     net.advance(TIMEOUT_S + 1)

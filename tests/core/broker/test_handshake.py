@@ -110,7 +110,7 @@ def test_a_process_whose_first_welcome_got_lost_is_known_when_it_comes_again():
     net.attach(second)
     net.run()
     assert ran(second) == [["a", "b"]]
-    assert list(net.router.roster.workers) == [0, 1]
+    assert list(net.router.slots.workers) == [0, 1]
 
 
 def test_a_reconnect_that_comes_before_the_broker_saw_the_end_takes_the_place_over():
@@ -264,7 +264,7 @@ def test_a_worker_that_leaves_for_good_takes_its_slot_along():
     assert ran(first, second) == [["before", "after"], ["before"]]
     assert second.session.state.name == "DRAINED"
     assert net.disconnect(second) is None
-    assert list(net.router.roster.workers) == [0]
+    assert list(net.router.slots.workers) == [0]
 
 
 def test_a_worker_that_hands_over_leaves_what_follows_to_its_successor():
@@ -418,4 +418,4 @@ def test_nobody_looks_for_the_process_of_an_observer_that_was_given_up():
     assert not slot.is_expired
     net.advance(TIMEOUT_S + 1)
     assert slot.is_expired
-    assert net.router.roster.observers == []
+    assert net.router.slots.observers == []

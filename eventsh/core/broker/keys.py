@@ -1,11 +1,11 @@
-"""Which unique keys are taken, and until when. Knows no workers; the clock is passed in."""
+"""Table of the unique keys that are taken, with their expiry. Knows no workers; the clock is passed in."""
 
 from __future__ import annotations
 
-__all__ = ["Uniques"]
+__all__ = ["KeyTable"]
 
 
-class Uniques:
+class KeyTable:
     """Keys that were taken less than `timeout_s` ago.
 
     All keys live equally long, so the order in which they were taken is the order in which they expire, and a dict

@@ -194,7 +194,7 @@ def test_nothing_behind_a_unique_event_that_its_poster_has_back_is_confirmed():
 
 
 def given_to(net, processes):
-    (slot,) = [slot for slot in net.router.roster if slot.uniques]
+    (slot,) = [slot for slot in net.router.slots if slot.uniques]
     (process,) = [process for process in processes if process.session.worker_id == slot.worker_id]
     (other,) = [each for each in processes if each is not process]
     return process, other
@@ -336,7 +336,7 @@ def test_a_worker_that_was_losing_when_it_died_gives_its_unique_events_to_others
         net.run(posting, other)
         ack(net, process)
     net.advance(TIMEOUT_S + 0.5)
-    assert slot_of(net, process.session.worker_id).state == "losing"
+    assert slot_of(net, process.session.worker_id).state == "dropping"
     net.kill(process)
     net.run()
     net.advance(TIMEOUT_S + 0.5)

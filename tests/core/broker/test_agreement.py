@@ -318,7 +318,7 @@ def test_what_can_t_be_read_is_part_of_the_gap_of_a_worker_that_is_losing_events
     first, posting = worker(net, 1, 0), poster(net)
     net.run()
     post(net, posting, 0)
-    slot_of(net, 0).start_losing("too slow")
+    slot_of(net, 0).start_dropping("too slow", net.now)
     newer(net, posting, 3)
     post(net, posting, 4)
     net.run()

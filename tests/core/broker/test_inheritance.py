@@ -121,4 +121,4 @@ def test_a_worker_that_has_told_is_not_waited_for_after_another_reconnect():
     net.run()
     net.disconnect(holder)
     net.attach(holder)
-    assert net.router.roster.is_complete
+    assert net.router.slots.is_complete

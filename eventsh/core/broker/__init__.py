@@ -1,0 +1,1 @@
+"""The broker's rules: sequence, fan-out, slots, unique events, confirmations. No sockets, no clock."""

@@ -1,0 +1,172 @@
+"""Sequence numbers and queues: number every event, enqueue it for its receivers, drop and report what a queue can't hold."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from eventsh.core.broker.state import Slot
+from eventsh.core.queue import Entry
+from eventsh.event import LIFECYCLE_SOURCE
+from eventsh.protocol.codec import encode_data
+from eventsh.protocol.frame import (
+    FIRST_FLAGS,
+    FLAGS_OFFSET,
+    ORIGIN,
+    ORIGIN_OFFSET,
+    STAMP,
+    STAMP_OFFSET,
+    Kind,
+    encode_frame,
+)
+from eventsh.protocol.messages import Gap
+
+if TYPE_CHECKING:
+    from eventsh.core.broker.sink import EventSink
+    from eventsh.core.broker.state import BrokerState, Post
+
+__all__ = ["Sequencer"]
+
+# What a new broker routes before the first worker of the one before it is back: short, for these come in milliseconds.
+_BACKLOG_EVENTS = 256
+
+
+class Sequencer:
+    """The order of events: one number for each, `seq` is the last one given."""
+
+    def __init__(self, state: BrokerState, *, wall_clock_ns: Callable[[], int]) -> None:
+        self.seq = 0
+        # Broadcast posts, as events.
+        self.posts = 0
+        # Everything since the start, for a while: workers of an earlier broker must miss nothing of it.
+        self.startup_backlog: Slot | None = Slot(None, _BACKLOG_EVENTS, state.started_at)
+        # Workers with a full queue: while there is one, nothing that a poster sent is enqueued.
+        self.full: set[Slot] = set()
+        # Enqueued and not confirmed, in the order of seq.
+        self.unconfirmed: deque[tuple[int, Post]] = deque()
+        # The recorder, if there is one.
+        self.sink: EventSink | None = None
+        self.wall_clock_ns = wall_clock_ns
+        self._slots = state.slots
+        self._changed, self._warn = state.outgoing.changed, state.outgoing.warn
+        self._pid = state.pid
+
+    def set_sink(self, sink: EventSink | None) -> None:
+        self.sink = sink
+
+    def end_startup(self) -> None:
+        """Let go of the events since the start: workers of an earlier broker that come now are not expected any more."""
+        self.startup_backlog = None
+
+    # --- events ---
+
+    def enqueue(self, post: Post, slots: Iterable[Slot] | None, now: float) -> None:
+        """Number a post, stamp its frame and queue it for these slots, or for all."""
+        frame = post.frame
+        assert frame is not None
+        first = self.seq + 1
+        self.seq += post.count
+        ORIGIN.pack_into(frame, ORIGIN_OFFSET, post.poster.origin)
+        STAMP.pack_into(frame, STAMP_OFFSET, first, self.wall_clock_ns())
+        if slots is None:
+            self.posts += post.count
+            post.sequence(self.seq, self.posts)
+        else:
+            post.sequence(self.seq)
+        self.unconfirmed.append((self.seq, post))
+        self._offer(Entry(self.seq, post.count, frame), first, slots, now)
+
+    def skip(self, post: Post) -> None:
+        """Enqueue a post for nobody. It is confirmed in its turn, after what its poster posted before."""
+        post.release_frame()
+        post.sequence(self.seq)
+        self.unconfirmed.append((self.seq, post))
+
+    def enqueue_own(self, event: str, data: dict[str, Any], slots: Iterable[Slot] | None, now: float) -> None:
+        """Enqueue an event of the broker's own. It has no poster (its origin is 0), so nobody waits for its confirmation.
+
+        Raises NotSerializable; then nothing has changed."""
+        body = b'[["' + LIFECYCLE_SOURCE.encode() + b'","' + event.encode() + b'",[' + encode_data(data) + b"]]]"
+        self.seq = seq = self.seq + 1
+        stamp = self.wall_clock_ns()
+        frame = encode_frame(Kind.EVENTS, body, count=1, pid=self._pid, origin_seq=seq, seq=seq, time_ns=stamp)
+        self._offer(Entry(seq, 1, frame), seq, slots, now)
+
+    def announce(self, event: str, slot: Slot, now: float, **more: Any) -> None:
+        """Enqueue a lifecycle event about a worker for all."""
+        self.enqueue_own(event, {"worker_id": slot.worker_id, "pid": slot.pid, **more}, None, now)
+
+    def _offer(self, entry: Entry, first: int, slots: Iterable[Slot] | None, now: float) -> None:
+        if self.sink is not None:
+            self.sink.take(entry, slots)
+        backlog = self.startup_backlog
+        if backlog is not None and slots is None:
+            if backlog.queue.is_full and not backlog.is_dropping:
+                backlog.start_dropping("the broker was new, and this worker not yet attached to it", now)
+            backlog.offer(entry, first, now)
+        newer = entry.frame[FLAGS_OFFSET] > FIRST_FLAGS
+        for slot in self._slots if slots is None else slots:
+            if slot.is_leaving:
+                continue
+            if slot.queue.is_full and slot.is_observer and slot.drop_reason is None:
+                slot.start_dropping("the observer was too slow", now)
+            offered = self._readable(entry, slot) if newer else entry
+            if slot.offer(offered, first, now) and slot.connection is not None:
+                self._changed[slot.connection] = None
+            if slot.queue.is_full and not slot.is_observer and slot.drop_reason is None:
+                self.full.add(slot)
+
+    def _readable(self, entry: Entry, slot: Slot) -> Entry:
+        """Return the entry, or the gap that a slot gets instead of a frame with flags that its process does not know."""
+        flags = entry.frame[FLAGS_OFFSET]
+        if slot.is_dropping or slot.goodbye is not None or slot.can_read(flags):
+            return entry
+        gap = slot.gap_for(entry, self.posts)
+        self.warn_unreadable(slot)
+        return gap
+
+    def warn_unreadable(self, slot: Slot) -> None:
+        """Log that a receiver gets gaps for frames that it can't read, once for each connection: a poster may send many."""
+        if slot.connection is not None and slot.connection.note_unreadable():
+            self._warn(
+                f"{slot.label} gets gaps in the place of batches that it or this broker can't read: a process with a newer"
+                " version of eventsh posts them; update all processes of the pool"
+            )
+
+    # --- gaps ---
+
+    def enqueue_gap(
+        self, slot: Slot, missed: int, reason: str, now: float, *, epoch: int = 0, posts: int = 0, exact: bool = True
+    ) -> None:
+        """Report events to a receiver that it missed before it came, where nothing is dropped for it now. The gap has a number of
+        its own, to be acknowledged."""
+        self.seq = seq = self.seq + 1
+        slot.count_dropped(missed)
+        self._warn(f"{slot.label} missed {missed if exact else 'an unknown number of'} events: {reason}")
+        gap = Gap(missed, 1, seq, reason, epoch, posts, exact)
+        if slot.offer(Entry(seq, 0, gap.encode(seq=seq)), seq, now) and slot.connection is not None:
+            self._changed[slot.connection] = None
+
+    def drop(self, slot: Slot, reason: str, now: float) -> None:
+        """Drop the events of a slot whose queue is full, from now on: nobody waits for it any longer."""
+        self.full.discard(slot)
+        slot.start_dropping(reason, now)
+        self._warn(f"{reason} ({slot.queue.events} events): what follows is dropped for it")
+
+    def note_room(self, slot: Slot) -> None:
+        """Note that something left this slot's queue."""
+        if not slot.queue.is_full:
+            self.full.discard(slot)
+
+    def forget(self, slot: Slot) -> None:
+        """Wait for this slot's queue no longer: the slot is given up, or nothing more is queued for it."""
+        self.full.discard(slot)
+
+    def resume(self, slot: Slot, now: float) -> None:
+        """Queue events again for a slot that was dropping, once it has worked off half of its queue."""
+        if slot.queue.events <= slot.queue.limit // 2:
+            if slot.missed:
+                self._warn(f"{slot.label} missed {slot.missed} events: {slot.drop_reason}")
+            if slot.end_dropping(self.posts, now) and slot.connection is not None:
+                self._changed[slot.connection] = None
