@@ -70,7 +70,9 @@ def _pids(address: str | None, worker: int | None) -> dict[int, int]:
     """Of one worker, or of all that are attached."""
     workers = _local_status(address)["workers"]
     known = ", ".join(str(row["worker_id"]) for row in workers) or "none"
-    found = [row for row in workers if worker in (None, row["worker_id"]) and row["state"] != "absent"]
+    found = [
+        row for row in workers if worker in (None, row["worker_id"]) and row["state"] not in ("absent", "starting")
+    ]
     if worker is not None and not found:
         raise UsageError(f"there is no worker {worker} attached; the workers are {known}")
     if not found:

@@ -56,6 +56,17 @@ class _Question:
         self.rows: list[dict[str, Any]] = []
         self.waiting: dict[ClientConnection, dict[str, Any]] = {}
 
+    def expect(self, connection: ClientConnection, slot: Slot) -> None:
+        """Wait for the answer of this slot's process."""
+        row = {"worker_id": slot.worker_id, "pid": slot.pid, "data": None, "error": "no answer"}
+        self.rows.append(row)
+        self.waiting[connection] = row
+
+    def count(self, size_bytes: int) -> int:
+        """Count an answer, and return the bytes of all so far."""
+        self.bytes += size_bytes
+        return self.bytes
+
     def reply(self) -> Reply:
         return Reply(self.number, {"workers": self.rows}, None)
 
@@ -83,9 +94,7 @@ class Questions:
         question = _Question(asker, request.id, now + ANSWER_TIMEOUT_S)
         for slot in slots:
             if slot.connection is not None:
-                row = {"worker_id": slot.worker_id, "pid": slot.pid, "data": None, "error": "no answer"}
-                question.rows.append(row)
-                question.waiting[slot.connection] = row
+                question.expect(slot.connection, slot)
         if not question.waiting:
             return question.reply(), []
         self._last += 1
@@ -100,9 +109,8 @@ class Questions:
         row = question.waiting.pop(connection, None) if question is not None else None
         if question is None or row is None:
             return None
-        question.bytes += size_bytes
-        if question.bytes > _MAX_REPLY_BYTES:
-            row["error"] = "too much to tell"
+        if question.count(size_bytes) > _MAX_REPLY_BYTES:
+            row["error"] = "the answers together are too large"
         else:
             row["data"], row["error"] = answer.data, None
         return self._end(answer.id) if not question.waiting else None

@@ -24,7 +24,7 @@ _ATTACH_TIMEOUT_S = 10.0
 # Longer than the broker gives its workers to answer.
 _ASK_TIMEOUT_S = 5.0
 _LOOK_EACH_S = 1.0
-_LIVE = ("attached",)
+_LIVE = ("attached", "resyncing")
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,7 @@ def test_what_is_too_much_for_one_reply_is_left_out():
     for process in (first, second):
         process.channel.up.append(bytes(Answer(1, "x" * 5_000_000).encode()))
         net.up(process.channel)
-    assert rows(net, asking) == [(0, 1001, None), (1, 1002, "too much to tell")]
+    assert rows(net, asking) == [(0, 1001, None), (1, 1002, "the answers together are too large")]
 
 
 def test_a_question_that_nobody_knows_is_refused():

@@ -35,7 +35,7 @@ def kill_beside_the_stopped(plan: Plan, path: Path, say: Say) -> Report:
             pid = _pid(pool.address)
             os.kill(pid, signal.SIGSTOP)
             try:
-                wait_until(lambda: _state(pool.address) in ("stalled", "losing"), "nobody waits for it", 60.0)
+                wait_until(lambda: _state(pool.address) in ("stalled", "dropping"), "nobody waits for it", 60.0)
                 killed.add(_kill_after_confirmations(pool))
                 await_broker(pool.address, killed, plan.workers - 1)
             finally:

@@ -98,13 +98,13 @@ def stop_workers(plan: Plan, path: Path, say: Say) -> StopReport:
             windows.append(_window(slot, is_stopped=False))
             before = rss_bytes(broker)
             with _stopped(pid):
-                wait_until(lambda slot=slot: _is_losing(address, slot), "its events are dropped", 60.0)  # type: ignore[misc]
+                wait_until(lambda slot=slot: _is_dropping(address, slot), "its events are dropped", 60.0)  # type: ignore[misc]
                 # What waited while the queue was full comes at once, and is worked off first.
                 _await_idle(address, slot)
                 windows.append(_window(slot, is_stopped=True))
                 grew = max(grew, rss_bytes(broker) - before)
                 time.sleep(draw.uniform(0.0, plan.pause_s))
-            wait_until(lambda slot=slot: not _is_losing(address, slot), "it is given events again", 60.0)  # type: ignore[misc]
+            wait_until(lambda slot=slot: not _is_dropping(address, slot), "it is given events again", 60.0)  # type: ignore[misc]
             say(f"{number + 1}/{plan.kills} stops after {time.monotonic() - started:.0f} s")
         report = finish("3", plan, path, address, posters, [], [], started, one_epoch=True)
     spans = _spans(path, windows)
@@ -134,10 +134,10 @@ def _await_idle(address: str, but: int | None) -> None:
     wait_until(look, "the queues are short")
 
 
-def _is_losing(address: str, slot: int) -> bool:
+def _is_dropping(address: str, slot: int) -> bool:
     state = ask(address)
     return state is not None and any(
-        worker["worker_id"] == slot and worker["state"] == "losing" for worker in state["workers"]
+        worker["worker_id"] == slot and worker["state"] == "dropping" for worker in state["workers"]
     )
 
 

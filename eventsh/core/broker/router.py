@@ -26,7 +26,7 @@ from eventsh.core.broker.posters import Posters
 from eventsh.core.broker.recovery import Recovery
 from eventsh.core.broker.sequencer import Sequencer
 from eventsh.core.broker.slots import SlotTable
-from eventsh.core.broker.state import BrokerState, ClientConnection, SlotState
+from eventsh.core.broker.state import BrokerState, ClientConnection
 from eventsh.core.broker.unique import UniqueAssigner
 from eventsh.core.heartbeat import Beat
 from eventsh.errors import ProtocolError
@@ -43,11 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Router"]
 
 _EVENTS, _ACK = int(Kind.EVENTS), int(Kind.ACK)
-_OLD_STATES = {
-    SlotState.STARTING: "absent",
-    SlotState.RESYNCING: "attached",
-    SlotState.DROPPING: "losing",
-}
 
 
 class Router:
@@ -380,7 +375,8 @@ class Router:
                     else self.host
                     if slot.connection.pid
                     else slot.connection.host,
-                    "state": _OLD_STATES.get(slot.state, slot.state),
+                    "state": slot.state,
+                    "since_s": round(now - slot.since, 3),
                     "queued": slot.queue.events,
                     "handled": slot.handled,
                     "dropped": slot.dropped,
