@@ -42,7 +42,7 @@ def written_fields(target: ast.expr) -> Iterator[ast.Attribute]:
 
 def writes_from_outside(source: str) -> list[str]:
     return [
-        f"line {node.lineno}: {ast.unparse(field)}"
+        f"line {field.lineno}: {ast.unparse(field)}"
         for node in ast.walk(ast.parse(source))
         for target in targets(node)
         for field in written_fields(target)

@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import CodeType, FrameType
@@ -83,8 +82,6 @@ class Program:
         self.loop.set_exception_handler(lambda loop, context: None)
         self.events = AsyncEvents()
         self.poster = Events()
-        # Of the broker's keys, which outlive a program.
-        self.name = uuid.uuid4().hex
         self.address = address
         self._rescuing = True
         self._number = 0
@@ -160,7 +157,7 @@ class Program:
             self._number += 1
             self.uniques.add(self._number)
             self.expected["one"].append(self._number)
-            self.poster.post("one", "u", self._number, unique=f"{self.name} {self._number}")
+            self.poster.post("one", "u", self._number, unique=f"key {self._number}")
 
         if wait:
             thread = threading.Thread(target=post)
@@ -224,22 +221,17 @@ class Program:
 interrupted = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    directory = tmp_path_factory.mktemp("interrupts")
-    # Longer than a client takes to retry an attachment that a signal has broken: then the slot's queue is never dropped.
-    broker = start_broker(f"unix:{directory}/s", directory / "log", timeout=60)
-    yield broker.address
-    broker.stop()
-
-
 @pytest.fixture
-def program(address: str, request: pytest.FixtureRequest) -> Iterator[Program]:
+def program(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Program]:
     # asyncio itself loses timers and steps of tasks when a signal handler raises in its own code.
-    program = Program(address, is_async="signal" not in request.node.name)
+    is_async = "signal" not in request.node.name
+    # A client retries after 20 s an attachment that a signal has broken: the slot's queue is kept longer.
+    broker = start_broker(f"unix:{tmp_path}/s", tmp_path / "log", timeout=5 if is_async else 60)
+    program = Program(broker.address, is_async=is_async)
     program.start()
     yield program
     program.close()
+    broker.stop()
 
 
 @pytest.mark.timeout(1200)
