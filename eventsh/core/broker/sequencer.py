@@ -107,7 +107,7 @@ class Sequencer:
             backlog.offer(entry, first, now)
         newer = entry.frame[FLAGS_OFFSET] > FIRST_FLAGS
         for slot in self._slots if slots is None else slots:
-            if slot.is_leaving:
+            if slot.goodbye is not None and slot.is_leaving:
                 continue
             if slot.queue.is_full and slot.is_observer and slot.drop_reason is None:
                 slot.start_dropping("the observer was too slow", now)

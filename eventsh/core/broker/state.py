@@ -69,7 +69,13 @@ class SlotState(StrEnum):
     """Its connection has ended: events are queued for the process that takes the slot next. `Absence` says who may."""
 
 
-_ATTACHED = frozenset({SlotState.RESYNCING, SlotState.ATTACHED, SlotState.STALLED, SlotState.DROPPING})
+# On the hot path: to look a member up in its class costs 30 ns before Python 3.12.
+_ATTACHED, _RESYNCING, _STALLED, _DRAINING = (
+    SlotState.ATTACHED,
+    SlotState.RESYNCING,
+    SlotState.STALLED,
+    SlotState.DRAINING,
+)
 # What an attach leads to. From a state with a connection it is the same process, whose former connection has ended unseen.
 _ARRIVALS = frozenset({SlotState.RESYNCING, SlotState.ATTACHED, SlotState.DROPPING})
 
@@ -517,8 +523,9 @@ class Slot:
         """Whether an event counts as delivered only once this receiver has it."""
         if self.is_observer:
             return False
-        if self.absence is None:
-            return self.state is SlotState.ATTACHED or self.state is SlotState.RESYNCING
+        state = self.state
+        if state is _ATTACHED or state is _RESYNCING:
+            return True
         return self.absence is Absence.AWAITED and self.drop_reason is None
 
     @property
@@ -560,7 +567,7 @@ class Slot:
 
     @property
     def can_take_unique(self) -> bool:
-        if not self.takes_unique or not (self.state is SlotState.ATTACHED or self.state is SlotState.RESYNCING):
+        if not self.takes_unique or not (self.state is _ATTACHED or self.state is _RESYNCING):
             return False
         # A full observer would lose it; a full worker's queue takes one frame more.
         return not (self.is_observer and self.queue.is_full)
@@ -584,7 +591,7 @@ class Slot:
             self.progress_at = now
         self.last_seq = entry.last
         self.queue.append(entry)
-        if self.connection is None or self.state is SlotState.DRAINING:
+        if self.connection is None or self.state is _DRAINING:
             return False
         self.connection.output.append(entry.frame)
         return True
@@ -638,8 +645,8 @@ class Slot:
         if received > self.received:
             self.received = received
             self.progress_at = now
-            if self.state is SlotState.STALLED:
-                self.transition(SlotState.ATTACHED, now)
+            if self.state is _STALLED:
+                self.transition(_ATTACHED, now)
         released = self.queue.release(handled)
         if released:
             self.handled += released
