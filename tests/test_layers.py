@@ -38,7 +38,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 
 def top_name(file: str) -> str:
-    """The name that BLOCKS has for a file, given relative to the package: "core" for core/router.py."""
+    """The name that BLOCKS has for a file, given relative to the package: "core" for core/broker/router.py."""
     return file.partition("/")[0].removesuffix(".py")
 
 
@@ -118,7 +118,7 @@ def test_every_file_of_the_package_is_read():
         ("protocol/frame.py", "import eventsh.core", "of block 1 imports eventsh.core of block 2, which is below it"),
         ("errors.py", "from eventsh import core", "of block 0 imports eventsh.core of block 2"),
         ("errors.py", "from eventsh import post", "of block 0 imports eventsh.post of block 6"),
-        ("core/router.py", "import eventsh", "of block 2 imports eventsh of block 6"),
+        ("core/broker/router.py", "import eventsh", "of block 2 imports eventsh of block 6"),
         ("transport.py", "def f():\n    from eventsh.api import Events", "of block 3 imports eventsh.api.Events"),
         ("runtime/broker.py", "importlib.import_module('eventsh.cli.app')", "of block 5 imports eventsh.cli.app"),
         ("runtime/broker.py", "__import__('eventsh.api')", "of block 5 imports eventsh.api"),
@@ -127,8 +127,8 @@ def test_every_file_of_the_package_is_read():
         ("api.py", "from eventsh.commands import post", "of block 6 imports eventsh.commands.post of block 7"),
         ("cli/app.py", "from eventsh.testing import TransportConformance", "of block 8 imports eventsh.testing"),
         ("cli/app.py", "from ..api import Events", "imports ..api.Events: write it absolute"),
-        ("core/router.py", "from . import slot", "imports ..slot: write it absolute"),
-        ("core/router.py", "import time", "imports time: pure modules must not"),
+        ("core/broker/router.py", "from . import slots", "imports ..slots: write it absolute"),
+        ("core/broker/router.py", "import time", "imports time: pure modules must not"),
         ("options.py", "from os.path import join", "imports os.path.join: pure modules must not"),
         ("protocol/frame.py", "def f():\n    import asyncio.streams", "imports asyncio.streams: pure"),
         ("recording/format.py", "import os", "imports os: pure modules must not"),
@@ -144,10 +144,10 @@ def test_an_import_against_the_rules_is_found(file, source, why):
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("core/router.py", "from eventsh.protocol.frame import Kind\nfrom eventsh.core.broker.state import Slot"),
-        ("core/router.py", "if TYPE_CHECKING:\n    import socket\n    from eventsh.api import Events"),
-        ("core/router.py", "import typing\nif typing.TYPE_CHECKING:\n    import socket"),
-        ("core/router.py", "import timeit, osmotic"),
+        ("core/broker/router.py", "from eventsh.protocol.frame import Kind\nfrom eventsh.core.broker.state import Slot"),
+        ("core/broker/router.py", "if TYPE_CHECKING:\n    import socket\n    from eventsh.api import Events"),
+        ("core/broker/router.py", "import typing\nif typing.TYPE_CHECKING:\n    import socket"),
+        ("core/broker/router.py", "import timeit, osmotic"),
         ("plugins.py", "def f():\n    from eventsh.transports.unix import UnixTransport"),
         ("transports/unix.py", "import asyncio, os\nfrom eventsh.transport import Transport"),
         ("recording/format.py", "import zlib\nfrom eventsh.protocol.frame import Header"),

@@ -121,7 +121,7 @@ def test_status_tells_of_every_slot():
     net.run()
     net.now += 2
     status = net.router.status(net.now)
-    assert [each["state"] for each in status["workers"]] == ["attached", "absent", "absent"]
+    assert [each["state"] for each in status["workers"]] == ["attached", "absent", "starting"]
     assert [each["worker_id"] for each in status["workers"]] == [0, 1, 2]
     # Two arrivals, one end, two broadcasts and the unique event, of which the third slot gets all but the last.
     assert (status["workers"][0]["handled"], status["workers"][2]["queued"]) == (6, 5)
