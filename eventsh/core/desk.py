@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from eventsh.core.questions import ADD_SCRIPT, REMOVE_SCRIPT, SCRIPT_REQUESTS, WORKERS_ANSWER, Questions
 from eventsh.core.scripts import SCRIPT_OUTPUT, Scripts
 from eventsh.errors import EventError, NotSerializable, ProtocolError, UsageError
+from eventsh.escape import escape
 from eventsh.protocol.messages import Answer, Ask, Output, Reply, Report, Request
 
 if TYPE_CHECKING:
     from eventsh.core.fanout import Fanout
     from eventsh.core.link import Link
     from eventsh.core.outlet import Outlet
+    from eventsh.core.poster import Posters
     from eventsh.core.roster import Roster
     from eventsh.core.slot import Slot
     from eventsh.core.tap import Tap
@@ -30,6 +32,7 @@ class Desk:
         roster: Roster,
         fanout: Fanout,
         outlet: Outlet,
+        posters: Posters,
         *,
         status: Callable[[float], dict[str, Any]],
         allow_scripts: bool,
@@ -37,6 +40,7 @@ class Desk:
         self._roster = roster
         self._fanout = fanout
         self._outlet = outlet
+        self._posters = posters
         self._status = status
         self._allow_scripts = allow_scripts
         self._questions = Questions()
@@ -133,10 +137,10 @@ class Desk:
         if link.slot is None:
             raise ProtocolError("a report from one who gets no events")
         report = Report.decode(frame)
-        # All that passed can't be more than the numbers of events.
-        if not (0 <= report.failed < 1 << 32 and 0 <= report.unread < 1 << 64 and report.failed + report.unread):
-            raise ProtocolError(f"a report of {report.failed} failures and {report.unread} unread events")
-        link.slot.unread += report.unread
+        report.check()
+        link.slot.note_unread(report.unread)
+        for origin, number, reason in report.bad:
+            self._end_poster(origin, number, f"{link.slot.label} can't read it: {reason}")
         if not report.failed:
             return
         link.slot.failed += report.failed
@@ -145,6 +149,20 @@ class Desk:
             self._fanout.place_own("handler_error", data, self._roster.observers, now)
         except NotSerializable as error:
             raise ProtocolError(f"a report that can't be passed on: {error}") from None
+
+    def _end_poster(self, origin: int, number: int, reason: str) -> None:
+        """End the connection of a process that posted an unreadable batch. It may attach again."""
+        link = self._posters.link_of(origin)
+        poster = None if link is None else link.poster
+        # Each worker reports the batch, some of them after the poster is back: one end of the connection for each batch.
+        if link is None or poster is None or not poster.unreadable < number <= poster.number:
+            return
+        if not poster.unreadable:
+            self._outlet.notices.append(
+                f"{link.peer} posted a bad batch, number {number}: {escape(reason)}: its connection is ended"
+            )
+        poster.unreadable = number
+        self._outlet.refuse(link, "protocol", f"bad batch, number {number}: {reason}")
 
     def _reply(self, ended: list[tuple[Link, Reply]]) -> None:
         for link, reply in ended:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Greeting"]
 
-_ROLES = ("worker", "observer", "poster")
 # The shortest time between two notices of clients that were turned away.
 _TELL_REFUSAL_S = 1.0
 
@@ -98,7 +97,7 @@ class Greeting:
         if hello.version != PROTOCOL_VERSION:
             refuse(link, "version", f"the broker speaks version {PROTOCOL_VERSION}, not {hello.version}")
             return
-        _check(hello)
+        hello.check()
         poster = self._posters.attach(hello.origin, hello.identity, link)
         if poster is None:
             refuse(link, "origin_taken", f"another process posts as origin {hello.origin}: draw another")
@@ -142,8 +141,7 @@ class Greeting:
         if hello.epoch in (0, self._epoch) or now - self._started_at > self._options.timeout:
             return
         mine = [hello.worker_id] if hello.role == "worker" and hello.worker_id is not None else []
-        numbers = {number for number in hello.slots + mine if 0 <= number <= 65535}
-        self._roster.expect(numbers, self._fanout.founder, self._fanout.posts, now)
+        self._roster.expect(set(hello.slots + mine), self._fanout.founder, self._fanout.posts, now)
 
     def _welcome(self, slot: Slot | None, resumed: bool) -> Welcome:
         options = self._options
@@ -230,11 +228,3 @@ class Greeting:
             self._debts.leave(slot)
         self._outlet.send(link, Goodbye(slot.leaving).encode())
         self._agreement.settle()
-
-
-def _check(hello: Hello) -> None:
-    if hello.role not in _ROLES or not 0 < hello.origin < 1 << 32 or not 0 <= (hello.worker_id or 0) <= 65535:
-        raise ProtocolError(f"a hello with role {hello.role!r}, origin {hello.origin}, slot {hello.worker_id}")
-    if not 0 <= hello.handled <= hello.received:
-        raise ProtocolError(f"a hello from one who received {hello.received} and handled {hello.handled}")
-    hello.check()

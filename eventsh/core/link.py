@@ -80,6 +80,13 @@ class Link:
         self.poster: Poster | None = None
 
     @property
+    def peer(self) -> str:
+        """The client with its pid, for the log."""
+        if self.slot is not None and not self.slot.is_observer:
+            return f"{self.slot.label} (pid {self.slot.pid})"
+        return self.label
+
+    @property
     def label(self) -> str:
         """Who it is, for people."""
         if self.slot is not None:

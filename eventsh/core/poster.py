@@ -61,7 +61,17 @@ class Post:
 class Poster:
     """One origin of events, over all its connections to this broker."""
 
-    __slots__ = ("confirmed", "identity", "link", "number", "origin", "pending", "pending_events", "returned")
+    __slots__ = (
+        "confirmed",
+        "identity",
+        "link",
+        "number",
+        "origin",
+        "pending",
+        "pending_events",
+        "returned",
+        "unreadable",
+    )
 
     def __init__(self, origin: int, identity: str) -> None:
         self.origin = origin
@@ -70,6 +80,8 @@ class Poster:
         # The last number that was accepted, and the last up to which everything is confirmed.
         self.number = 0
         self.confirmed = 0
+        # The last of its batches that a receiver could not read; 0: it wrote none.
+        self.unreadable = 0
         self.pending: deque[Post] = deque()
         self.pending_events = 0
         # Posts by their first number that were accepted, could be given to nobody, and are the poster's to send again.

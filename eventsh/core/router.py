@@ -34,6 +34,7 @@ from eventsh.core.roster import Roster
 from eventsh.errors import ProtocolError
 from eventsh.protocol.features import FEATURES
 from eventsh.protocol.frame import HEADER, KIND_OFFSET, Flag, Kind, encode_frame
+from eventsh.protocol.messages import MAX_COUNT
 
 if TYPE_CHECKING:
     from eventsh.core.heartbeat import Heartbeat
@@ -86,7 +87,12 @@ class Router:
         )
         self._confirmations = Confirmations(self.roster, self._fanout, self._posters, self._outlet, self.links)
         self._desk = Desk(
-            self.roster, self._fanout, self._outlet, status=self.status, allow_scripts=options.allow_scripts
+            self.roster,
+            self._fanout,
+            self._outlet,
+            self._posters,
+            status=self.status,
+            allow_scripts=options.allow_scripts,
         )
         self._debts = Debts(epoch, self.roster, self._fanout, self._outlet, self.links)
         self._agreement = Agreement(features, self.roster, self._outlet, self.links)
@@ -391,9 +397,10 @@ class Router:
                     "state": slot.state,
                     "queued": slot.queue.events,
                     "handled": slot.handled,
-                    "dropped": slot.dropped,
-                    "failed": slot.failed,
-                    "unread": slot.unread,
+                    # Sums of what peers claim; JSON is written with 64 bits.
+                    "dropped": min(slot.dropped, MAX_COUNT),
+                    "failed": min(slot.failed, MAX_COUNT),
+                    "unread": min(slot.unread, MAX_COUNT),
                     "uniques": slot.uniques_given,
                 }
                 for slot in self.roster.ordered_workers

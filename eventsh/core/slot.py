@@ -56,6 +56,7 @@ class Slot:
         "uniques",
         "uniques_given",
         "unread",
+        "unread_before",
         "worker_id",
     )
 
@@ -104,8 +105,9 @@ class Slot:
         self.handled = 0
         self.dropped = 0
         self.failed = 0
-        # Events that its processes reported as a gap because they could not read them.
+        # Events that its processes could not read and reported as a gap; the same of all processes before the attached one.
         self.unread = 0
+        self.unread_before = 0
         # The features of the wire that its last process knows. A slot that had no process yet counts as knowing none.
         self.features: frozenset[str] = frozenset()
 
@@ -232,6 +234,8 @@ class Slot:
         process to which this epoch is new: that one gets everything that its predecessor had not handled."""
         self.link, link.slot = link, self
         self.features = link.features
+        if self.identity != identity:
+            self.unread_before = self.unread
         self.identity, self.pid = identity, pid
         self.is_gone = self.draining = self.leaving = self.stalled = self.is_expired = False
         self.progress_at = now
@@ -243,6 +247,10 @@ class Slot:
         elif self.queue:
             first = self.queue.peek()
             self.received = first.last - max(first.events, 1)
+
+    def note_unread(self, events: int) -> None:
+        """Note how many events the attached process could not read until now."""
+        self.unread = max(self.unread, self.unread_before + events)
 
     def can_read(self, flags: int) -> bool:
         """Whether the attached process, and the broker, know these flags of a frame."""
