@@ -98,8 +98,8 @@ def check_served(net: Net, first: Process, sender: Process) -> None:
 
 
 # What a client sends; the others are a broker's.
-HELLOS = [message for message in MESSAGES if isinstance(message, Hello)]
-CLIENTS = [Request(1, "handlers", {}), Request(1, "status", {})]
+HELLOS: list[Message] = [message for message in MESSAGES if isinstance(message, Hello)]
+CLIENTS: list[Message] = [Request(1, "handlers", {}), Request(1, "status", {})]
 CLIENTS += [message for message in MESSAGES if not isinstance(message, Welcome | Gap | Reply)]
 
 
@@ -235,10 +235,11 @@ def test_what_is_nested_deeper_than_a_post_allows_is_refused_where_it_can_t_be_p
         (Kind.ANSWER, b'{"id":1,"data":' + deep + b"}"),
         (Kind.REPORT, b'{"failed":1,"last":{"a":' + deep + b"}}"),
     ]:
-        peer = net.attach(Process(70))
-        peer.channel.up.append(bytes(encode_frame(kind, body)))
-        net.up(peer.channel)
-        assert peer.channel is None
+        channel = net.attach(Process(70)).channel
+        assert channel is not None
+        channel.up.append(bytes(encode_frame(kind, body)))
+        net.up(channel)
+        assert channel.link is None
     check_served(net, first, sender)
 
 

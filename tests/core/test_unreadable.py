@@ -75,9 +75,9 @@ def test_whatever_can_t_be_read_of_a_poster_is_a_gap_and_told_to_the_broker(flag
     assert (session.gaps, session.missed) == (1, count)
     # The broker ends the connection of a poster that broke the rules, and of no other one.
     is_at_fault = not flags & ~63 and body != b"[]"
-    bad = [[8, 1, session.new_gaps[0].data["reason"]]] if is_at_fault else []
+    reported = [[8, 1, session.new_gaps[0].data["reason"]]] if is_at_fault else []
     (report,) = session.take_output()
-    assert Report.decode(report) == Report(0, {}, count, bad)
+    assert Report.decode(report) == Report(0, {}, count, reported)
     assert session.take_output() == []
 
 
@@ -137,6 +137,10 @@ def post_bytes(net, process, *bodies, count=1, flags=0):
     net.up(process.channel)
 
 
+def is_connected(process):
+    return process.channel is not None
+
+
 FORGED = b'[["\\u0065ventsh","gap",[{"missed":9}]]]'
 
 
@@ -166,13 +170,13 @@ def test_a_poster_that_comes_back_is_disconnected_once_for_each_batch_and_logged
     post_bytes(net, sender, FORGED, FORGED)
     # The second worker is late: its report arrives after the poster is back.
     net.run(first, sender)
-    assert sender.channel is None
+    assert not is_connected(sender)
     net.attach(sender)
     net.run()
-    assert sender.channel is not None
+    assert is_connected(sender)
     post_bytes(net, sender, FORGED)
     net.run()
-    assert sender.channel is None
+    assert not is_connected(sender)
     assert len([notice for notice in net.notices if "bad batch" in notice]) == 1
     assert [slot_of(net, number).unread for number in (0, 1)] == [3, 3]
 

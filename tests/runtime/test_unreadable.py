@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,10 @@ def place_of(seen: Seen) -> list[Any]:
     return [data["missed"] if event == "gap" else data for event, data in seen]
 
 
+def has(seen: Seen, one: tuple[str, Any]) -> bool:
+    return one in seen
+
+
 def connect(broker: BrokerHandle) -> BlockingClient:
     return BlockingClient(*find_endpoint(broker.address), timeout_s=DEADLINE_S)
 
@@ -133,7 +138,7 @@ def test_a_batch_that_nobody_can_read_is_a_gap_in_its_place_and_its_poster_is_di
             poster.confirm()
         expected.append("last")
         for seen in logs:
-            wait_until(lambda seen=seen: len(seen) >= len(expected))
+            wait_until(partial(has, seen, ("e", "last")))
             assert place_of(seen) == expected
         wait_until(
             lambda: [row["unread"] for row in status(broker.address, timeout_s=DEADLINE_S)["workers"]] == [len(BAD)] * 2
@@ -179,7 +184,7 @@ def test_a_worker_that_posts_what_nobody_can_read_comes_back_and_its_other_event
         events.post("app", "e", "last")
         events.flush(DEADLINE_S)
         for seen in logs:
-            wait_until(lambda seen=seen: ("e", "last") in seen)
+            wait_until(partial(has, seen, ("e", "last")))
             place = place_of(seen)
             numbers = [data for event, data in seen if event == "e"][:-1]
             missed = sum(data["missed"] for event, data in seen if event == "gap")
