@@ -16,6 +16,8 @@ from eventsh.errors import ConfigureError, PluginError
 from eventsh.transports import BUILTIN, BuiltinTransport, load_builtin
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     import pluggy
 
     from eventsh.transport import Transport, TransportWrapper
@@ -110,32 +112,33 @@ class PluginManager:
 
     def load(self) -> None:
         """Load the plugins of all entry points, once. Call it where hooks are to be called: at the start of a broker, of a
-        worker, of a command that lists or uses plugins."""
+        worker, of a command that lists or uses plugins. Logs what can't be loaded, and raises nothing for it."""
         with self._lock:
             if self._loaded:
                 return
             self._loaded = True
             if self._no_entry_points:
                 return
-            from importlib.metadata import entry_points
-
             try:
+                # The import can fail too, in a process that is out of descriptors.
+                from importlib.metadata import entry_points
+
                 found = entry_points(group=ENTRY_POINT_GROUP)
             except Exception as error:  # noqa: BLE001  # any distribution's broken metadata ends up here
                 self._fail("entry points", error)
                 return
             for entry_point in found:
-                if entry_point.name in self._off:
-                    continue
-                if entry_point.dist is not None:
-                    self._versions[entry_point.name] = entry_point.dist.version
-                try:
-                    plugin = entry_point.load()
-                # SystemExit too: a module that ends the program when it is imported is a plugin that fails to load.
-                except (Exception, SystemExit) as error:  # noqa: BLE001  # it is named and logged, the rest works
-                    self._fail(entry_point.name, error)
-                else:
-                    self.register(plugin, entry_point.name)
+                if entry_point.name not in self._off:
+                    self._load_entry_point(entry_point)
+
+    def _load_entry_point(self, entry_point: EntryPoint) -> None:
+        if entry_point.dist is not None:
+            self._versions[entry_point.name] = entry_point.dist.version
+        try:
+            self.register(entry_point.load(), entry_point.name)
+        # SystemExit too: a module that ends the program when it is imported is a plugin that fails to load.
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # it is named and logged, the rest works
+            self._fail(entry_point.name, error)
 
     def register(self, plugin: object, name: str) -> bool:
         """Add a plugin, a module or an object with marked hooks. False: it is switched off or was refused, and then named in

@@ -144,7 +144,10 @@ def test_an_import_against_the_rules_is_found(file, source, why):
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("core/broker/router.py", "from eventsh.protocol.frame import Kind\nfrom eventsh.core.broker.state import Slot"),
+        (
+            "core/broker/router.py",
+            "from eventsh.protocol.frame import Kind\nfrom eventsh.core.broker.state import Slot",
+        ),
         ("core/broker/router.py", "if TYPE_CHECKING:\n    import socket\n    from eventsh.api import Events"),
         ("core/broker/router.py", "import typing\nif typing.TYPE_CHECKING:\n    import socket"),
         ("core/broker/router.py", "import timeit, osmotic"),

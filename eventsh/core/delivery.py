@@ -12,7 +12,11 @@ from eventsh.protocol.codec import decode
 if TYPE_CHECKING:
     from eventsh.core.trace import Trace
 
-__all__ = ["Delivery", "decode_runs"]
+__all__ = ["Delivery", "UnknownForm", "decode_runs"]
+
+
+class UnknownForm(ProtocolError):
+    """A batch is in a form that this process or its broker does not know. Its poster broke no rule and stays connected."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,11 +69,26 @@ class Delivery:
 
 
 def decode_runs(body: memoryview, count: int, *, is_own: bool = False) -> list[Any]:
-    """The runs of a batch with `count` events. Raises ProtocolError: the broker passes on what it never looked at.
+    """Decode the runs of a batch. The broker forwards bodies that it never looked at, so any peer may have written this one.
 
-    `is_own`: it is the broker's own (its origin is 0). Only such a batch may hold events of eventsh's own source."""
+    Args:
+        body: The JSON of the batch.
+        count: The number of events that its header states.
+        is_own: The broker itself is the poster (the origin is 0). Only its batches may hold events of eventsh's own source.
+
+    Returns:
+        The runs, each `[source, event, [data, ...]]`.
+
+    Raises:
+        UnknownForm: The poster emptied the batch because the broker did not know its form.
+        ProtocolError: The batch is not runs of `count` events.
+    """
     runs: list[Any] = decode(body)
     events = 0
+    if runs == []:
+        raise UnknownForm(
+            f"a batch said to hold {count} events holds 0: the broker did not know the form of its events"
+        )
     # Each is looked at: to catch the TypeError of a wrong shape would also catch one that a signal handler raises here.
     for run in runs if type(runs) is list else (None,):
         if type(run) is not list or len(run) != 3:
@@ -77,6 +96,9 @@ def decode_runs(body: memoryview, count: int, *, is_own: bool = False) -> list[A
         source, event, data = run
         if type(source) is not str or type(event) is not str or type(data) is not list:
             raise ProtocolError("a batch holds something other than runs of events")
+        if not (source and event):
+            raise ProtocolError("a batch holds an event without a source or a name")
+        # Compared as decoded, so that an escape in the JSON hides nothing; once for each run, not for each event.
         if source == LIFECYCLE_SOURCE and not is_own:
             raise ProtocolError(f"a process that is not the broker posted from the source {source!r}")
         events += len(data)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from eventsh.core.delivery import Delivery, decode_runs
+from eventsh.core.delivery import Delivery, UnknownForm, decode_runs
 from eventsh.core.trace import Trace
 from eventsh.errors import ProtocolError, QueueOverflow
 from eventsh.event import LIFECYCLE_SOURCE, check_name
@@ -39,7 +39,7 @@ class Inbox:
         timeout_s: float,
         reads_whole: bool,
         readable: int,
-        on_unread: Callable[[int, int, int, str], dict[str, Any]],
+        on_unread: Callable[[int, bytearray | memoryview, ProtocolError], dict[str, Any]],
     ) -> None:
         # The epoch that what arrives is of, and the last seq of it up to which every handler has returned.
         self.epoch = 0
@@ -70,7 +70,8 @@ class Inbox:
         self.timeout_s = timeout_s
         # Give frames as they came, for a recorder.
         self._reads_whole = reads_whole
-        # The flags of a frame that this process knows. Counts a batch that can't be read, and gives the gap's data.
+        # The flags of a frame that this process knows. Counts a batch that can't be read, by its epoch, its frame and the
+        # error, and returns the gap's data.
         self._readable = readable
         self._on_unread = on_unread
 
@@ -185,27 +186,30 @@ class Inbox:
         if self._reads_whole and not flags & ~self._readable:
             delivery.frame = bytearray(frame) if isinstance(frame, memoryview) else frame
         else:
+            # First: the broker waits for the ack of a unique event, and its poster for the answer, also if it can't be read.
+            delivery.is_unique = bool(flags & Flag.UNIQUE)
+            if flags & Flag.TRACE and (delivery.is_unique or self.is_worker):
+                delivery.trace = Trace(origin, number)
             try:
-                self._read(delivery, frame, flags, origin, number)
+                self._read(delivery, frame, flags, origin)
             except ProtocolError as error:
                 delivery.count = delivery.first_seq = 0
-                delivery.pid = delivery.trace = None
+                delivery.pid = None
                 delivery.is_replayed = False
-                delivery.runs = [[LIFECYCLE_SOURCE, "gap", [self._on_unread(epoch, seq, count, str(error))]]]
+                delivery.runs = [[LIFECYCLE_SOURCE, "gap", [self._on_unread(epoch, frame, error)]]]
+                if delivery.trace is not None:
+                    delivery.trace.note_unread(str(error))
         self.waiting[0] = delivery
         return delivery
 
-    def _read(self, delivery: Delivery, frame: bytearray | memoryview, flags: int, origin: int, number: int) -> None:
+    def _read(self, delivery: Delivery, frame: bytearray | memoryview, flags: int, origin: int) -> None:
         """Fill in what the frame says. Raises ProtocolError for a batch that can't be read."""
         if unknown := flags & ~self._readable:
-            raise ProtocolError(f"{name_flags(unknown)} not known here: a newer version of eventsh posted the batch")
+            raise UnknownForm(f"{name_flags(unknown)} not known here: a newer version of eventsh posted the batch")
         delivery.is_replayed = bool(flags & Flag.REPLAYED)
         start = HEADER_BYTES
-        if flags & Flag.UNIQUE:
-            delivery.is_unique = True
+        if delivery.is_unique:
             start += 2 + len(read_key(frame))
-        if flags & Flag.TRACE and (delivery.is_unique or self.is_worker):
-            delivery.trace = Trace(origin, number)
         delivery.runs = decode_runs(memoryview(frame)[start:], delivery.count, is_own=not origin)
 
     def set_aside(self, delivery: Delivery) -> None:

@@ -16,9 +16,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eventsh.core.delivery import Delivery, decode_runs
+from eventsh.core.delivery import Delivery, UnknownForm, decode_runs
 from eventsh.core.inbox import Inbox
 from eventsh.core.memory import REMEMBERED, Memory
 from eventsh.core.questions import SCRIPT_REQUESTS, answer_question
@@ -26,6 +26,7 @@ from eventsh.core.standing import SLOT_HOLDER, Standing
 from eventsh.errors import ProtocolError
 from eventsh.escape import expressible
 from eventsh.event import LIFECYCLE_SOURCE
+from eventsh.options import MAX_SLOTS
 from eventsh.protocol.features import FEATURES, UNREADABLE_GAP, readable_flags
 from eventsh.protocol.frame import (
     HEADER,
@@ -37,6 +38,8 @@ from eventsh.protocol.frame import (
     encode_frame,
 )
 from eventsh.protocol.messages import (
+    MAX_COUNT,
+    MAX_REASON_CHARS,
     Answer,
     Ask,
     Challenge,
@@ -62,15 +65,17 @@ if TYPE_CHECKING:
     from eventsh.core.proof import ClientProof
     from eventsh.core.registry import Registry
 
-__all__ = ["Session", "SessionState"]
+__all__ = ["NewGap", "Session", "SessionState"]
 
 # Of one script in one turn. An operator's queue of 10,240 of them stays small.
 _MAX_OUTPUT_CHARS = 4000
 # A hello has to fit into what a broker accepts before it.
 _MAX_HELLO_SLOTS = 8192
 
-# An event's number is a u64, and so is that of an ack.
-_MAX_SEQ = 2**64 - 1
+# Posters of unreadable batches that one report names. More of them are named by the next one.
+_MAX_BAD_POSTERS = 64
+# Posters whose unreadable batches are in the log already. Origins are random, so a peer can invent any number of them.
+_REMEMBERED_BAD_POSTERS = 1024
 
 _EVENTS, _CONFIRM = int(Kind.EVENTS), int(Kind.CONFIRM)
 _FIRST_KINDS = (Kind.WELCOME, Kind.ERROR, Kind.CHALLENGE, Kind.PROOF)
@@ -102,6 +107,13 @@ class SessionState(Enum):
 
 
 _UNWELCOMED = (SessionState.DETACHED, SessionState.PROVING, SessionState.GREETING)
+
+
+class NewGap(NamedTuple):
+    """A gap that the owner has still to report: the data of its event, and its line for the log, "" if the log has one."""
+
+    data: dict[str, Any]
+    notice: str
 
 
 class Session:
@@ -139,8 +151,8 @@ class Session:
         self.all_know: frozenset[str] = frozenset()
         self.gaps = 0
         self.missed = 0
-        # The data of gaps that the owner has not logged yet. It takes them out.
-        self.new_gaps: list[dict[str, Any]] = []
+        # Gaps that the owner has not reported yet. It takes them out.
+        self.new_gaps: list[NewGap] = []
         # Posts that were emptied because the broker of a later connection can't read their form.
         self.withdrawn = 0
         # The worker slots that are held: what a new broker has to know when this one dies.
@@ -171,7 +183,11 @@ class Session:
         self._outputs: dict[str, tuple[str, int]] = {}
         self._failed = 0
         self._last_failure: dict[str, str] = {}
-        self._unread = 0
+        # Events of this epoch that could not be read, and how many of them were reported on this connection.
+        self._unread = self._unread_reported = 0
+        # Posters that wrote an unreadable batch, for the next report: by origin the number of the last one and the reason.
+        self._bad: dict[int, tuple[int, str]] = {}
+        self._bad_logged: dict[int, None] = {}
 
     def become(self, role: str) -> None:
         """Be a worker, an observer or a poster, from the next connection on."""
@@ -193,6 +209,8 @@ class Session:
         # Here and not where the connection ended: that may have been interrupted.
         self.outbox.rewind()
         self._acked = (self.received, self.inbox.handled)
+        # The last report may have been lost with the connection before.
+        self._unread_reported = 0
         hello = Hello(
             identity=self.identity,
             origin=self.outbox.origin,
@@ -277,7 +295,7 @@ class Session:
 
     def _take_events(self, frame: bytearray | memoryview) -> None:
         _, _, flags, count, pid, origin, number, seq, _ = HEADER.unpack_from(frame)
-        if seq <= self.received or not count or seq + count > _MAX_SEQ:
+        if seq <= self.received or not count or seq + count > MAX_COUNT:
             raise ProtocolError(f"event {seq} (of {count}) came after event {self.received}")
         last = seq + count - 1
         inbox = self.inbox
@@ -328,7 +346,7 @@ class Session:
         for _, event, data in runs:
             for facts in data:
                 match event, facts:
-                    case "worker_joined", {"worker_id": int(number)}:
+                    case "worker_joined", {"worker_id": int(number)} if 0 <= number < MAX_SLOTS:
                         self._slots.add(number)
                     case "worker_left", {"worker_id": int(number), "kept": False}:
                         self._slots.discard(number)
@@ -337,6 +355,9 @@ class Session:
         _, _, _, _, _, _, number, posts, _ = HEADER.unpack_from(frame)
         if number > self.outbox.numbered:
             raise ProtocolError(f"post {number} was confirmed, but the last one was {self.outbox.numbered}")
+        if posts > MAX_COUNT:
+            # The next hello repeats it, and a broker would refuse that.
+            raise ProtocolError(f"{posts} posts were confirmed, over the limit of {MAX_COUNT}")
         self.outbox.confirm(number)
         self._standing.confirmed = max(self._standing.confirmed, posts)
 
@@ -380,8 +401,6 @@ class Session:
             raise ProtocolError("a welcome came that nobody waited for")
         if welcome.version != PROTOCOL_VERSION:
             raise ProtocolError(f"the broker speaks version {welcome.version}, not {PROTOCOL_VERSION}")
-        if not 0 <= welcome.seq <= _MAX_SEQ:
-            raise ProtocolError(f"a welcome after event {welcome.seq}")
         welcome.check()
         self.state = SessionState.ATTACHED
         self._broker_features = frozenset(welcome.features)
@@ -414,6 +433,7 @@ class Session:
         start = 0 if welcome.resumed else welcome.seq
         self.received = start
         self.inbox.begin(welcome.epoch, start)
+        self._unread = 0
         self._acked = (start, start)
 
     def _deliver_gap(self, gap: Gap) -> None:
@@ -435,18 +455,30 @@ class Session:
         """Note that a gap was received. Repeating the call changes nothing."""
         self.received = max(self.received, gap.last_seq)
         self._standing.take_gap(gap)
-        self._count_gap(data, counts)
+        missed = gap.missed if gap.exact else "an unknown number of"
+        self._count_gap(NewGap(data, f"missed {missed} events: {gap.reason}"), counts)
 
-    def _count_gap(self, data: dict[str, Any], counts: tuple[int, int]) -> None:
+    def _count_gap(self, gap: NewGap, counts: tuple[int, int]) -> None:
         self.gaps, self.missed = counts
-        if not any(known is data for known in self.new_gaps):
-            self.new_gaps.append(data)
+        if not any(known.data is gap.data for known in self.new_gaps):
+            self.new_gaps.append(gap)
 
-    def _take_unread(self, epoch: int, seq: int, count: int, reason: str) -> dict[str, Any]:
-        """Handlers get a gap in the place of a batch that can't be read. The broker is to count that."""
-        data = self._gap_data(count, seq, seq + count - 1, reason, epoch, exact=True)
+    def _take_unread(self, epoch: int, frame: bytearray | memoryview, error: ProtocolError) -> dict[str, Any]:
+        """Count a batch that can't be read, and return the data of the gap that handlers get in its place."""
+        _, _, _, count, pid, origin, number, seq, _ = HEADER.unpack_from(frame)
+        data = self._gap_data(count, seq, seq + count - 1, str(error), epoch, exact=True)
+        notice = ""
+        if origin not in self._bad_logged:
+            # One line for each poster: one that never writes a readable batch must not fill the log of every worker.
+            if len(self._bad_logged) >= _REMEMBERED_BAD_POSTERS:
+                del self._bad_logged[next(iter(self._bad_logged))]
+            self._bad_logged[origin] = None
+            who = f"the process with pid {pid} (origin {origin})" if origin else "the broker itself"
+            notice = f"missed {count} events: {error}; {who} posted them, and its next such batches are not logged"
+        if origin and not isinstance(error, UnknownForm) and len(self._bad) < _MAX_BAD_POSTERS:
+            self._bad[origin] = (number, str(error)[:MAX_REASON_CHARS])
         self._unread += count
-        self._count_gap(data, (self.gaps + 1, self.missed + count))
+        self._count_gap(NewGap(data, notice), (self.gaps + 1, self.missed + count))
         return data
 
     def _gap_data(
@@ -497,7 +529,7 @@ class Session:
             greeting, self._greeting = self._greeting, []
             return greeting
         # What is told behind them has to stay behind them.
-        reports = self._failed or (self._unread and UNREADABLE_GAP in self._broker_features)
+        reports = self._failed or (self._unread != self._unread_reported and UNREADABLE_GAP in self._broker_features)
         frames = self.outbox.take(linger=linger and not self._control and not reports and not self._outputs)
         if self._outputs:
             # Before the answer that the event is handled: who waits for that has seen what it made handlers write.
@@ -505,8 +537,10 @@ class Session:
             self._outputs.clear()
         if reports:
             # With no failure in it, a broker of the first version would end the connection.
-            frames.append(Report(self._failed, self._last_failure if self._failed else {}, self._unread).encode())
-            self._failed = self._unread = 0
+            bad = [[origin, number, reason] for origin, (number, reason) in self._bad.items()]
+            frames.append(Report(self._failed, self._last_failure if self._failed else {}, self._unread, bad).encode())
+            self._failed, self._unread_reported = 0, self._unread
+            self._bad.clear()
         if self._control:
             # A goodbye follows the posts that were made before it.
             frames += self._control

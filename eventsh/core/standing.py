@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from eventsh.options import MAX_SLOTS
+from eventsh.protocol.messages import MAX_COUNT
+
 if TYPE_CHECKING:
     from eventsh.protocol.messages import Gap
 
@@ -39,7 +42,7 @@ class Standing:
     @property
     def place(self) -> tuple[int, int]:
         """Posts to everybody of the present epoch: received or reported as missed, and confirmed."""
-        return self.posts, self.confirmed
+        return min(self.posts, MAX_COUNT), self.confirmed
 
     def begin(self, posts: int, before: int, place: tuple[int, int]) -> None:
         """Begin an epoch after `posts` of its posts; the one `before` ended at `place`. Repeating the call changes nothing."""
@@ -64,7 +67,7 @@ class Standing:
         match facts:
             case {"worker_id": int(number), "posts": None}:
                 self._vacant.pop(number, None)
-            case {"worker_id": int(number), "posts": int(posts)}:
+            case {"worker_id": int(number), "posts": int(posts)} if 0 <= number < MAX_SLOTS and 0 <= posts <= MAX_COUNT:
                 self._vacant.pop(number, None)
                 self._vacant[number] = (epoch, posts)
                 if len(self._vacant) > _VACANT:
@@ -73,7 +76,7 @@ class Standing:
     def places(self, epoch: int) -> list[list[int]]:
         """For the hello of one who was attached in `epoch`; 0: in none."""
         earlier = [[number, *place] for number, place in sorted(self._earlier.items(), reverse=True)]
-        return [[epoch, self.posts, self.confirmed], *earlier] if epoch else earlier
+        return [[epoch, *self.place], *earlier] if epoch else earlier
 
     @property
     def vacant(self) -> list[list[int]]:

@@ -50,6 +50,10 @@ class Trace:
         source, event = (None if level is None else _plain(level) for level in (handler.source, handler.event))
         self.runs.append(HandlerRun(_plain(handler.name), _plain(handler.location), source, event, seconds, text))
 
+    def note_unread(self, reason: str) -> None:
+        """Note that this process could not read the event, so that its poster need not wait for an answer."""
+        self.runs.append(HandlerRun("(not read)", "", None, None, 0.0, _plain(f"the event can't be read: {reason}")))
+
     def answer(self) -> Handled:
         """What the poster is told once all have returned."""
         runs = self.runs

@@ -28,6 +28,7 @@ __all__ = [
     "MAX_DEPTH",
     "OPTIONS",
     "SURE_BYTES",
+    "check_depth",
     "check_integers",
     "check_written",
     "decode",
@@ -109,6 +110,20 @@ def check_written(encoded: bytes, data: Any) -> None:
         to_plain(data)
 
 
+def check_depth(encoded: bytes | bytearray, value: Any) -> None:
+    """Check JSON of a peer for nesting that `write` could not write again. orjson reads up to 1024 levels.
+
+    Args:
+        encoded: The bytes that hold the JSON.
+        value: The decoded JSON.
+
+    Raises:
+        ProtocolError: It is nested deeper than MAX_DEPTH levels.
+    """
+    if len(encoded) > SURE_BYTES and _count_opened(encoded) > MAX_DEPTH and _is_deep(value):
+        raise ProtocolError(f"the body of a frame is nested deeper than {MAX_DEPTH} levels")
+
+
 def encode_name(text: str) -> bytes:
     """Give the JSON of a source or an event (which `check_name` has accepted). UsageError when it is not Unicode."""
     try:
@@ -159,7 +174,7 @@ def _comes_back(encoded: bytes, data: Any) -> bool:
         return False
 
 
-def _count_opened(encoded: bytes) -> int:
+def _count_opened(encoded: bytes | bytearray) -> int:
     # rfind() is many times faster than count(), and spares it the long string that makes most large data large.
     lists, dicts = encoded.rfind(b"["), encoded.rfind(b"{")
     return encoded.count(b"[", 0, lists + 1) + encoded.count(b"{", 0, dicts + 1)

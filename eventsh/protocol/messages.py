@@ -3,22 +3,29 @@
 Every message but Ack, Confirm, Ping and Pong is a small JSON object in the body of its frame. Ack and Confirm are headers alone, for
 they travel as often as batches do. Unknown members of a body are ignored, so that later versions can add some; a missing
 or mistyped one is a ProtocolError, but for those that were added since: who does not say them does not know them.
+
+Every number of a message is within a limit of its own, which `decode` checks, so that no code behind it meets a number that
+it can't add, show as JSON, or pass to the operating system. A peer that sends another one is at fault alone.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 import orjson
 
 from eventsh.errors import ProtocolError
+from eventsh.options import MAX_SLOTS
+from eventsh.protocol.codec import check_depth
 from eventsh.protocol.features import check_features
 from eventsh.protocol.frame import HEADER_BYTES, PROTOCOL_VERSION, Kind, encode_frame
 
 __all__ = [
     "AUTHENTICATION_CODES",
+    "MAX_COUNT",
+    "MAX_REASON_CHARS",
     "Answer",
     "Ask",
     "Challenge",
@@ -58,13 +65,33 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+_NUMBERS = frozenset({"int", "int | None", "float", "list[int]"})
 # The types of a list's items, where each of them is checked.
 _ITEMS: dict[str, type] = {"list[int]": int, "list[str]": str}
 
+MAX_COUNT = 2**53 - 1
+"""The most that a count, or the place of an event in the order, can be. Counts are added up: 2,048 of this size fit into 64
+bits, which is what JSON is written with here, and each is exact where numbers are doubles. No broker lives for so many events."""
+
+# Names more than counts: they are compared and passed on, never added.
+_U32 = {"most": 2**32 - 1}
+_U64 = {"most": 2**64 - 1}
+_SLOT = {"most": MAX_SLOTS - 1}
+# An observer that takes unique events has no slot; a receipt says -1 for it.
+_SLOT_OR_OBSERVER = {"least": -1, "most": MAX_SLOTS - 1}
+# A pid_t, for os.kill() raises OverflowError beyond; and a negative number there is a group of processes.
+_PID = {"most": 2**31 - 1}
+# Thousands of posters are remembered by these.
+_SHORT_TEXT = {"most": 512}
 # Of a member that came later.
 _LATER = {"later": True}
-_MAX_COUNT = 1 << 64
 
+MAX_REASON_CHARS = 500
+"""The longest reason for a bad batch in a Report."""
+
+_ROLES = ("worker", "observer", "poster")
+_NO_BAD_BATCH = "a report holds what is no [origin, number, reason]"
+_NO_UNIQUE_EVENT = "a taken frame holds what is no [origin, number, time_ns, key]"
 _HEX = re.compile("(?:[0-9a-f]{2})+")
 # A nonce, or an HMAC with SHA-256.
 _HEX_32 = re.compile("[0-9a-f]{64}")
@@ -90,10 +117,11 @@ class Message:
             raise ProtocolError(f"the body of a {name} frame is not JSON: {error}") from None
         if not isinstance(body, dict):
             raise ProtocolError(f"the body of a {name} frame is not an object")
+        check_depth(frame, body)
         values: dict[str, Any] = {}
         for member in fields(cls):
             if member.name not in body:
-                if member.metadata:
+                if "later" in member.metadata:
                     continue
                 raise ProtocolError(f"a {name} frame has no {member.name!r}")
             value = body[member.name]
@@ -105,8 +133,21 @@ class Message:
             items = _ITEMS.get(str(member.type))
             if items is not None and not all(type(item) is items for item in body[member.name]):
                 raise ProtocolError(f"{member.name!r} of a {name} frame is not {member.type}")
+            _check_limits(member, value, name)
             values[member.name] = value
         return cls(**values)
+
+
+def _check_limits(member: Field[Any], value: Any, name: str) -> None:
+    """Raise ProtocolError unless a number, each number of a list, and the length of a text are within their limits."""
+    kind = str(member.type)
+    least, most = member.metadata.get("least", 0), member.metadata.get("most", MAX_COUNT)
+    if kind == "str" and len(value) > most:
+        raise ProtocolError(f"{member.name!r} of a {name} frame has {len(value)} characters, over the limit of {most}")
+    if kind in _NUMBERS and value is not None:
+        for number in value if kind == "list[int]" else (value,):
+            if not least <= number <= most:
+                raise ProtocolError(f"{member.name!r} of a {name} frame is {number}, not within {least} to {most}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,28 +155,28 @@ class Hello(Message):
     """Client: the first frame. Who it is, what it wants to be, and what it has from an earlier connection."""
 
     kind: ClassVar[Kind] = Kind.HELLO
-    identity: str
+    identity: str = field(metadata=_SHORT_TEXT)
     """Random, the same for all connections of one process's one bus."""
-    origin: int
+    origin: int = field(metadata=_U32)
     """What the client's batches are stamped with: random, not 0. Refused with `origin_taken` when another has it."""
-    pid: int
+    pid: int = field(metadata=_PID)
     role: str
     """"worker", "observer" or "poster" (which gets no events)."""
-    worker_id: int | None
+    worker_id: int | None = field(metadata=_SLOT)
     """The slot it wants; None: any."""
     take_unique: bool
-    epoch: int
+    epoch: int = field(metadata=_U64)
     """The epoch that it was attached to before, 0: none."""
     received: int
     """In that epoch, the last seq that it has. Not meant in another epoch."""
     handled: int
-    slots: list[int]
+    slots: list[int] = field(metadata=_SLOT)
     """The worker slots that were held in that epoch: a new broker waits for those workers."""
     tells: bool
     """A Taken follows the Welcome of an epoch that has not been told: until then no unique event is given to anybody."""
-    told: int = 0
+    told: int = field(default=0, metadata=_U64)
     """The last epoch that was told, or that had nothing to be told; 0: none."""
-    host: str = ""
+    host: str = field(default="", metadata=_SHORT_TEXT)
     """Where `pid` is the number of a process: the same for all who can look each other up by pid. Empty: not known."""
     version: int = PROTOCOL_VERSION
     places: list[list[int]] = field(default_factory=list, metadata=_LATER)
@@ -147,13 +188,18 @@ class Hello(Message):
     """The features of the wire that the client knows: see protocol/features.py. The first version names none."""
 
     def check(self) -> None:
-        """Raise ProtocolError unless its lists are what they should be."""
+        """Raise ProtocolError unless its members agree with each other, and its lists are what they should be."""
+        if self.role not in _ROLES or not self.origin:
+            raise ProtocolError(f"a hello with role {self.role!r}, origin {self.origin}")
+        if self.handled > self.received:
+            raise ProtocolError(f"a hello from one who received {self.received} and handled {self.handled}")
         check_features(self.features, "hello")
-        for row in self.places + self.vacant:
-            match row:
-                case [int(), int(), int()] if min(row) >= 0 and max(row) < _MAX_COUNT:
-                    continue
-            raise ProtocolError("a hello with what is no place in an epoch")
+        for rows, limits in (
+            (self.places, (_U64["most"], MAX_COUNT, MAX_COUNT)),
+            (self.vacant, (MAX_SLOTS - 1, _U64["most"], MAX_COUNT)),
+        ):
+            for row in rows:
+                _check_row(row, limits, "a hello with what is no place in an epoch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +207,9 @@ class Welcome(Message):
     """Broker: the first frame. What the client is now, and the limits here."""
 
     kind: ClassVar[Kind] = Kind.WELCOME
-    epoch: int
-    pid: int
-    worker_id: int | None
+    epoch: int = field(metadata=_U64)
+    pid: int = field(metadata=_PID)
+    worker_id: int | None = field(metadata=_SLOT)
     resumed: bool
     """The slot was this client's, and everything since `Hello.received` follows."""
     seq: int
@@ -172,7 +218,7 @@ class Welcome(Message):
     max_queue_len: int
     """How many unconfirmed events this client may have under way."""
     max_payload_len: int
-    slots: list[int]
+    slots: list[int] = field(metadata=_SLOT)
     """The worker slots that are held."""
     version: int = PROTOCOL_VERSION
     posts: int = field(default=0, metadata=_LATER)
@@ -210,7 +256,7 @@ class Gap(Message):
     first_seq: int
     last_seq: int
     reason: str
-    epoch: int = field(default=0, metadata=_LATER)
+    epoch: int = field(default=0, metadata=_LATER | _U64)
     """Of the events that were missed; 0: this one. Of another one their numbers are not known."""
     posts: int = field(default=0, metadata=_LATER)
     """How many of that epoch's posts to everybody the receiver now has, or was told of."""
@@ -273,8 +319,23 @@ class Report(Message):
     failed: int
     last: dict[str, Any]
     unread: int = field(default=0, metadata=_LATER)
-    """How many events the receiver could not read and reported to its handlers as a gap. A Report with no failure at all
-    goes only to a broker that knows the feature "unreadable-gap"."""
+    """How many events of this epoch the receiver could not read, and reported to its handlers as a gap. All of them, for the
+    report before may have been lost with its connection. A Report with no failure at all goes only to a broker that knows the
+    feature "unreadable-gap"."""
+    bad: list[list[Any]] = field(default_factory=list, metadata=_LATER)
+    """Posters that wrote a batch which can't be read, each as [origin, number of the batch, reason]. The broker ends their
+    connections."""
+
+    def check(self) -> None:
+        """Raise ProtocolError unless it counts something, and each bad batch is what it should be."""
+        if not self.failed + self.unread:
+            raise ProtocolError("a report of no failure and no unread event")
+        for row in self.bad:
+            match row:
+                case [origin, number, str(reason)] if len(reason) <= MAX_REASON_CHARS:
+                    _check_row([origin, number], (_U32["most"], _U64["most"]), _NO_BAD_BATCH)
+                    continue
+            raise ProtocolError(_NO_BAD_BATCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,9 +350,11 @@ class Taken(Message):
         """Raise ProtocolError unless each event is what it should be."""
         for event in self.events:
             match event:
-                case [int(), int(), int(), str(key)] if _HEX.fullmatch(key):
+                case [origin, number, time_ns, str(key)] if _HEX.fullmatch(key):
+                    limits = (_U32["most"], _U64["most"], _U64["most"])
+                    _check_row([origin, number, time_ns], limits, _NO_UNIQUE_EVENT)
                     continue
-            raise ProtocolError("a taken frame holds what is no [origin, number, time_ns, key]")
+            raise ProtocolError(_NO_UNIQUE_EVENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,10 +362,10 @@ class Receipt(Message):
     """Broker: who has an event that was posted with Flag.RECEIPT. It comes when the event is confirmed."""
 
     kind: ClassVar[Kind] = Kind.RECEIPT
-    number: int
-    workers: list[int]
+    number: int = field(metadata=_U64)
+    workers: list[int] = field(metadata=_SLOT_OR_OBSERVER)
     """Those that have it."""
-    missing: list[int]
+    missing: list[int] = field(metadata=_SLOT_OR_OBSERVER)
     """Those that were to get it, and are stalled or gone; it is queued for them where their slot is kept."""
     unique: str | None
     """None: not unique. "given": one worker has it. "repeat": its key is taken, nobody gets it. "nobody": no worker
@@ -314,14 +377,14 @@ class Handled(Message):
     """Worker, and then the broker to the poster: the handlers of an event with Flag.TRACE have returned."""
 
     kind: ClassVar[Kind] = Kind.HANDLED
-    origin: int
-    number: int
+    origin: int = field(metadata=_U32)
+    number: int = field(metadata=_U64)
     """The poster's, of the event."""
     handlers: list[dict[str, Any]]
     """Those that ran: name, location, the source and the event that each is registered for, seconds, and error."""
-    worker_id: int | None
+    worker_id: int | None = field(metadata=_SLOT)
     """The broker's word, as is `pid`: a worker says null."""
-    pid: int | None
+    pid: int | None = field(metadata=_PID)
 
     def check(self) -> None:
         """Raise ProtocolError unless each handler is what it should be."""
@@ -332,9 +395,9 @@ class Handled(Message):
                     "location": str(),
                     "source": str() | None,
                     "event": str() | None,
-                    "seconds": float() | int(),
+                    "seconds": float() | int() as seconds,
                     "error": str() | None,
-                }:
+                } if 0 <= seconds <= MAX_COUNT:
                     continue
             raise ProtocolError("a handled frame holds what is no call of a handler")
 
@@ -394,6 +457,15 @@ class Proof(Message):
     def mac_bytes(self) -> bytes:
         """Raises ProtocolError unless it is what it should be."""
         return _bytes_32(self.mac, "a proof without an HMAC")
+
+
+def _check_row(row: Any, limits: tuple[int, ...], otherwise: str) -> None:
+    if (
+        type(row) is not list
+        or len(row) != len(limits)
+        or not all(type(number) is int and 0 <= number <= most for number, most in zip(row, limits, strict=True))
+    ):
+        raise ProtocolError(otherwise)
 
 
 def _bytes_32(text: str, otherwise: str) -> bytes:

@@ -29,12 +29,14 @@ class Backoff:
         """Whether every restart that is allowed has ended before it was ready."""
         return self.failed_starts > MAX_RESTARTS
 
-    def delay_s(self, now: float, ready_at: float | None) -> float:
-        """A process has died `now` that was ready since `ready_at`, or never."""
+    def delay_s(self, now: float, ready_at: float | None, *, is_short: bool = False) -> float:
+        """A process has died `now` that was ready since `ready_at`, or never. `is_short`: the host had no descriptor or memory
+        left to start it, which says nothing of the program and is no reason to give up."""
         if ready_at is not None and now - ready_at >= RUN_WELL_S:
             self._deaths = 0
             self._restarts.clear()
-        self.failed_starts = self.failed_starts + 1 if ready_at is None else 0
+        if not is_short:
+            self.failed_starts = self.failed_starts + 1 if ready_at is None else 0
         delay_s: float = min(BACKOFF_FIRST_S * 2 ** min(self._deaths, 16), BACKOFF_LAST_S)
         if len(self._restarts) == MAX_RESTARTS:
             delay_s = max(delay_s, self._restarts[0] + RESTART_WINDOW_S - now)

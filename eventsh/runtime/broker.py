@@ -214,7 +214,11 @@ class Broker:
     async def load_plugins(self) -> None:
         """Load plugins, and tell them that the broker is there. Clients are served meanwhile: looking for plugins takes
         longer than starting."""
-        await self._loop.run_in_executor(None, plugins().load)
+        try:
+            await self._loop.run_in_executor(None, plugins().load)
+        except RuntimeError:
+            # No thread to be had: clients wait a moment.
+            plugins().load()
         self._tell_plugins("eventsh_broker_started")
 
     def _tell_plugins(self, hook: str) -> None:

@@ -226,9 +226,9 @@ class Client:
     def _report_gaps(self) -> None:
         gaps, self.session.new_gaps = self.session.new_gaps, []
         for gap in gaps:
-            missed = gap["missed"] if gap["exact"] else "an unknown number of"
-            _log.warning("%s: missed %s events: %s", self.address, missed, gap["reason"])
-            self._tell_plugins("eventsh_gap", gap=gap)
+            if gap.notice:
+                _log.warning("%s: %s", self.address, gap.notice)
+            self._tell_plugins("eventsh_gap", gap=gap.data)
         # A batch that could not be read is reported to the broker.
         self.sender.schedule_flush()
 

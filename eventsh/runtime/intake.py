@@ -58,11 +58,7 @@ class ScriptIntake:
         elif not is_trusted:
             answer = {"error": "this worker takes code only over a unix socket", "handlers": 0}
         else:
-            if self._scripts is None:
-                from eventsh.runtime.scripts import Scripts
-
-                self._scripts = Scripts(self._registry, self._write_output)
-            answer = self._scripts.take(ask.what, ask.arguments)
+            answer = self._take_trusted(ask)
             if ask.what == ADD_SCRIPT and answer["error"] is None:
                 self._owner.release()
         if answer["error"] is not None:
@@ -70,6 +66,16 @@ class ScriptIntake:
             _log.warning("%s: script %s: %s", self._owner.address, ask.arguments.get("name"), answer["error"])
         self._session.answer(ask.id, answer)
         self._owner.sender.schedule_flush()
+
+    def _take_trusted(self, ask: Ask) -> dict[str, Any]:
+        if self._scripts is None:
+            try:
+                from eventsh.runtime.scripts import Scripts
+            except (ImportError, OSError) as error:
+                # The process has no descriptor left. To raise would end the connection, and the broker would ask again.
+                return {"error": f"this worker can't load what runs scripts: {error}", "handlers": 0}
+            self._scripts = Scripts(self._registry, self._write_output)
+        return self._scripts.take(ask.what, ask.arguments)
 
     def clear(self) -> None:
         """The connection is gone. The broker gives scripts again; nobody could end them while it is away."""

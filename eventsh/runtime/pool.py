@@ -11,6 +11,7 @@ by the tasks here, one for each slot, and one that reads the inbox.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -28,6 +29,9 @@ __all__ = ["Plan", "Pool", "Slot", "SlotState"]
 
 # A successor that imports for longer than this at a reload is taken for hung, and the old workers are kept.
 STANDBY_TIMEOUT_S = 60.0
+
+# A start that fails with one of these is tried again for ever: the host has no room for it now.
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 # As gunicorn has it. A terminal sends them only to those who read from it in the background, which no supervisor does.
@@ -81,6 +85,7 @@ class Slot:
         # Told when every restart has failed; gives True if the slot is to go on trying.
         self._on_exhausted = on_exhausted
         self._backoff = Backoff()
+        self._is_short = False  # the last start failed because the host had no room for a process
         self._applicant: Process | None = None  # imports its handlers; not yet sure that it can
         self._successor: Process | None = None  # stands by; takes over when the present process has ended
         self._wake = asyncio.Event()
@@ -156,8 +161,10 @@ class Slot:
                 process = await Process.start(self.name, self._program())
             except OSError as error:
                 self.process = None
+                self._is_short = error.errno in _SHORTAGES
                 _log.error("%s can't be started: %s", self.name, error)
                 return self.is_stopping()
+            self._is_short = False
         self.process = process
         # What was asked of this slot while the process was being made.
         if self.is_stopping():
@@ -183,7 +190,8 @@ class Slot:
     def _after_death(self) -> float | None:
         """Say what happened and give the delay before the next start, or None to leave the slot empty."""
         process = self.process
-        delay_s = self._backoff.delay_s(asyncio.get_running_loop().time(), process.ready_at if process else None)
+        now, ready_at = asyncio.get_running_loop().time(), process.ready_at if process else None
+        delay_s = self._backoff.delay_s(now, ready_at, is_short=self._is_short)
         reason = self._reason(process) if process else "it can't be started"
         if self._backoff.exhausted and not self._on_exhausted(self, reason):
             return None

@@ -60,7 +60,12 @@ class Process:
     async def start(cls, name: str, program: Program, *, standby: bool = False) -> Process:
         """Start `program` afresh. Raises OSError when there is no such program or no room for another process."""
         report_read, report_write = os.pipe()
-        control_read, control_write = os.pipe()
+        try:
+            control_read, control_write = os.pipe()
+        except OSError:
+            os.close(report_read)
+            os.close(report_write)
+            raise
         flags = ["--report-fd", str(report_write), "--control-fd", str(control_read)]
         if standby:
             flags.append("--standby")

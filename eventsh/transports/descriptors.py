@@ -1,10 +1,16 @@
-"""Which open descriptors belong to connections and listeners of this process, so that a forked child lets go of them."""
+"""The descriptors of connections and listeners: a forked child lets go of them, and they leave some for other files."""
 
 from __future__ import annotations
 
+import errno
 import os
 
-__all__ = ["forget_descriptor", "note_descriptor"]
+__all__ = ["check_reserve", "forget_descriptor", "note_descriptor"]
+
+# Descriptors that connections leave to the files which a process opens while it serves: modules of plugins and of Python
+# itself, recordings, sources for a traceback, shared memory. To import all modules before listening would not help those,
+# and delay each start. Of a low limit the reserve is a quarter.
+_RESERVE = 16
 
 # The open descriptors of connections and listeners, each with the process that opened it.
 _opened: dict[int, int] = {}
@@ -18,6 +24,23 @@ def note_descriptor(descriptor: int) -> None:
 def forget_descriptor(descriptor: int) -> None:
     """It is about to be closed."""
     _opened.pop(descriptor, None)
+
+
+def check_reserve(listener: int) -> None:
+    """Check that the next connection leaves the reserve alone. Call it before each: a limit can be changed at any time.
+
+    Raises:
+        OSError: There are too few descriptors left.
+    """
+    # A new descriptor has the lowest free number. Negative: there is no limit.
+    limit = os.sysconf("SC_OPEN_MAX")
+    lowest = os.dup(listener)
+    os.close(lowest)
+    if 0 <= limit <= lowest + min(_RESERVE, limit // 4):
+        raise OSError(
+            errno.EMFILE,
+            f"{lowest} of {limit} descriptors are open, and the others are kept for files: raise the limit (ulimit -n)",
+        )
 
 
 def _let_go_in_child() -> None:

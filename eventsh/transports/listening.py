@@ -16,7 +16,7 @@ from typing import Any
 from eventsh.errors import TransportError
 from eventsh.protocol.messages import Error
 from eventsh.transport import Listener
-from eventsh.transports.descriptors import forget_descriptor, note_descriptor
+from eventsh.transports.descriptors import check_reserve, forget_descriptor, note_descriptor
 from eventsh.transports.stream import READ_BYTES, TLS_END_TIMEOUT_S, StreamConnection
 
 __all__ = ["BACKLOG", "StreamListener", "until_readable"]
@@ -117,6 +117,7 @@ class StreamListener(Listener):
     def _accept(self) -> None:
         for _ in range(ACCEPTS_A_TURN):
             try:
+                check_reserve(self._sock.fileno())
                 sock, _ = self._sock.accept()
             except (BlockingIOError, InterruptedError):
                 return

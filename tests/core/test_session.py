@@ -59,7 +59,7 @@ def test_the_hello_says_how_far_it_got_in_the_posts_to_everybody_of_each_epoch()
     session.receive([batch(1, "a", "b"), batch(3, "u", flags=Flag.UNIQUE), own_event(4, "worker_joined", {})])
     session.receive([encode_frame(Kind.CONFIRM, seq=11), Gap(7, 5, 11, "slow", posts=16).encode(seq=11)])
     session.receive([batch(12, "c"), Gap(0, 1, 14, "unseen", epoch=7, exact=False).encode(seq=14)])
-    assert session.new_gaps[-1]["exact"] is False
+    assert session.new_gaps[-1].data["exact"] is False
     session.disconnected()
     hello = attach(session, epoch=2, posts=3)
     assert hello.places == [[1, 17, 11]]
@@ -69,7 +69,7 @@ def test_the_hello_says_how_far_it_got_in_the_posts_to_everybody_of_each_epoch()
     )
     session.disconnected()
     assert Hello.decode(session.connected()).places == [[2, 4, 0], [1, 21, 11]]
-    gap = session.new_gaps[-1]
+    gap = session.new_gaps[-1].data
     assert (gap["missed"], gap["epoch"], gap["first_seq"], gap["last_seq"]) == (4, 1, 0, 0)
 
 
@@ -179,12 +179,12 @@ def test_an_event_with_the_place_of_an_earlier_one_breaks_the_protocol():
 def test_numbers_that_no_ack_could_hold_break_the_protocol():
     session = attached()
     with pytest.raises(ProtocolError):
-        session.receive([batch(2**64 - 1, "a", "b")])
-    session.receive([batch(2**64 - 3, "a", "b")])
+        session.receive([batch(2**53 - 2, "a", "b")])
+    session.receive([batch(2**53 - 3, "a", "b")])
     assert ack_of(session)
     session = make()
     session.connected()
-    with pytest.raises(ProtocolError, match="after event -1"):
+    with pytest.raises(ProtocolError, match="'seq' of a welcome frame is -1, not within 0 to 9007199254740991"):
         session.receive([welcome(seq=-1)])
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from eventsh.core.questions import ADD_SCRIPT, REMOVE_SCRIPT, SCRIPT_REQUESTS, WORKERS_ANSWER, Questions
 from eventsh.core.scripts import SCRIPT_OUTPUT, Scripts
 from eventsh.errors import EventError, NotSerializable, ProtocolError, UsageError
+from eventsh.escape import escape
 from eventsh.protocol.messages import Answer, Ask, Output, Reply, Report, Request
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Control:
 
     def __init__(self, state: BrokerState, sequencer: Sequencer, *, status: Callable[[float], dict[str, Any]]) -> None:
         self._slots = state.slots
+        self._posters = state.posters
         self._sequencer = sequencer
         self._outgoing = state.outgoing
         self._status = status
@@ -128,10 +130,10 @@ class Control:
         if slot is None:
             raise ProtocolError("a report of a client that is not subscribed")
         report = Report.decode(frame)
-        # All that passed can't be more than the numbers of events.
-        if not (0 <= report.failed < 1 << 32 and 0 <= report.unread < 1 << 64 and report.failed + report.unread):
-            raise ProtocolError(f"a report of {report.failed} failures and {report.unread} unread events")
+        report.check()
         slot.count_report(report.failed, report.unread)
+        for origin, number, reason in report.bad:
+            self._end_poster(origin, number, f"{slot.label} can't read it: {reason}")
         if not report.failed:
             return
         data = {**report.last, "worker_id": slot.worker_id, "failed": report.failed}
@@ -139,6 +141,20 @@ class Control:
             self._sequencer.enqueue_own("handler_error", data, self._slots.observers, now)
         except NotSerializable as error:
             raise ProtocolError(f"a report that can't be passed on: {error}") from None
+
+    def _end_poster(self, origin: int, number: int, reason: str) -> None:
+        """End the connection of a process that posted an unreadable batch. It may attach again."""
+        connection = self._posters.connection_of(origin)
+        poster = None if connection is None else connection.poster
+        # Each worker reports the batch, some of them after the poster is back: one end of the connection for each batch.
+        if connection is None or poster is None or not poster.unreadable < number <= poster.number:
+            return
+        if not poster.unreadable:
+            self._outgoing.warn(
+                f"{connection.peer} posted a bad batch, number {number}: {escape(reason)}: its connection is ended"
+            )
+        poster.note_unreadable(number)
+        self._outgoing.refuse(connection, "protocol", f"bad batch, number {number}: {reason}")
 
     def _reply(self, ended: list[tuple[ClientConnection, Reply]]) -> None:
         for connection, reply in ended:

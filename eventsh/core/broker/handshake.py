@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Authentication", "Handshake", "Rejected"]
 
-_ROLES = ("worker", "observer", "poster")
 # The shortest time between two warnings about rejected clients: anybody can connect as often as they like, and must not fill
 # the log.
 _WARN_REJECTED_S = 1.0
@@ -114,7 +113,7 @@ class Handshake:
                 message = f"the broker speaks version {PROTOCOL_VERSION}, not {hello.version}"
                 self._outgoing.refuse(connection, "version", message)
                 return
-            _check(hello)
+            hello.check()
             poster = self._identify(connection, hello)
             slot, resumed = self._assign(hello, now)
         except Rejected as error:
@@ -149,8 +148,7 @@ class Handshake:
         if hello.epoch in (0, state.epoch) or now - state.started_at > state.options.timeout:
             return
         mine = [hello.worker_id] if hello.role == "worker" and hello.worker_id is not None else []
-        numbers = {number for number in hello.slots + mine if 0 <= number <= 65535}
-        self._slots.expect(numbers, self._sequencer.startup_backlog, self._sequencer.posts, now)
+        self._slots.expect(set(hello.slots + mine), self._sequencer.startup_backlog, self._sequencer.posts, now)
 
     def _reject(self, connection: ClientConnection, error: Rejected, now: float) -> None:
         self._outgoing.refuse(connection, error.code, str(error))
@@ -297,11 +295,3 @@ class Handshake:
             if not slot.is_observer and (slot.missed or slot.doubts):
                 self._outgoing.warn(f"slot {slot.worker_id} was not taken for {timeout:g} s: its events are dropped")
         self._agreement.settle()
-
-
-def _check(hello: Hello) -> None:
-    if hello.role not in _ROLES or not 0 < hello.origin < 1 << 32 or not 0 <= (hello.worker_id or 0) <= 65535:
-        raise ProtocolError(f"a hello with role {hello.role!r}, origin {hello.origin}, slot {hello.worker_id}")
-    if not 0 <= hello.handled <= hello.received:
-        raise ProtocolError(f"a hello of a client that received {hello.received} and handled {hello.handled}")
-    hello.check()

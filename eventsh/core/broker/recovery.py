@@ -23,7 +23,6 @@ __all__ = ["Recovery"]
 
 # As many as a client names.
 _EPOCHS = 16
-_MAX_SLOT = 65535
 
 _KILLED = "the broker that had it queued was killed"
 _UNHEARD_OF = "nobody had told this broker of the worker"
@@ -65,9 +64,9 @@ class Recovery:
                 self._last, self._held = hello.epoch, set()
             if hello.epoch == self._last:
                 vacant = {number for number, _, _ in hello.vacant}
-                self._held.update(number for number in hello.slots if 0 <= number <= _MAX_SLOT and number not in vacant)
+                self._held.update(number for number in hello.slots if number not in vacant)
         for number, epoch, posts in hello.vacant:
-            if epoch == self._epoch or number > _MAX_SLOT:
+            if epoch == self._epoch:
                 continue
             known = self._left.get(number)
             # Of two who say different things of the same epoch, one has not heard the last of it.

@@ -32,6 +32,7 @@ from eventsh.core.heartbeat import Beat
 from eventsh.errors import ProtocolError
 from eventsh.protocol.features import FEATURES
 from eventsh.protocol.frame import HEADER, KIND_OFFSET, Flag, Kind, encode_frame
+from eventsh.protocol.messages import MAX_COUNT
 
 if TYPE_CHECKING:
     from eventsh.core.broker.sink import EventSink
@@ -379,9 +380,10 @@ class Router:
                     "since_s": round(now - slot.since, 3),
                     "queued": slot.queue.events,
                     "handled": slot.handled,
-                    "dropped": slot.dropped,
-                    "failed": slot.failed,
-                    "unread": slot.unread,
+                    # Sums of what peers claim; JSON is written with 64 bits.
+                    "dropped": min(slot.dropped, MAX_COUNT),
+                    "failed": min(slot.failed, MAX_COUNT),
+                    "unread": min(slot.unread, MAX_COUNT),
                     "uniques": slot.uniques_given,
                 }
                 for slot in self.slots.ordered_workers

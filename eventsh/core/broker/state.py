@@ -199,6 +199,13 @@ class ClientConnection:
             return self.slot.label
         return f"a client with pid {self.pid}" if self.pid else "a client"
 
+    @property
+    def peer(self) -> str:
+        """Name it with its pid, for the log."""
+        if self.slot is not None and not self.slot.is_observer:
+            return f"{self.slot.label} (pid {self.slot.pid})"
+        return self.label
+
     def count_greeting(self, frame: bytearray) -> None:
         """Count a frame that came before the hello was accepted. Raises ProtocolError over the limit."""
         self.greeting_bytes += len(frame) - HEADER_BYTES
@@ -350,7 +357,17 @@ _MAX_NUMBER = 1 << 64
 class Poster:
     """One origin of events, over all its connections to this broker."""
 
-    __slots__ = ("confirmed", "connection", "identity", "number", "origin", "pending", "pending_events", "returned")
+    __slots__ = (
+        "confirmed",
+        "connection",
+        "identity",
+        "number",
+        "origin",
+        "pending",
+        "pending_events",
+        "returned",
+        "unreadable",
+    )
 
     def __init__(self, origin: int, identity: str) -> None:
         self.origin = origin
@@ -359,6 +376,8 @@ class Poster:
         # The last number that was accepted, and the last up to which everything is confirmed.
         self.number = 0
         self.confirmed = 0
+        # The last of its batches that a receiver could not read; 0: there was none.
+        self.unreadable = 0
         self.pending: deque[Post] = deque()
         self.pending_events = 0
         # Posts by their first number that were accepted, could be given to nobody, and are the poster's to send again.
@@ -374,6 +393,10 @@ class Poster:
             return False
         self.connection = None
         return True
+
+    def note_unreadable(self, number: int) -> None:
+        """Note that a receiver could not read a batch of its."""
+        self.unreadable = number
 
     def accept(self, frame: bytearray, window: int) -> Post | None:
         """Accept a frame of this poster; None when it is known already. Raises ProtocolError."""
@@ -459,6 +482,7 @@ class Slot:
         "uniques",
         "uniques_given",
         "unread",
+        "unread_before",
         "worker_id",
     )
 
@@ -504,8 +528,9 @@ class Slot:
         self.handled = 0
         self.dropped = 0
         self.failed = 0
-        # Events that its processes reported as a gap because they could not read them.
+        # Events that its processes could not read and reported as a gap; the same of all processes before the attached one.
         self.unread = 0
+        self.unread_before = 0
         # The features of the wire that its last process knows. A slot that had no process yet counts as knowing none.
         self.features: frozenset[str] = frozenset()
 
@@ -611,9 +636,9 @@ class Slot:
         self.dropped += events
 
     def count_report(self, failed: int, unread: int) -> None:
-        """Count what its process reported: handlers that failed, and events that it could not read."""
+        """Count what its process reported: handlers that failed since the last report, and all events that it could not read."""
         self.failed += failed
-        self.unread += unread
+        self.unread = max(self.unread, self.unread_before + unread)
 
     def start_dropping(self, reason: str, now: float) -> None:
         """Drop its events from now on, and count them, until `end_dropping`."""
@@ -721,6 +746,8 @@ class Slot:
         connection.attach(self)
         self.connection = connection
         self.features = connection.features
+        if self.identity != hello.identity:
+            self.unread_before = self.unread
         self.identity, self.pid = hello.identity, connection.pid or hello.pid
         self.takes_unique = hello.take_unique
         self.absence = self.goodbye = None
