@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from eventsh.core.epochs import EpochOrder
 from eventsh.core.standing import SLOT_HOLDER
 from eventsh.protocol.messages import Ask
 
@@ -29,6 +30,7 @@ _MAX_SLOT = 65535
 
 _KILLED = "the broker that had it queued was killed"
 _UNHEARD_OF = "nobody had told this broker of the worker"
+_REBOOTED = "the host of its broker was restarted: nobody may be left who knows of all that it missed"
 _UNSEEN = "the process before this one ended when no broker saw it: what it had been given and not handled is not known"
 
 
@@ -38,6 +40,7 @@ class Debts:
 
     def __init__(self, epoch: int, roster: Roster, fanout: Fanout, outlet: Outlet, links: Iterable[Link]) -> None:
         self._epoch = epoch
+        self._order = EpochOrder(epoch)
         self._roster = roster
         self._fanout = fanout
         self._outlet = outlet
@@ -49,6 +52,8 @@ class Debts:
         # The last epoch before this one, and the slots that had a process when it ended.
         self._last = 0
         self._held: set[int] = set()
+        # Slots whose worker was attached to a broker of another boot and has not been sent the gap for that: the epoch.
+        self._unsure: dict[int | None, int] = {}
         # Kept slots of this epoch that nobody holds, and how many posts were handled there.
         self._vacant: dict[int, int] = {}
 
@@ -61,12 +66,13 @@ class Debts:
             if epoch != self._epoch:
                 self._confirmed[epoch] = max(confirmed, self._confirmed.get(epoch, 0))
         while len(self._confirmed) > _EPOCHS:
-            del self._confirmed[min(self._confirmed)]
+            del self._confirmed[min(self._confirmed, key=self._order.key)]
         if hello.role != "poster" and hello.epoch != self._epoch:
             # Who gets no events does not see workers come and go.
-            if hello.epoch > self._last:
+            if self._order.is_later(hello.epoch, self._last):
                 self._last, self._held = hello.epoch, set()
-            if hello.epoch == self._last:
+            # Without a known order, of two boots before this one, the slots of both count.
+            if not self._order.is_later(self._last, hello.epoch):
                 vacant = {number for number, _, _ in hello.vacant}
                 self._held.update(number for number in hello.slots if 0 <= number <= _MAX_SLOT and number not in vacant)
         for number, epoch, posts in hello.vacant:
@@ -74,7 +80,8 @@ class Debts:
                 continue
             known = self._left.get(number)
             # Of two who say different things of the same epoch, one has not heard the last of it.
-            if known is None or epoch > known[0] or (epoch == known[0] and posts < known[1]):
+            is_later = known is not None and self._order.is_later(epoch, known[0])
+            if known is None or is_later or (epoch == known[0] and posts < known[1]):
                 self._left[number] = (epoch, posts)
         return before != (self._confirmed, self._left, self._held)
 
@@ -84,6 +91,12 @@ class Debts:
             return
         own = {epoch: posts for epoch, posts, _ in hello.places if epoch != self._epoch}
         is_same = slot.identity == hello.identity
+        # The gap for another boot is still in the queue of a process that came back in time.
+        if not is_same or slot.is_expired:
+            self._unsure.pop(slot.worker_id, None)
+            others = [epoch for epoch in own if self._order.is_of_other_boot(epoch)]
+            if others and others[0] not in hello.unsure:
+                self._unsure[slot.worker_id] = others[0]
         if own:
             # Where a notice is in its queue, more than it knows of: of its epochs, and of those that it was no worker in.
             known = slot.earlier if is_same and slot.earlier is not None else {}
@@ -114,19 +127,35 @@ class Debts:
             had = slot.earlier = self._inherit(slot, now)
         if not had:
             return
-        last = max(had)
-        for epoch, confirmed in sorted(self._confirmed.items()):
+        last = max(had, key=self._order.key)
+        for epoch in sorted(self._confirmed, key=self._order.key):
             # It should have been a worker in each epoch since, too.
-            missed = confirmed - had.get(epoch, 0 if epoch > last else confirmed)
+            confirmed = self._confirmed[epoch]
+            missed = confirmed - had.get(epoch, 0 if self._order.is_later(epoch, last) else confirmed)
             if missed > 0:
                 had[epoch] = confirmed
-                self._fanout.place_gap(slot, missed, _KILLED, now, epoch=epoch, posts=confirmed)
+                self._place_gap(slot, missed, epoch, confirmed, now)
+        if (unsure := self._unsure.get(slot.worker_id)) is not None:
+            self._place_gap(slot, 0, unsure, had[unsure], now)
+
+    def _place_gap(self, slot: Slot, missed: int, epoch: int, posts: int, now: float) -> None:
+        """Send a worker the gap for an earlier epoch; with it, it has `posts` of that epoch or knows that it missed them.
+
+        An epoch of another boot ended with clients that may have been the only ones to know of confirmed posts. So none of
+        its workers can be sure to have all, and each gets such a gap once."""
+        exact = not self._order.is_of_other_boot(epoch)
+        if self._unsure.get(slot.worker_id) == epoch:
+            del self._unsure[slot.worker_id]
+        reason = _KILLED if exact else _REBOOTED
+        self._fanout.place_gap(slot, missed, reason, now, epoch=epoch, posts=posts, exact=exact)
 
     def _inherit(self, slot: Slot, now: float) -> dict[int, int] | None:
         """What the last process of an earlier epoch had, for the first one that took its slot in this."""
         assert slot.worker_id is not None
         if slot.worker_id in self._left:
             epoch, posts = self._left.pop(slot.worker_id)
+            if self._order.is_of_other_boot(epoch):
+                self._unsure[slot.worker_id] = epoch
             return {epoch: posts}
         if slot.worker_id in self._held:
             self._held.remove(slot.worker_id)

@@ -210,6 +210,7 @@ class Session:
             places=self._standing.places(self.inbox.epoch),
             vacant=self._standing.vacant,
             features=sorted(self._features),
+            unsure=self._standing.unsure,
         )
         return hello.encode()
 

@@ -140,9 +140,11 @@ class Hello(Message):
     version: int = PROTOCOL_VERSION
     places: list[list[int]] = field(default_factory=list, metadata=_LATER)
     """Each as [epoch, how many posts to everybody it has of that epoch's, how many it knows to be confirmed], for `epoch` and
-    those before it."""
+    those before it, the latest first (in version 0.1.0 those before it are sorted by their numbers)."""
     vacant: list[list[int]] = field(default_factory=list, metadata=_LATER)
     """Slots that it knows to be kept for nobody, each as [slot, epoch, how many of that epoch's posts were handled there]."""
+    unsure: list[int] = field(default_factory=list, metadata=_LATER)
+    """Epochs for which a gap with `exact` false was received: the next broker of that host does not repeat it."""
     features: list[str] = field(default_factory=list, metadata=_LATER)
     """The features of the wire that the client knows: see protocol/features.py. The first version names none."""
 

@@ -153,13 +153,13 @@ class Net:
         process.is_alive = False
         return self.disconnect(process) if process.channel is not None else None
 
-    def replace_broker(self) -> None:
+    def replace_broker(self, epoch: int | None = None) -> None:
         """kill -9 of the broker, and another one at its address."""
         for channel in list(self.channels):
             if channel.process.channel is channel:
                 self.cut(channel.process)
         self.channels.clear()
-        self.router = self._new_router(self.router.epoch + 1)
+        self.router = self._new_router(self.router.epoch + 1 if epoch is None else epoch)
 
     # --- frames ---
 
