@@ -208,7 +208,7 @@ class Greeting:
         taken = Taken.decode(frame)
         taken.check()
         slot.is_telling = False
-        self._dealer.inherit(taken.events, slot, now, self._fanout.wall_clock_ns())
+        self._dealer.inherit(taken, slot, now, self._fanout.wall_clock_ns())
         # So that the worker knows that it need not tell again.
         self._outlet.send(link, Taken([]).encode())
         self._dealer.unpark(now)

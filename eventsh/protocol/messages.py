@@ -286,9 +286,14 @@ class Taken(Message):
     kind: ClassVar[Kind] = Kind.TAKEN
     events: list[list[Any]]
     """Each as [origin, number, when the broker stamped it in ns since 1970, its key in hexadecimal]."""
+    ages_ms: list[int] = field(default_factory=list, metadata=_LATER)
+    """How long ago the worker received each event, by its monotonic clock. Empty from version 0.1.0: only the stamps, which are
+    wall-clock times, show the age then."""
 
     def check(self) -> None:
-        """Raise ProtocolError unless each event is what it should be."""
+        """Raise ProtocolError unless each event is what it should be, and has an age if any has one."""
+        if self.ages_ms and (len(self.ages_ms) != len(self.events) or min(self.ages_ms) < 0):
+            raise ProtocolError(f"a taken frame with {len(self.events)} events and {len(self.ages_ms)} ages")
         for event in self.events:
             match event:
                 case [int(), int(), int(), str(key)] if _HEX.fullmatch(key):

@@ -55,7 +55,7 @@ MESSAGES: list[Message] = [
     Goodbye(True),
     Report(2, {"handler": "h"}),
     Report(0, {}, 7),
-    Taken([[7, 9, 1_700_000_000_000_000_000, "6b6579"]]),
+    Taken([[7, 9, 1_700_000_000_000_000_000, "6b6579"]], [1500]),
     Receipt(4, [0, 1], [2], "given"),
     Receipt(4, [], [], None),
     Handled(
