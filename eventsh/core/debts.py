@@ -128,15 +128,13 @@ class Debts:
         if not had:
             return
         last = max(had, key=self._order.key)
-        for epoch in sorted(self._confirmed, key=self._order.key):
+        for epoch in sorted({*self._confirmed, *had}, key=self._order.key):
+            confirmed = max(self._confirmed.get(epoch, 0), had.get(epoch, 0))
             # It should have been a worker in each epoch since, too.
-            confirmed = self._confirmed[epoch]
             missed = confirmed - had.get(epoch, 0 if self._order.is_later(epoch, last) else confirmed)
-            if missed > 0:
+            if missed > 0 or self._unsure.get(slot.worker_id) == epoch:
                 had[epoch] = confirmed
                 self._place_gap(slot, missed, epoch, confirmed, now)
-        if (unsure := self._unsure.get(slot.worker_id)) is not None:
-            self._place_gap(slot, 0, unsure, had[unsure], now)
 
     def _place_gap(self, slot: Slot, missed: int, epoch: int, posts: int, now: float) -> None:
         """Send a worker the gap for an earlier epoch; with it, it has `posts` of that epoch or knows that it missed them.

@@ -143,6 +143,14 @@ def test_a_hello_with_what_is_no_place_in_an_epoch_is_refused(changes):
         replace(HELLO, **changes).check()
 
 
+@pytest.mark.parametrize("ages_ms", [[1], [1, 2, 3], [1, -2]])
+def test_unique_events_with_ages_for_some_or_of_the_future_are_refused(ages_ms):
+    events: list[list[Any]] = [[7, number, 0, "6b"] for number in (1, 2)]
+    Taken(events, [1, 2]).check()
+    with pytest.raises(ProtocolError, match="2 events and"):
+        Taken(events, ages_ms).check()
+
+
 @pytest.mark.parametrize(
     ("message", "name", "value"),
     [
