@@ -96,11 +96,14 @@ class Net:
         self.now = now
         # How far people have set the wall clock, in seconds.
         self.clock_set_s = 0.0
+        # Those of all brokers, in their order.
+        self.epochs: list[int] = []
         self.router = self._new_router(epoch)
         self.channels: list[Channel] = []
         self.notices: list[str] = []
 
     def _new_router(self, epoch: int) -> Router:
+        self.epochs.append(epoch)
         return Router(
             self.options,
             epoch=epoch,
