@@ -50,7 +50,12 @@ def replay(
         str | None, typer.Option("--rate", metavar="N", help="Post so many events a second, whatever was recorded.")
     ] = None,
     max_gap: Annotated[
-        str | None, typer.Option("--max-gap", metavar="SECONDS", help="Shorten longer pauses to this.")
+        str | None,
+        typer.Option(
+            "--max-gap",
+            metavar="SECONDS",
+            help="Shorten longer pauses to this. Without it, pauses of more than a day are left out: a clock was set.",
+        ),
     ] = None,
     begin: Annotated[
         str | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ def new_observer(
         outbox,
         registry,
         identity=os.urandom(16).hex(),
+        clock=time.monotonic,
         role="observer",
         take_unique=False,
         reads_whole=reads_whole,

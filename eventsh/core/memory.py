@@ -5,6 +5,8 @@ Knows no broker's death: what was sent again is marked.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from eventsh.protocol.frame import Flag, read_key
 from eventsh.protocol.messages import Taken
 
@@ -20,18 +22,20 @@ _REMEMBERED_KEY_BYTES = 2 * 1024 * 1024
 
 
 class Memory:
-    """Of one session, over all its brokers."""
+    """Of one session, over all its brokers. `clock` is monotonic, in seconds."""
 
-    __slots__ = ("_key_bytes", "_uniques", "seen", "told")
+    __slots__ = ("_clock", "_key_bytes", "_uniques", "seen", "told")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         # By origin: the number of the last event that everybody got. The session notes it by itself, at most REMEMBERED,
         # for each batch would pay for the call.
         self.seen: dict[int, int] = {}
         # The last epoch whose broker knows of the unique events, which is the one that gave them out or one that was told.
         self.told = 0
-        # The key of each unique event, and when the broker stamped it: a new broker has to know.
-        self._uniques: dict[tuple[int, int], tuple[bytes, int]] = {}
+        # The key of each unique event, when the broker stamped it and when it was received here: a new broker has to know
+        # how long its key has been taken. The stamp is a time of day, which people set, and is for version 0.1.0 only.
+        self._uniques: dict[tuple[int, int], tuple[bytes, int, float]] = {}
         self._key_bytes = 0
 
     @property
@@ -52,16 +56,16 @@ class Memory:
 
     def note_unique(self, origin: int, number: int, time_ns: int, frame: bytearray | memoryview) -> None:
         """Remember a unique event. Repeating the call changes nothing. Raises ProtocolError for a frame without a key."""
-        known, key = self._uniques, read_key(frame)
-        forgotten, _ = known.pop((origin, number), (b"", 0))
-        known[origin, number] = (key, time_ns)
+        known, key, received_at = self._uniques, read_key(frame), self._clock()
+        forgotten, *_ = known.pop((origin, number), (b"", 0, 0.0))
+        known[origin, number] = (key, time_ns, received_at)
         self._key_bytes += len(key) - len(forgotten)
         while len(known) > _REMEMBERED_UNIQUES or self._key_bytes > _REMEMBERED_KEY_BYTES:
             self._key_bytes -= len(known.pop(next(iter(known)))[0])
 
     def recount(self) -> None:
         """Count the keys anew, after an exception that may have interrupted `note_unique`."""
-        self._key_bytes = sum(len(key) for key, _ in self._uniques.values())
+        self._key_bytes = sum(len(key) for key, *_ in self._uniques.values())
 
     def tell(self, epoch: int) -> Taken | None:
         """For the broker of `epoch`: which unique events others before it gave out; again, if the last time it may not have
@@ -69,5 +73,9 @@ class Memory:
         if not self._uniques:
             self.told = epoch
         elif self.told != epoch:
-            return Taken([[*name, time_ns, key.hex()] for name, (key, time_ns) in self._uniques.items()])
+            now = self._clock()
+            return Taken(
+                [[*name, time_ns, key.hex()] for name, (key, time_ns, _) in self._uniques.items()],
+                [int((now - received_at) * 1000) for _, _, received_at in self._uniques.values()],
+            )
         return None

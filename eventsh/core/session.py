@@ -117,7 +117,7 @@ class NewGap(NamedTuple):
 
 
 class Session:
-    """One client's side of an attachment, over any number of connections and brokers."""
+    """One client's side of an attachment, over any number of connections and brokers. `clock` gives monotonic seconds."""
 
     def __init__(
         self,
@@ -125,6 +125,7 @@ class Session:
         registry: Registry,
         *,
         identity: str,
+        clock: Callable[[], float],
         role: str = "worker",
         worker_id: int | None = None,
         take_unique: bool = True,
@@ -162,7 +163,7 @@ class Session:
         self._registry = registry
         # What is told behind all that was posted before it.
         self._control: list[bytearray] = []
-        self._memory = Memory()
+        self._memory = Memory(clock)
         # What handlers are given, and what they have handled.
         self.inbox = Inbox(
             registry,
@@ -227,6 +228,7 @@ class Session:
             host=self._host,
             places=self._standing.places(self.inbox.epoch),
             vacant=self._standing.vacant,
+            unsure=self._standing.unsure,
             features=sorted(self._features),
         )
         return hello.encode()

@@ -34,8 +34,10 @@ class Standing:
         # confirmed as far as it knows.
         self.posts = 0
         self.confirmed = 0
-        # The same of those before it, by epoch.
-        self._earlier: dict[int, tuple[int, int]] = {}
+        # The same of those before it, by epoch, in the order in which this process was attached to them. Their numbers give
+        # no order here: a client can't know whether two brokers ran on one boot of one host. The last member is whether a gap
+        # said that nobody knows how much of it this process missed.
+        self._earlier: dict[int, tuple[int, int, bool]] = {}
         # By slot: the epoch in which its process went away, and how many posts of it were handled there.
         self._vacant: dict[int, tuple[int, int]] = {}
 
@@ -47,20 +49,20 @@ class Standing:
     def begin(self, posts: int, before: int, place: tuple[int, int]) -> None:
         """Begin an epoch after `posts` of its posts; the one `before` ended at `place`. Repeating the call changes nothing."""
         if before:
-            self._earlier[before] = place
+            # To the end, if it was attached to that broker before another one: two can be at one address for a while.
+            self._earlier.pop(before, None)
+            self._earlier[before] = (*place, False)
             while len(self._earlier) > _EARLIER:
-                del self._earlier[min(self._earlier)]
+                del self._earlier[next(iter(self._earlier))]
         self.posts, self.confirmed = posts, 0
 
     def take_gap(self, gap: Gap) -> None:
         """This process was told what it missed."""
-        if not gap.exact:
-            return
         if not gap.epoch:
             self.posts = max(self.posts, gap.posts)
-        else:
-            posts, confirmed = self._earlier.get(gap.epoch, (0, 0))
-            self._earlier[gap.epoch] = (max(posts, gap.posts), confirmed)
+        elif gap.exact or gap.epoch in self._earlier:
+            posts, confirmed, is_unsure = self._earlier.get(gap.epoch, (0, 0, False))
+            self._earlier[gap.epoch] = (max(posts, gap.posts), confirmed, is_unsure or not gap.exact)
 
     def note_holder(self, facts: dict[str, Any], epoch: int) -> None:
         """The broker told of a slot."""
@@ -75,8 +77,13 @@ class Standing:
 
     def places(self, epoch: int) -> list[list[int]]:
         """For the hello of one who was attached in `epoch`; 0: in none."""
-        earlier = [[number, *place] for number, place in sorted(self._earlier.items(), reverse=True)]
+        earlier = [[number, *place] for number, (*place, _) in reversed(self._earlier.items()) if number != epoch]
         return [[epoch, *self.place], *earlier] if epoch else earlier
+
+    @property
+    def unsure(self) -> list[int]:
+        """For the hello."""
+        return [epoch for epoch, (_, _, is_unsure) in self._earlier.items() if is_unsure]
 
     @property
     def vacant(self) -> list[list[int]]:

@@ -181,9 +181,11 @@ class Hello(Message):
     version: int = PROTOCOL_VERSION
     places: list[list[int]] = field(default_factory=list, metadata=_LATER)
     """Each as [epoch, how many posts to everybody it has of that epoch's, how many it knows to be confirmed], for `epoch` and
-    those before it."""
+    those before it, the latest first (in version 0.1.0 those before it are sorted by their numbers)."""
     vacant: list[list[int]] = field(default_factory=list, metadata=_LATER)
     """Slots that it knows to be kept for nobody, each as [slot, epoch, how many of that epoch's posts were handled there]."""
+    unsure: list[int] = field(default_factory=list, metadata=_LATER | _U64)
+    """Epochs for which a gap with `exact` false was received: the next broker of that host does not repeat it."""
     features: list[str] = field(default_factory=list, metadata=_LATER)
     """The features of the wire that the client knows: see protocol/features.py. The first version names none."""
 
@@ -345,9 +347,14 @@ class Taken(Message):
     kind: ClassVar[Kind] = Kind.TAKEN
     events: list[list[Any]]
     """Each as [origin, number, when the broker stamped it in ns since 1970, its key in hexadecimal]."""
+    ages_ms: list[int] = field(default_factory=list, metadata=_LATER)
+    """How long ago the worker received each event, by its monotonic clock. Empty from version 0.1.0: only the stamps, which are
+    wall-clock times, show the age then."""
 
     def check(self) -> None:
-        """Raise ProtocolError unless each event is what it should be."""
+        """Raise ProtocolError unless each event is what it should be, and has an age if any has one."""
+        if self.ages_ms and (len(self.ages_ms) != len(self.events) or min(self.ages_ms) < 0):
+            raise ProtocolError(f"a taken frame with {len(self.events)} events and {len(self.ages_ms)} ages")
         for event in self.events:
             match event:
                 case [origin, number, time_ns, str(key)] if _HEX.fullmatch(key):

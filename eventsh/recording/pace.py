@@ -11,12 +11,18 @@ __all__ = ["Lateness", "Pace"]
 _FACTOR = 1.05
 _LEAST_S = 1e-6
 
+# Stamps are wall-clock times, and people set those. A longer step forward than this is taken for that: nobody waits a day
+# in a replay. A longer step back starts anew from there; after a shorter one, time stands still until it has caught up.
+_MOST_PAUSE_S = 86400.0
+_MOST_STEP_BACK_S = 1.0
+
 
 class Pace:
     """Deadlines by an absolute clock, so that no lateness adds up.
 
     `speed` 1.0 is as recorded, None as fast as can be. With `rate` events are due at even distances whatever was recorded.
-    Longer pauses than `max_gap_s`, of the recording's time, are shortened to that.
+    Longer pauses than `max_gap_s`, of the recording's time, are shortened to that; without it, those of more than a day to
+    nothing.
     """
 
     def __init__(self, speed: float | None = 1.0, rate: float | None = None, max_gap_s: float | None = None) -> None:
@@ -39,11 +45,13 @@ class Pace:
 
     def due(self, time_ns: int, count: int, now: float) -> float | None:
         """When `count` events of this recorded time are due; None: now."""
-        if self._last_ns is not None:
-            # A wall clock that was set back stands still here.
-            gap_s = max(0.0, (time_ns - self._last_ns) / 1e9)
-            self._at += gap_s if self._max_gap_s is None else min(gap_s, self._max_gap_s)
-        self._last_ns = time_ns if self._last_ns is None else max(self._last_ns, time_ns)
+        gap_s = 0.0 if self._last_ns is None else (time_ns - self._last_ns) / 1e9
+        if gap_s > 0.0 and self._max_gap_s is not None:
+            self._at += min(gap_s, self._max_gap_s)
+        elif 0.0 < gap_s <= _MOST_PAUSE_S:
+            self._at += gap_s
+        if self._last_ns is None or not -_MOST_STEP_BACK_S <= gap_s <= 0.0:
+            self._last_ns = time_ns
         self._place = place = float(self._events) if self.rate is not None else self._at
         self._events += count
         pace = self.rate if self.rate is not None else self.speed

@@ -65,7 +65,10 @@ class BlockingClient:
             # The broker tells its own limit in its welcome, and that is the one that counts.
             max_payload_len=MAX_PAYLOAD_BYTES,
         )
-        self.session = Session(self.outbox, Registry(), identity=os.urandom(16).hex(), role="poster", take_unique=False)
+        identity = os.urandom(16).hex()
+        self.session = Session(
+            self.outbox, Registry(), identity=identity, clock=time.monotonic, role="poster", take_unique=False
+        )
         self.session.new_proof = client_proofs(complete_options().token_file)
         self.receipts: dict[int, Receipt] = {}
         self._replies: dict[int, Reply] = {}

@@ -23,6 +23,7 @@ from eventsh.options import Options, parse_broker_arguments
 from eventsh.plugins import plugins
 from eventsh.protocol.frame import MAX_BODY_BYTES
 from eventsh.runtime.child import EXIT_OK, EXIT_USAGE, Supervisor, add_child_arguments, start_child
+from eventsh.runtime.clock import new_epoch
 from eventsh.runtime.election import lock_address, remove_log, unlock_address
 from eventsh.runtime.endpoint import find_endpoint
 from eventsh.runtime.host import pid_space, process_state
@@ -153,7 +154,7 @@ class Broker:
         self.clock = Clock(max(2 * self._interval_s, _STANDSTILL_S))
         self.router = Router(
             options,
-            epoch=time.time_ns(),
+            epoch=new_epoch(),
             pid=os.getpid(),
             wall_clock_ns=time.time_ns,
             now=self.clock(),

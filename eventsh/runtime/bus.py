@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -139,6 +140,7 @@ class Bus:
             self.outbox,
             self.registry,
             identity=os.urandom(16).hex(),
+            clock=time.monotonic,
             host=pid_space(),
             max_queue_len=self.options.max_queue_len,
             timeout_s=self.options.timeout,

@@ -18,7 +18,7 @@ def make(*, handles=True, **options):
     if handles:
         registry.register(print)
     outbox = Outbox(origin=5, pid=42, max_queue_len=100, max_payload_len=65536)
-    return Session(outbox, registry, identity="me", **options)
+    return Session(outbox, registry, identity="me", clock=lambda: NOW, **options)
 
 
 FEATURE_NAMES = ["all-know", "unreadable-gap"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from itertools import count
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from eventsh.core.broker.router import Router
@@ -51,6 +50,9 @@ class Process:
             registry.register(print)
         self.registry = registry
         session.setdefault("identity", f"process {self.number}")
+        # Its net's. Each process has a monotonic clock of its own, as if it was on a host of its own.
+        self.clock: Callable[[], float] = lambda: 0.0
+        session.setdefault("clock", lambda: self.clock() + 1000 * number)
         self.session = Session(self.outbox, registry, max_queue_len=max_queue_len, **session)
         self.channel: Channel | None = None
         self.is_alive = True
@@ -92,17 +94,21 @@ class Net:
         self.options = Options(**options)
         self.features = features
         self.now = now
+        # How far people have set the wall clock, in seconds.
+        self.clock_set_s = 0.0
+        # Those of all brokers, in their order.
+        self.epochs: list[int] = []
         self.router = self._new_router(epoch)
         self.channels: list[Channel] = []
         self.notices: list[str] = []
 
     def _new_router(self, epoch: int) -> Router:
-        stamps = count(1)
+        self.epochs.append(epoch)
         return Router(
             self.options,
             epoch=epoch,
             pid=BROKER_PID,
-            wall_clock_ns=lambda: next(stamps),
+            wall_clock_ns=lambda: int((1_700_000_000 + self.now + self.clock_set_s) * 1e9),
             now=self.now,
             features=self.features,
         )
@@ -114,6 +120,7 @@ class Net:
         channel = Channel(process)
         channel.link = self.router.connect(channel, pid, self.now)
         process.channel = channel
+        process.clock = lambda: self.now
         channel.up.append(bytes(process.session.connected()))
         self.channels.append(channel)
         self.collect()
@@ -153,13 +160,13 @@ class Net:
         process.is_alive = False
         return self.disconnect(process) if process.channel is not None else None
 
-    def replace_broker(self) -> None:
+    def replace_broker(self, epoch: int | None = None) -> None:
         """kill -9 of the broker, and another one at its address."""
         for channel in list(self.channels):
             if channel.process.channel is channel:
                 self.cut(channel.process)
         self.channels.clear()
-        self.router = self._new_router(self.router.epoch + 1)
+        self.router = self._new_router(self.router.epoch + 1 if epoch is None else epoch)
 
     # --- frames ---
 

@@ -100,7 +100,7 @@ def attached(interval_s: float = INTERVAL_S) -> tuple[Router, Session, Peer]:
     peer = Peer()
     router = Router(Options(heartbeat=interval_s), epoch=1, pid=2, wall_clock_ns=lambda: 0, now=peer.now)
     outbox = Outbox(origin=1, pid=1, max_queue_len=100, max_payload_len=65536)
-    session = Session(outbox, Registry(), identity="x", role="poster", take_unique=False)
+    session = Session(outbox, Registry(), identity="x", clock=lambda: peer.now, role="poster", take_unique=False)
     link = router.connect("x", None, peer.now, peer.heartbeat)
     router.receive(link, [session.connected()], peer.now)
     session.receive([bytearray(frame) for frame in link.output])

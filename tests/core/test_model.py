@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from eventsh.core.epochs import encode_epoch
 from eventsh.errors import QueueOverflow
 from eventsh.protocol.frame import decode_header
 from tests.core.net import Net, Process, error_codes
@@ -26,9 +27,11 @@ few = st.integers(1, 4)
 class Delivering(RuleBasedStateMachine):
     """What both models share: processes in slots, posts with numbers, and the order in which they may be handled."""
 
+    first_epoch = 1
+
     def __init__(self) -> None:
         super().__init__()
-        self.net = Net(timeout=TIMEOUT_S, max_queue_len=QUEUE, unique_timeout=1000.0)
+        self.net = Net(epoch=self.first_epoch, timeout=TIMEOUT_S, max_queue_len=QUEUE, unique_timeout=1000.0)
         self.everybody: list[Process] = []
         self.holders: dict[int, Process] = {}
         self.began: dict[int, int] = {}
@@ -193,9 +196,9 @@ class Delivering(RuleBasedStateMachine):
             return
         if not delivery.first_seq:
             return
-        place = (delivery.epoch, delivery.first_seq)
-        assert place > self.last_place[process.number]
-        self.last_place[process.number] = (delivery.epoch, delivery.last_seq)
+        life = self.net.epochs.index(delivery.epoch)
+        assert (life, delivery.first_seq) > self.last_place[process.number]
+        self.last_place[process.number] = (life, delivery.last_seq)
         for seq, event in enumerate(events, delivery.first_seq):
             at_place = self.order.setdefault((delivery.epoch, seq), event)
             assert at_place == event, "two workers see two orders"
@@ -421,6 +424,40 @@ class BrokersThatDieBesideTheSlow(Delivering):
             assert len(missing) <= told, f"{process} was told {told}, and misses {missing}"
 
 
+class HostsThatRestart(BrokersThatDieBesideTheSlow):
+    """The same, and at times the host of the broker restarts too: a gap that is not exact says so to all, once a boot."""
+
+    first_epoch = encode_epoch(b"", 0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boots = 0
+
+    @rule(boot=st.binary(min_size=16, max_size=16), uptime_s=st.integers(0, 1000))
+    def restart_host(self, boot: bytes, uptime_s: int) -> None:
+        self.boots += 1
+        self.net.replace_broker(encode_epoch(boot + bytes([self.boots]), uptime_s * 1_000_000_000))
+
+    @rule(set_s=st.sampled_from([60.0, -3600.0, -31_536_000.0]))
+    def set_clock(self, set_s: float) -> None:
+        self.net.clock_set_s = set_s
+
+    def teardown(self) -> None:
+        self.bring_everybody_back()
+        self.net.advance(TIMEOUT_S + 1)
+        self.bring_everybody_back()
+        self.assert_everything_was_handled_or_confirmed()
+        posted = {post for posts in self.posted.values() for post in posts}
+        assert self.had[self.witness.number] == posted
+        assert [gap for gap in self.witness.gaps if gap["missed"] or gap["exact"]] == []
+        for process in self.everybody:
+            unsure = [gap for gap in process.gaps if not gap["exact"]]
+            missing = posted - self.had[process.number]
+            assert len(missing) <= sum(gap["missed"] for gap in process.gaps) or unsure, f"{process} misses {missing}"
+            # All were attached before the first restart, and are attached now.
+            assert bool(unsure) == bool(self.boots)
+
+
 PROFILE = settings(
     deadline=None,
     derandomize=True,
@@ -435,3 +472,5 @@ TestBrokersThatDie = BrokersThatDie.TestCase
 TestBrokersThatDie.settings = PROFILE
 TestBrokersThatDieBesideTheSlow = BrokersThatDieBesideTheSlow.TestCase
 TestBrokersThatDieBesideTheSlow.settings = PROFILE
+TestHostsThatRestart = HostsThatRestart.TestCase
+TestHostsThatRestart.settings = settings(PROFILE, max_examples=60)

@@ -140,7 +140,7 @@ def test_nothing_shows_the_token(token):
 
 def make_session(token: bytes | None) -> Session:
     outbox = Outbox(origin=1, pid=1, max_queue_len=100, max_payload_len=65536)
-    session = Session(outbox, Registry(), identity="x", role="poster", take_unique=False)
+    session = Session(outbox, Registry(), identity="x", clock=lambda: 0.0, role="poster", take_unique=False)
     session.new_proof = None if token is None else lambda: client(token)
     return session
 

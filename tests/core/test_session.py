@@ -73,6 +73,37 @@ def test_the_hello_says_how_far_it_got_in_the_posts_to_everybody_of_each_epoch()
     assert (gap["missed"], gap["epoch"], gap["first_seq"], gap["last_seq"]) == (4, 1, 0, 0)
 
 
+def test_the_hello_names_brokers_in_the_order_of_attachment_whatever_their_numbers():
+    session = make()
+    for epoch in (5, 9, 2, 7, 5, 3):
+        attach(session, epoch=epoch)
+        session.disconnected()
+    assert [epoch for epoch, _, _ in Hello.decode(session.connected()).places] == [3, 5, 7, 2, 9]
+
+
+def test_the_hello_names_an_epoch_once_when_the_session_is_back_at_its_broker():
+    session = make()
+    for epoch, posts in ((5, 10), (9, 20), (5, 30)):
+        attach(session, epoch=epoch, posts=posts)
+        session.disconnected()
+    assert Hello.decode(session.connected()).places == [[5, 30, 0], [9, 20, 0]]
+
+
+def test_the_hello_says_for_which_brokers_a_gap_was_received_that_is_not_exact():
+    session = make()
+    for epoch in (5, 9, 2):
+        attach(session, epoch=epoch, posts=4)
+        session.disconnected()
+    attach(session, epoch=3)
+    session.receive([Gap(2, 1, 1, "restarted", epoch=9, posts=6, exact=False).encode(seq=1)])
+    # It was never attached to this one: a later broker counts it as it likes.
+    session.receive([Gap(0, 1, 2, "unseen", epoch=1, exact=False).encode(seq=2)])
+    session.disconnected()
+    hello = Hello.decode(session.connected())
+    assert hello.unsure == [9]
+    assert hello.places == [[3, 0, 0], [2, 4, 0], [9, 6, 0], [5, 4, 0]]
+
+
 def test_the_hello_says_which_slots_nobody_holds():
     session = attached()
     for number, posts in ((3, 7), (4, 9), (3, 8), (4, None)):

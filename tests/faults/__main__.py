@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.campaign import Plan, Report, directory, kill_brokers, kill_workers
+from tests.faults.clocks import LIBRARY, set_clocks
 from tests.faults.cycles import run_cycles
 from tests.faults.garbage import Storm, storm_broker, storm_session
 from tests.faults.interruptions import WAYS, interrupt_posts
@@ -36,13 +37,13 @@ ROWS: dict[int, Callable[[Plan, Path, Callable[[str], None]], Report | StopRepor
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument(
-        "--row", type=int, choices=(*ROWS, 7, 8, 12, 13, 15), required=True, help="which row of FAULTS.md"
+        "--row", type=int, choices=(*ROWS, 7, 8, 12, 13, 15, 18), required=True, help="which row of FAULTS.md"
     )
     parser.add_argument(
         "--kills",
         type=int,
         default=20,
-        help="how many faults; row 7: frames, row 8: texts, row 12: events, row 15: interruptions",
+        help="how many faults; row 7: frames, row 8: texts, row 12: events, row 15: interruptions, row 18: brokers",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=4)
@@ -89,6 +90,13 @@ def main() -> int:
         return 1 if cycles.faults else 0
     if known.row == 15:
         return interrupt(known.kills)
+    if known.row == 18:
+        if LIBRARY is None:
+            parser.error("row 18 sets clocks with libfaketime: install the package faketime")
+        with directory() as path:
+            clocks = set_clocks(known.kills, known.seed, path)
+        print(clocks, flush=True)
+        return 1 if clocks.faults else 0
     return campaign(known.row, plan)
 
 

@@ -174,7 +174,8 @@ class Storm:
 
     def _attach(self, role: str, origin: int) -> tuple[Session, ClientConnection]:
         outbox = Outbox(origin=origin, pid=origin, max_queue_len=10240, max_payload_len=65536)
-        session = Session(outbox, Registry(), identity=f"good {role}", role=role, take_unique=False)
+        identity = f"good {role}"
+        session = Session(outbox, Registry(), identity=identity, clock=lambda: self.now, role=role, take_unique=False)
         session.inbox.release()
         link = self.router.connect(f"good {role}", origin, self.now)
         self.router.receive(link, [session.connected()], self.now)
@@ -246,7 +247,7 @@ def storm_session(seed: int, frames: int) -> int:
     stock = Stock(draw)
     while given < frames:
         outbox = Outbox(origin=1, pid=1, max_queue_len=100, max_payload_len=65536)
-        session = Session(outbox, Registry(), identity="x")
+        session = Session(outbox, Registry(), identity="x", clock=time.monotonic)
         session.inbox.release()
         session.connected()
         batch = [stock.take() for _ in range(draw.randrange(1, 6))]

@@ -55,7 +55,7 @@ MESSAGES: list[Message] = [
     Goodbye(True),
     Report(2, {"handler": "h"}),
     Report(0, {}, 7),
-    Taken([[7, 9, 1_700_000_000_000_000_000, "6b6579"]]),
+    Taken([[7, 9, 1_700_000_000_000_000_000, "6b6579"]], [1500]),
     Receipt(4, [0, 1], [2], "given"),
     Receipt(4, [], [], None),
     Handled(
@@ -141,6 +141,14 @@ def test_what_an_earlier_version_does_not_say_is_not_known():
 def test_a_hello_with_what_is_no_place_in_an_epoch_is_refused(changes):
     with pytest.raises(ProtocolError, match="no place in an epoch"):
         replace(HELLO, **changes).check()
+
+
+@pytest.mark.parametrize("ages_ms", [[1], [1, 2, 3], [1, -2]])
+def test_unique_events_with_ages_for_some_or_of_the_future_are_refused(ages_ms):
+    events: list[list[Any]] = [[7, number, 0, "6b"] for number in (1, 2)]
+    Taken(events, [1, 2]).check()
+    with pytest.raises(ProtocolError, match="2 events and"):
+        Taken(events, ages_ms).check()
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,22 @@ def test_long_gaps_are_shortened_and_a_clock_that_was_set_back_stands_still():
     assert dues(Pace(), [1000, 500, 1500]) == pytest.approx([100, 100, 100.5])
 
 
+YEAR_MS = 365 * 24 * 3600 * 1000
+
+
+def test_a_clock_that_was_set_by_more_neither_waits_nor_hurries():
+    for set_ms in (-YEAR_MS, -3_600_000, YEAR_MS):
+        times_ms = [0, 500, set_ms + 700, set_ms + 1000, 1200, 1500]
+        step_s = 1200 / 1000 + 3600 - 1 if set_ms == -3_600_000 else 0
+        assert dues(Pace(), times_ms) == pytest.approx([100, 100.5, 100.5, 100.8, 100.8 + step_s, 101.1 + step_s])
+
+
+def test_a_day_is_a_pause_and_a_longer_one_a_set_clock():
+    day_ms = 24 * 3600 * 1000
+    assert dues(Pace(2.0), [0, day_ms, 2 * day_ms + 1]) == pytest.approx([100, 100 + 43200, 100 + 43200])
+    assert dues(Pace(max_gap_s=1.0), [0, day_ms, 2 * day_ms + 1]) == pytest.approx([100, 101, 102])
+
+
 def test_a_pause_shifts_what_follows():
     pace = Pace()
     dues(pace, [0])

@@ -233,7 +233,7 @@ class Handshake:
         taken = Taken.decode(frame)
         taken.check()
         slot.end_resync(now)
-        self._unique.inherit(taken.events, slot, now, self._sequencer.wall_clock_ns())
+        self._unique.inherit(taken, slot, now, self._sequencer.wall_clock_ns())
         # So that the worker knows that it need not send it again.
         self._outgoing.send(connection, Taken([]).encode())
         self._unique.unpark(now)

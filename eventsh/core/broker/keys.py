@@ -36,8 +36,9 @@ class KeyTable:
         """Take a key, or note that it was taken `age_s` seconds ago."""
         # Out and in again, so that a key that is taken anew moves to the end. Of those that were taken earlier, some are
         # forgotten a little late, and `is_taken` knows.
-        self._expires.pop(key, None)
-        self._expires[key] = now + self.timeout_s - age_s
+        # Never for a shorter time than is known already: several workers may tell of one key.
+        expires = now + self.timeout_s - age_s
+        self._expires[key] = max(expires, self._expires.pop(key, expires))
 
     def expire(self, now: float) -> None:
         """Forget keys whose time is over."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from eventsh.core.epochs import EpochOrder
 from eventsh.core.standing import SLOT_HOLDER
 from eventsh.protocol.messages import Ask
 
@@ -26,6 +27,7 @@ _EPOCHS = 16
 
 _KILLED = "the broker that had it queued was killed"
 _UNHEARD_OF = "nobody had told this broker of the worker"
+_REBOOTED = "the host of its broker was restarted: no client may be left that knows of all that it missed"
 _UNSEEN = "the process before this one ended when no broker saw it: what it had been given and not handled is not known"
 
 
@@ -34,6 +36,7 @@ class Recovery:
 
     def __init__(self, state: BrokerState, sequencer: Sequencer) -> None:
         self._epoch = state.epoch
+        self._order = EpochOrder(state.epoch)
         self._slots = state.slots
         self._sequencer = sequencer
         self._outgoing = state.outgoing
@@ -45,6 +48,8 @@ class Recovery:
         # The last epoch before this one, and the slots that had a process when it ended.
         self._last = 0
         self._held: set[int] = set()
+        # Slots whose worker was attached to a broker of another boot and has not been sent the gap for that: the epoch.
+        self._unsure: dict[int | None, int] = {}
         # Kept slots of this epoch that no process holds, and how many posts were handled there.
         self._vacant: dict[int, int] = {}
 
@@ -57,12 +62,13 @@ class Recovery:
             if epoch != self._epoch:
                 self._confirmed[epoch] = max(confirmed, self._confirmed.get(epoch, 0))
         while len(self._confirmed) > _EPOCHS:
-            del self._confirmed[min(self._confirmed)]
+            del self._confirmed[min(self._confirmed, key=self._order.key)]
         if hello.role != "poster" and hello.epoch != self._epoch:
             # A client that is not subscribed does not see workers come and go.
-            if hello.epoch > self._last:
+            if self._order.is_later(hello.epoch, self._last):
                 self._last, self._held = hello.epoch, set()
-            if hello.epoch == self._last:
+            # Without a known order, of two boots before this one, the slots of both count.
+            if not self._order.is_later(self._last, hello.epoch):
                 vacant = {number for number, _, _ in hello.vacant}
                 self._held.update(number for number in hello.slots if number not in vacant)
         for number, epoch, posts in hello.vacant:
@@ -70,7 +76,8 @@ class Recovery:
                 continue
             known = self._left.get(number)
             # Of two who say different things of the same epoch, one has not heard the last of it.
-            if known is None or epoch > known[0] or (epoch == known[0] and posts < known[1]):
+            is_later = known is not None and self._order.is_later(epoch, known[0])
+            if known is None or is_later or (epoch == known[0] and posts < known[1]):
                 self._left[number] = (epoch, posts)
         return before != (self._confirmed, self._left, self._held)
 
@@ -80,6 +87,12 @@ class Recovery:
             return
         own = {epoch: posts for epoch, posts, _ in hello.places if epoch != self._epoch}
         is_same = slot.identity == hello.identity
+        # The gap for another boot is still in the queue of a process that came back in time.
+        if not is_same or slot.is_expired:
+            self._unsure.pop(slot.worker_id, None)
+            others = [epoch for epoch in own if self._order.is_of_other_boot(epoch)]
+            if others and others[0] not in hello.unsure:
+                self._unsure[slot.worker_id] = others[0]
         if own:
             # Where a gap is in its queue, more than it knows of: of its epochs, and of those in which it was not a worker.
             known = slot.earlier if is_same and slot.earlier is not None else {}
@@ -111,19 +124,33 @@ class Recovery:
             slot.inherit(had)
         if not had:
             return
-        last = max(had)
-        for epoch, confirmed in sorted(self._confirmed.items()):
+        last = max(had, key=self._order.key)
+        for epoch in sorted({*self._confirmed, *had}, key=self._order.key):
+            confirmed = max(self._confirmed.get(epoch, 0), had.get(epoch, 0))
             # It should have been a worker in each epoch since, too.
-            missed = confirmed - had.get(epoch, 0 if epoch > last else confirmed)
-            if missed > 0:
+            missed = confirmed - had.get(epoch, 0 if self._order.is_later(epoch, last) else confirmed)
+            if missed > 0 or self._unsure.get(slot.worker_id) == epoch:
                 slot.admit_missed(epoch, confirmed)
-                self._sequencer.enqueue_gap(slot, missed, _KILLED, now, epoch=epoch, posts=confirmed)
+                self._enqueue_gap(slot, missed, epoch, confirmed, now)
+
+    def _enqueue_gap(self, slot: Slot, missed: int, epoch: int, posts: int, now: float) -> None:
+        """Send a worker the gap for an earlier epoch; with it, it has `posts` of that epoch or knows that it missed them.
+
+        An epoch of another boot ended with clients that may have been the only ones to know of confirmed posts. So none of
+        its workers can be sure to have all, and each gets such a gap once."""
+        exact = not self._order.is_of_other_boot(epoch)
+        if self._unsure.get(slot.worker_id) == epoch:
+            del self._unsure[slot.worker_id]
+        reason = _KILLED if exact else _REBOOTED
+        self._sequencer.enqueue_gap(slot, missed, reason, now, epoch=epoch, posts=posts, exact=exact)
 
     def _inherit(self, slot: Slot, now: float) -> dict[int, int] | None:
         """Return what the last process of an earlier epoch had, for the first one that took its slot in this."""
         assert slot.worker_id is not None
         if slot.worker_id in self._left:
             epoch, posts = self._left.pop(slot.worker_id)
+            if self._order.is_of_other_boot(epoch):
+                self._unsure[slot.worker_id] = epoch
             return {epoch: posts}
         if slot.worker_id in self._held:
             self._held.remove(slot.worker_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eventsh.core.broker.keys import KeyTable
 from eventsh.core.broker.state import UniqueFate
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from eventsh.core.broker.sequencer import Sequencer
     from eventsh.core.broker.state import BrokerState, Post, Poster, Slot
+    from eventsh.protocol.messages import Taken
 
 __all__ = ["UniqueAssigner"]
 
@@ -81,12 +82,15 @@ class UniqueAssigner:
             self._parked.append(post)
         return True
 
-    def inherit(self, events: Iterable[list[Any]], slot: Slot, now: float, wall_ns: int) -> None:
-        """Learn which unique events a worker has from an earlier broker, as in a Taken. Their keys stay taken for what is left
-        of their time."""
-        for origin, number, time_ns, key in events:
+    def inherit(self, taken: Taken, slot: Slot, now: float, wall_ns: int) -> None:
+        """Learn which unique events a worker has from an earlier broker. Their keys stay taken for what is left of their
+        time."""
+        # Without ages the worker has version 0.1.0, and the time of day is all there is.
+        ages_s = [age_ms / 1000 for age_ms in taken.ages_ms] or [
+            max(0.0, (wall_ns - time_ns) / 1e9) for _, _, time_ns, _ in taken.events
+        ]
+        for (origin, number, _, key), age_s in zip(taken.events, ages_s, strict=True):
             self._inherited[origin, number] = slot
-            age_s = max(0.0, (wall_ns - time_ns) / 1e9)
             if age_s < self.keys.timeout_s and not self.keys.is_full(now):
                 self.keys.take(bytes.fromhex(key), now, age_s=age_s)
         while len(self._inherited) > _INHERITED:

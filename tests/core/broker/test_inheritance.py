@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
+from eventsh.core.broker.keys import KeyTable
+from eventsh.protocol.frame import Kind, decode_header
+from eventsh.protocol.messages import Taken
 from tests.core.net import TIMEOUT_S, Net, Process, post_unique, ran, worker
 
 
@@ -122,3 +127,48 @@ def test_a_worker_that_has_told_is_not_waited_for_after_another_reconnect():
     net.disconnect(holder)
     net.attach(holder)
     assert net.router.slots.is_complete
+
+
+def is_repeat_after(age_s: float, set_s: float, *, by_first_version: bool = False) -> bool:
+    """A unique event, a new broker and a set clock when the event is `age_s` old, and its key once more."""
+    net = Net()
+    posting, holder = worker(net, 1, 0, take_unique=False), worker(net, 2, 1)
+    net.run()
+    post_unique(net, posting, "u", "key")
+    net.run()
+    net.advance(age_s)
+    net.clock_set_s = set_s
+    net.replace_broker()
+    net.attach(posting)
+    net.attach(holder)
+    net.flush(holder)
+    assert holder.channel is not None
+    if by_first_version:
+        (taken,) = [frame for frame in holder.channel.up if decode_header(frame).kind == Kind.TAKEN]
+        place = holder.channel.up.index(taken)
+        holder.channel.up[place] = bytes(Taken(Taken.decode(taken).events).encode())
+    net.run()
+    post_unique(net, posting, "again", "key")
+    net.run()
+    is_repeat = bool(net.router.status(net.now)["broker"]["ignored_repeats"])
+    assert ran(holder) == [["u"] if is_repeat else ["u", "again"]]
+    return is_repeat
+
+
+@pytest.mark.parametrize("set_s", [0, 60, -3600, 31_536_000, -31_536_000])
+def test_a_key_stays_taken_for_what_is_left_of_its_time_wherever_the_wall_clock_is_set(set_s):
+    assert [is_repeat_after(age_s, set_s) for age_s in (0, 0.95 * TIMEOUT_S, 1.05 * TIMEOUT_S)] == [True, True, False]
+
+
+def test_a_worker_of_the_first_version_names_no_ages_and_its_stamps_count():
+    ages_s = (0.5, 0.9 * TIMEOUT_S, 1.1 * TIMEOUT_S)
+    assert [is_repeat_after(age_s, 0, by_first_version=True) for age_s in ages_s] == [True, True, False]
+
+
+def test_a_key_that_two_workers_name_stays_taken_for_the_longer_time():
+    for ages_s in ((4.0, 1.0), (1.0, 4.0)):
+        keys = KeyTable(5.0, 10)
+        for age_s in ages_s:
+            keys.take(b"k", 100.0, age_s=age_s)
+        assert keys.is_taken(b"k", 103.9)
+        assert not keys.is_taken(b"k", 104.0)

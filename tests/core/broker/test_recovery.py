@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from eventsh.core.epochs import encode_epoch
 from eventsh.protocol.frame import Kind
 from eventsh.protocol.messages import Ask
 from tests.core.net import (
@@ -41,9 +42,9 @@ def stalled(net, *others):
     return first, second
 
 
-def begin_anew(net, *processes):
+def begin_anew(net, *processes, epoch=None):
     """The broker is killed, and these come to the next one."""
-    net.replace_broker()
+    net.replace_broker(epoch)
     for process in processes:
         net.attach(process)
     net.run()
@@ -443,3 +444,104 @@ def test_what_a_slot_was_owed_is_not_owed_again_once_somebody_came_for_it(is_lat
     fourth = Process(4, worker_id=1)
     begin_anew(net, first, fourth)
     assert [(gap["missed"], gap["exact"]) for gap in fourth.gaps] == [(0, False)]
+
+
+# --- clocks, and hosts that were restarted ---
+
+SECOND_NS = 1_000_000_000
+# Three boots of one host. By their numbers, the epochs of boot B are the smallest ones and those of boot C the largest.
+BOOTS = {
+    name: (lambda at_s, name=name: encode_epoch(name, at_s * SECOND_NS)) for name in (b"boot A", b"boot B", b"boot C")
+}
+BOOT_B, BOOT_A, BOOT_C = sorted(BOOTS.values(), key=lambda boot: boot(1))
+
+
+def told(process):
+    return [(gap["epoch"], gap["missed"], gap["exact"]) for gap in process.gaps]
+
+
+def two_brokers_of_which_one_was_missed(net, epoch):
+    """The second worker takes nothing, and is away for all of the broker `epoch`. Each broker confirmed posts without it."""
+    first, second = stalled(net)
+    net.run(first)
+    net.replace_broker(epoch)
+    net.attach(first)
+    post(net, first, "a", "b", "c")
+    net.run(first)
+    net.advance(TIMEOUT_S + 1)
+    net.run(first)
+    assert first.outbox.queued == 0
+    return first, second
+
+
+@pytest.mark.parametrize(("boot", "other"), [(BOOT_A, BOOT_B), (BOOT_B, BOOT_C), (BOOT_C, BOOT_A)])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_after_a_restart_of_the_host_a_worker_gets_gaps_that_are_not_exact_for_the_boot_before(boot, other, is_first):
+    net = Net(epoch=boot(900))
+    first, second = two_brokers_of_which_one_was_missed(net, other(20))
+    begin_anew(net, *((first, second) if is_first else (second, first)), epoch=other(30))
+    # What it missed of the present boot is as exact as ever.
+    of_before = [(missed, exact) for epoch, missed, exact in told(second) if epoch == boot(900)]
+    assert of_before == ([(2, False)] if is_first else [(0, False), (2, False)])
+    assert [gap for gap in told(second) if gap[0] != boot(900)] == [(other(20), 3, True)]
+    assert "was restarted" in second.gaps[0]["reason"]
+    # The first worker may have missed something too that only clients on the host knew of.
+    assert told(first) == [(boot(900), 0, False)]
+    # Once each.
+    for at_s, order in ((40, (second, first)), (50, (first, second))):
+        begin_anew(net, *order, epoch=other(at_s))
+    assert (len(first.gaps), len(second.gaps)) == (1, 2 if is_first else 3)
+
+
+def test_a_gap_of_a_boot_before_that_is_lost_with_its_broker_is_sent_by_the_next():
+    net = Net(epoch=BOOT_C(900))
+    first, second = stalled(net)
+    net.run(first)
+    net.replace_broker(BOOT_A(1))
+    channel = net.connect(second)
+    net.up(channel)
+    # The welcome alone.
+    net.down(channel, 1)
+    assert second.gaps == []
+    begin_anew(net, first, second, epoch=BOOT_A(2))
+    assert told(second) == [(BOOT_C(900), 2, False)]
+
+
+def test_of_two_boots_before_this_one_nothing_is_missed_silently():
+    for second_boot in (BOOT_A, BOOT_C):
+        net = Net(epoch=BOOT_B(900))
+        first, second = two_brokers_of_which_one_was_missed(net, second_boot(20))
+        begin_anew(net, first, second, epoch=encode_epoch(b"boot D", SECOND_NS))
+        assert [exact for _, _, exact in told(second)] == [False] * len(second.gaps)
+        assert (BOOT_B(900), 2, False) in told(second)
+
+
+def test_a_process_that_takes_a_slot_after_a_restart_of_the_host_gets_a_gap_that_is_not_exact():
+    net = Net(slots=2, epoch=BOOT_C(900))
+    first, second = workers(net, 2)
+    post(net, first, "handled")
+    net.run()
+    net.router.end_process(net.kill(second), net.now)
+    net.run(first)
+    net.replace_broker(BOOT_A(5))
+    net.attach(first)
+    successor = worker(net, 3, 1)
+    net.run()
+    assert told(successor) == [(BOOT_C(900), 0, False)]
+
+
+def test_a_newer_version_of_the_broker_is_not_another_boot():
+    net = Net(epoch=1_700_000_000 * SECOND_NS)
+    first, second = two_brokers_of_which_one_was_missed(net, BOOT_A(20))
+    begin_anew(net, first, second, epoch=BOOT_A(30))
+    assert told(second) == [(1_700_000_000 * SECOND_NS, 2, True), (BOOT_A(20), 3, True)]
+    assert first.gaps == []
+
+
+def test_workers_of_a_broker_that_handed_over_to_an_older_one_get_exact_gaps():
+    net = Net(epoch=BOOT_A(50))
+    first, second = stalled(net)
+    net.run(first)
+    begin_anew(net, first, second, epoch=BOOT_A(40))
+    assert told(second) == [(BOOT_A(50), 2, True)]
+    assert first.gaps == []
