@@ -91,6 +91,7 @@ class Bus:
             on_post=self._wake,
             # Where the loop is in a thread of its own, posting never keeps it from its turn.
             on_many=None if threaded else self._push,
+            is_handler=self._is_handler,
             is_awake=new_fork_flag(),
         )
         self.renew_locks()
@@ -163,6 +164,14 @@ class Bus:
     def _push(self) -> None:
         if (client := self._client_at_work()) is not None:
             client.sender.push()
+
+    def _is_handler(self) -> bool:
+        """Whether the caller is a handler of this bus."""
+        client, loop = self.client, self.loop
+        if client is None or loop is None or asyncio._get_running_loop() is not loop:
+            return False
+        # A bus with a thread of its own runs nothing but handlers in its loop, and all of it is refused to wait.
+        return self.threaded or client.is_in_handler
 
     def is_foreign(self, *, keep_last: int = 0) -> bool:
         """Whether this process was forked without Python's hooks: then every bus begins anew, as after os.fork. The last

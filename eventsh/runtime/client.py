@@ -432,6 +432,11 @@ class Client:
         self._loop.stop()
 
     @property
+    def is_in_handler(self) -> bool:
+        """Whether a handler calls this. In the loop's thread only."""
+        return self._handlers is not None and self._handlers.is_in_handler
+
+    @property
     def under_way(self) -> Delivery | None:
         """The delivery whose handlers are being called."""
         return None if self._handlers is None else self._handlers.under_way

@@ -166,6 +166,11 @@ class Dispatcher:
         return True
 
     @property
+    def is_in_handler(self) -> bool:
+        """Whether a handler calls this, a sync one or the task of an async one. In the loop's thread only."""
+        return self._handler is not None or self._lanes.is_in_handler
+
+    @property
     def under_way(self) -> Delivery:
         """The delivery whose handlers are being called, or one without events."""
         return self._delivery

@@ -108,6 +108,12 @@ class Lanes:
         """How many calls have not returned, begun or not."""
         return sum(share.left for lane in self._lanes.values() for share in list(lane.queue))
 
+    @property
+    def is_in_handler(self) -> bool:
+        """Whether the current task is that of a handler."""
+        task = asyncio.current_task()
+        return task is not None and any(lane.task is task for lane in self._lanes.values())
+
     def put(self, share: Share, given: set[Handler] | None = None) -> None:
         """Have the handler called once it is done with what it was given before, and note it in `given`. Needs a running
         loop."""
