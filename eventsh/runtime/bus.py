@@ -30,6 +30,7 @@ from eventsh.plugins import plugins
 from eventsh.runtime.client import Client
 from eventsh.runtime.election import forget_starts
 from eventsh.runtime.endpoint import SECURITY_OPTIONS, absolute_paths, complete_options, find_endpoint
+from eventsh.runtime.exits import prepare_exits, raise_exit
 from eventsh.runtime.forks import call_in_uwsgi_workers, is_before_uwsgi_forks, new_fork_flag
 from eventsh.runtime.host import pid_space
 from eventsh.runtime.hosted import LoopThread, check_threads
@@ -77,6 +78,8 @@ class Bus:
         self.on_posted: Callable[[str, str, Any, str | None], None] | None = None
         # For a program that shows what goes on: what stands between its client and its handlers.
         self.tap: Callable[[Deliveries], Deliveries] | None = None
+        # Receives each KeyboardInterrupt and SystemExit out of a handler.
+        self.on_exit: Callable[[BaseException], None] = raise_exit
         # The program that attaches this bus itself, in its own loop: then a `configure` of the files that it loads is left to
         # it.
         self.owner: str | None = None
@@ -249,6 +252,7 @@ class Bus:
                 self.registry,
                 tap=self.tap,
                 on_plugins=self._ask_plugins,
+                on_exit=self.on_exit,
             )
             self.client.start()
             self.client.sender.wake()
@@ -305,6 +309,7 @@ class Bus:
             call_in_uwsgi_workers(lambda: self.host(address, values))
             return
 
+        prepare_exits()
         thread = LoopThread("eventsh")
 
         async def begin() -> None:

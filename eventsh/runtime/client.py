@@ -23,6 +23,7 @@ from eventsh.plugins import plugins
 from eventsh.protocol.messages import Ask, Error, Message, Reply, Welcome
 from eventsh.runtime.attach import Attacher, in_thread
 from eventsh.runtime.dispatch import Dispatcher, HandlerFailure
+from eventsh.runtime.exits import raise_exit
 from eventsh.runtime.farewell import Farewell
 from eventsh.runtime.intake import ScriptIntake
 from eventsh.runtime.sender import Sender
@@ -87,6 +88,7 @@ class Client:
         tap: Callable[[Deliveries], Deliveries] | None = None,
         on_state: Callable[[bool], None] | None = None,
         on_plugins: Callable[[], None] | None = None,
+        on_exit: Callable[[BaseException], None] = raise_exit,
     ) -> None:
         self.address = address
         self.options = options
@@ -98,7 +100,11 @@ class Client:
         self._handlers = None
         if dispatcher is None:
             dispatcher = self._handlers = Dispatcher(
-                registry, timeout_s=options.timeout, on_failure=self._take_failure, on_complete=self._complete
+                registry,
+                timeout_s=options.timeout,
+                on_failure=self._take_failure,
+                on_complete=self._complete,
+                on_exit=on_exit,
             )
         self._dispatcher: Deliveries = dispatcher if tap is None else tap(dispatcher)
         self._was_attached = False
@@ -269,7 +275,7 @@ class Client:
             self._dispatch()
             self._after_handling()
         except BaseException:
-            # Out of a signal handler, or a KeyboardInterrupt out of a handler of events. The delivery goes on where it was.
+            # Out of a signal handler, or the exit of a handler of events. The delivery goes on where it was.
             self._schedule_pump()
             raise
 
@@ -283,7 +289,15 @@ class Client:
                 if inbox.has_work and inbox.hold_until is not None:
                     self._hold_ends_at = self._loop.call_later(max(0.0, inbox.hold_until - now), self._pump)
                 break
-            if dispatcher.dispatch(delivery):
+            try:
+                is_over = dispatcher.dispatch(delivery)
+            except BaseException:
+                if delivery.is_over:
+                    # The program may end here, and the event must not be handled again.
+                    self._complete_now(delivery)
+                    self._send_ack(at_once=True)
+                raise
+            if is_over:
                 self._complete_now(delivery)
             else:
                 inbox.set_aside(delivery)
@@ -363,8 +377,8 @@ class Client:
     def _take_failure(self, failure: HandlerFailure) -> None:
         facts = {name: text[:_REPORT_CHARS] for name, text in asdict(failure).items()}
         self.session.report_failure(facts)
-        self._tell_plugins("eventsh_handler_failed", failure=facts)
         self.sender.schedule_flush()
+        self._tell_plugins("eventsh_handler_failed", failure=facts)
 
     # --- callbacks that were lost ---
 
