@@ -8,6 +8,7 @@ to the dispatcher. What it has to say leaves by its sender; who waits for someth
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -233,7 +234,9 @@ class Client:
         gaps, self.session.new_gaps = self.session.new_gaps, []
         for gap in gaps:
             missed = gap["missed"] if gap["exact"] else "an unknown number of"
-            _log.warning("%s: missed %s events: %s", self.address, missed, gap["reason"])
+            # Where the program's logging raises, the connection must not end for it.
+            with contextlib.suppress(Exception):
+                _log.warning("%s: missed %s events: %s", self.address, missed, gap["reason"])
             self._tell_plugins("eventsh_gap", gap=gap)
         # A batch that could not be read is reported to the broker.
         self.sender.schedule_flush()

@@ -196,3 +196,62 @@ def test_every_delivery_completes(broker, face, is_async, log):
         while not observer.told:
             assert time.monotonic() < end
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_the_watchdog_outlives_a_logging_that_raises(broker, capfd, is_async):
+    slow: list[str] = []
+
+    def hang(data: Any, *_: Any) -> None:
+        slow.append(data)
+        time.sleep(0.5)
+
+    async def hang_async(data: Any, *_: Any) -> None:
+        slow.append(data)
+        await asyncio.sleep(0.5)
+
+    with Events(broker.address, broker="never", timeout=0.1) as events:
+        events.register(hang_async if is_async else hang, "s")
+        events.wait_ready(DEADLINE_S)
+        with broken_log(ValueError):
+            events.post("s", "e", "first")
+            events.post("s", "e", "second")
+            end = time.monotonic() + DEADLINE_S
+            told = ""
+            while told.count("over the timeout of 0.1 s") < 2:
+                assert time.monotonic() < end, told
+                told += capfd.readouterr().err
+                time.sleep(0.02)
+            assert "eventsh could not log this: ValueError: filter" in told
+    assert slow == ["first", "second"]
+
+
+def test_a_handler_that_fails_as_the_close_cancels_it_is_reported(broker):
+    async def run() -> tuple[int, int]:
+        begun = asyncio.Event()
+
+        async def handle(data: Any, *_: Any) -> None:
+            try:
+                begun.set()
+                await asyncio.sleep(DEADLINE_S)
+            finally:
+                if data == "fails":
+                    raise ValueError(data)
+
+        failed: list[int] = []
+        for data in ("fails", "is cancelled"):
+            begun.clear()
+            events = AsyncEvents(broker.address, broker="never")
+            events.register(handle, "s")
+            events.configure()
+            await events.wait_ready(DEADLINE_S)
+            handlers = events._bus.client._handlers  # type: ignore[union-attr]
+            assert handlers is not None
+            events.post_local("s", "e", data)
+            await begun.wait()
+            await events.close(timeout=0.1)
+            await handlers.drain()
+            failed.append(handlers.failed)
+        return failed[0], failed[1]
+
+    assert asyncio.run(run()) == (1, 0)
