@@ -103,8 +103,7 @@ def test_what_a_handler_does_is_told_with_its_name_and_no_event_is_lost_in_any_w
     assert workers(pool) == before
 
 
-def test_a_handler_that_exits_has_its_worker_stop_in_good_order_and_no_event_is_lost_or_doubled(lasting_pool):
-    pool = lasting_pool
+def test_a_handler_that_exits_has_its_worker_stop_in_good_order_and_no_event_is_lost_or_doubled(pool):
     before = workers(pool)
     poster = post(pool, "exit")
     wait_until(lambda: numbers(pool, 1, poster) == [ALL], "the other worker has all")
