@@ -95,6 +95,8 @@ class Client:
         self.options = options
         self.session = session
         self.on_state = on_state
+        self._on_exit = on_exit
+        self._has_exited = False
         self._on_plugins = on_plugins
         self._loop = asyncio.get_running_loop()
         # Its own, which is told what a stand-in need not know.
@@ -105,7 +107,7 @@ class Client:
                 timeout_s=options.timeout,
                 on_failure=self._take_failure,
                 on_complete=self._complete,
-                on_exit=on_exit,
+                on_exit=self._pass_exit,
             )
         self._dispatcher: Deliveries = dispatcher if tap is None else tap(dispatcher)
         self._was_attached = False
@@ -382,6 +384,14 @@ class Client:
         self.session.report_failure(facts)
         self.sender.schedule_flush()
         self._tell_plugins("eventsh_handler_failed", failure=facts)
+
+    def _pass_exit(self, error: BaseException) -> None:
+        """Pass on every KeyboardInterrupt, and the first SystemExit: others would interrupt the cleaning up after it."""
+        if issubclass(type(error), SystemExit):
+            if self._has_exited:
+                return
+            self._has_exited = True
+        self._on_exit(error)
 
     # --- callbacks that were lost ---
 

@@ -166,6 +166,23 @@ def test_an_exit_out_of_a_handler_ends_the_program_with_its_status(tmp_path, bro
         assert "because" in output
 
 
+@pytest.mark.parametrize("define", ["def", "async def"])
+@pytest.mark.parametrize("face", ["Events, waiting", "AsyncEvents"])
+def test_further_exits_do_not_interrupt_the_cleaning_up(tmp_path, broker, face, define):
+    program = start(tmp_path, broker, define, face, "sys.exit(3)")
+    assert program.stdout is not None
+    with program, Events(broker.address, broker="never", role="observer") as events:
+        while (line := program.stdout.readline()) and line != "ready\n":
+            pass
+        events.wait_ready(DEADLINE_S)
+        for _ in range(20):
+            events.post("s", "end")
+        events.post("s", "last")
+        output, _ = program.communicate(timeout=DEADLINE_S)
+    assert program.returncode == 3, output
+    assert (output.count("noted end"), output.count("noted last")) == (20, 1), output
+
+
 def test_a_unique_event_whose_handler_exits_is_complete(tmp_path, broker):
     """The process ends without closing its bus: the next one must not get the event again."""
     seen: Counter[str] = Counter()
