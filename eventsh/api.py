@@ -208,7 +208,7 @@ class Events(_Face):
             True: the event is posted, whole.
 
         Raises:
-            QueueOverflow: Call `drain` and post again.
+            QueueOverflow: Call `drain` and post again. Handlers may fill the queue to twice its limit, and can't wait there.
             PayloadTooLarge, NotSerializable, UsageError: Posting this again changes nothing.
             Other exceptions come out of the program's own signal handlers. They leave open whether the event was posted;
             it never is twice, or in part.
@@ -247,8 +247,8 @@ class Events(_Face):
         self._wait(lambda: client.waiters.wait_confirmed(timeout), timeout)
 
     def drain(self, timeout: float | None = None) -> None:
-        """Wait until the queue of posts is at most half full, as after a QueueOverflow. Raises NotConnected after
-        `timeout` seconds."""
+        """Wait until the queue of posts is at most half full, as after a QueueOverflow. Those who wait are served in the
+        order of their calls. Raises NotConnected after `timeout` seconds."""
         client = self._bus.working_client()
         self._wait(lambda: client.waiters.wait_room(timeout), timeout)
 
@@ -341,8 +341,8 @@ class AsyncEvents(_Face):
         await self._bus.working_client().waiters.wait_confirmed(timeout)
 
     async def drain(self, timeout: float | None = None) -> None:
-        """Wait until the queue of posts is at most half full, as after a QueueOverflow. Raises NotConnected after
-        `timeout` seconds."""
+        """Wait until the queue of posts is at most half full, as after a QueueOverflow. Those who wait are served in the
+        order of their calls. Raises NotConnected after `timeout` seconds."""
         await self._bus.working_client().waiters.wait_room(timeout)
 
     async def close(self, *, leave: bool = True, timeout: float | None = None) -> None:

@@ -80,21 +80,31 @@ class OverloadError(EventError):
 
 
 class QueueOverflow(OverloadError):
-    """A queue of this process is full. Nothing was posted; call drain() and post again."""
+    """A queue of this process is full. Nothing was posted; call drain() and post again.
 
-    def __init__(self, queued: int, limit: int, *, queue: str = "post", unit: str = "events") -> None:
-        super().__init__(queued, limit, queue, unit)
+    A handler may fill a queue to twice the limit, its reserve. With `of_handlers` that is full too, and waiting in the handler
+    may be what keeps it full: post less, or let the handler fail.
+    """
+
+    def __init__(
+        self, queued: int, limit: int, *, queue: str = "post", unit: str = "events", of_handlers: bool = False
+    ) -> None:
+        super().__init__(queued, limit, queue, unit, of_handlers)
         self.queued = queued
         self.limit = limit
         self.queue = queue
         self.unit = unit
+        self.of_handlers = of_handlers
 
     def __str__(self) -> str:
         option = "max_queue_bytes" if self.unit == "bytes" else "max_queue_len"
-        return (
-            f"the {self.queue} queue holds {self.queued} {self.unit}, its limit is {self.limit}:"
-            f" wait with drain(), post more slowly, or raise {option}"
-        )
+        holds = f"the {self.queue} queue holds {self.queued} {self.unit}, its limit"
+        if self.of_handlers:
+            return (
+                f"{holds} for handlers is {self.limit} (twice {option}): post less in a handler, await drain() in an"
+                f" async one of AsyncEvents, or raise {option}"
+            )
+        return f"{holds} is {self.limit}: wait with drain(), post more slowly, or raise {option}"
 
 
 class UnreachableError(EventError):

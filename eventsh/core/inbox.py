@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from eventsh.core.delivery import Delivery, UnknownForm, decode_runs
+from eventsh.core.outbox import RESERVE
 from eventsh.core.trace import Trace
 from eventsh.errors import ProtocolError, QueueOverflow
 from eventsh.event import LIFECYCLE_SOURCE, check_name
@@ -40,6 +41,7 @@ class Inbox:
         reads_whole: bool,
         readable: int,
         on_unread: Callable[[int, bytearray | memoryview, ProtocolError], dict[str, Any]],
+        is_handler: Callable[[], bool],
     ) -> None:
         # The epoch that what arrives is of, and the last seq of it up to which every handler has returned.
         self.epoch = 0
@@ -74,6 +76,8 @@ class Inbox:
         # error, and returns the gap's data.
         self._readable = readable
         self._on_unread = on_unread
+        # Whether the caller is a handler, which has the reserve of the outbox here too.
+        self._is_handler = is_handler
 
     def begin(self, epoch: int, start: int) -> None:
         """Begin another epoch, after the event `start`. Repeating the call changes nothing."""
@@ -93,11 +97,17 @@ class Inbox:
     def post_local(self, source: str, event: str, data: Any) -> None:
         """Put an event into this process's own queue, behind what has arrived. Raises QueueOverflow, UsageError."""
         source, event = check_name(source, "source"), check_name(event, "event")
-        if self.local_queued >= self.max_queue_len and self._count_local() >= self.max_queue_len:
-            raise QueueOverflow(self.local_queued, self.max_queue_len, queue="local")
+        if self.local_queued >= self.max_queue_len:
+            self._check_room()
         delivery = Delivery(0, 1, None, [[source, event, [data]]])
         self._local_in += 1
         self.waiting.append(delivery)
+
+    def _check_room(self) -> None:
+        of_handlers = self._is_handler()
+        limit = self.max_queue_len * (RESERVE if of_handlers else 1)
+        if self.local_queued >= limit and (queued := self._count_local()) >= limit:
+            raise QueueOverflow(queued, limit, queue="local", of_handlers=of_handlers)
 
     @property
     def local_queued(self) -> int:

@@ -31,11 +31,13 @@ from eventsh.protocol.frame import FLAGS_OFFSET, HEADER, Flag, Kind, encode_fram
 if TYPE_CHECKING:
     from eventsh.core.trace import Wait
 
-__all__ = ["Outbox"]
+__all__ = ["RESERVE", "Outbox"]
 
 # Pairs of source and event whose encoded form is remembered. Programs have dozens; the limit is against those that put
 # an id into the name.
 _MAX_NAMES = 4096
+# A handler can't wait for room in a queue that others keep full, so it may fill the queue to this many times the limit.
+RESERVE = 2
 # From so many unconfirmed frames on, posted events may wait for others. Confirmations come within a millisecond, so that
 # many are only under way where a program posts a little in each turn of its loop: then the broker and every worker would
 # be busy with frames, not with events.
@@ -62,6 +64,26 @@ class _Batch(NamedTuple):
 _Head = tuple[int, "deque[_Batch]", int]
 
 
+class _Room:
+    """How far posters may fill the queue, and the credit until its bytes are counted again.
+
+    Counting takes as long as the queue, so a credit is given: of places for short data, and of bytes for long data.
+    """
+
+    __slots__ = ("credit_stop", "full_at", "long_credit", "max_bytes", "max_events")
+
+    def __init__(self, max_events: int, max_bytes: int) -> None:
+        self.max_events = max_events
+        self.max_bytes = max_bytes
+        # The length of `_posted` beyond which the queue is full, and beyond which the credit is used up.
+        self.full_at = (max_events + 1) * _PAIR - 1
+        self.credit_stop = self.long_credit = 0
+
+    def has_credit(self, length: int, size: int = 0) -> bool:
+        """Whether `_posted`, of this length, may grow by an event, and by `size` bytes of long data."""
+        return length <= self.full_at and length <= self.credit_stop and size <= self.long_credit
+
+
 class Outbox:
     """Posted events of one client.
 
@@ -73,25 +95,26 @@ class Outbox:
         max_queue_bytes: Unconfirmed encoded bytes that `post` accepts.
         on_post: Called by `post` while `is_awake` is 0; it sets it and has `take` called soon. Must not raise.
         on_many: Called by `post` whenever two more full batches wait, for an owner that can send at once.
+        is_handler: Whether the caller of `post` is a handler of the owner, which can't wait for room. Handlers have a reserve
+            of as many events and bytes again. Called only where a queue is full.
         is_awake: One byte, also read by `post`. The memory of a bus becomes 0 in a forked child by itself.
     """
 
     __slots__ = (
         "_batcher",
-        "_credit_stop",
-        "_full_at",
+        "_common",
         "_known_names",
-        "_long_credit",
+        "_many_at",
         "_max_payload_len",
-        "_max_queue_bytes",
-        "_max_queue_len",
         "_names",
         "_on_many",
         "_on_post",
         "_posted",
+        "_reserve",
         "_sent",
         "_stop_at",
         "is_awake",
+        "is_handler",
         "pid",
         "waits",
         "window",
@@ -107,6 +130,7 @@ class Outbox:
         max_queue_bytes: int = 64 * 1024 * 1024,
         on_post: Callable[[], None] = lambda: None,
         on_many: Callable[[], None] | None = None,
+        is_handler: Callable[[], bool] = lambda: False,
         is_awake: bytearray | memoryview[bool] | None = None,
     ) -> None:
         self.pid = pid
@@ -117,6 +141,7 @@ class Outbox:
         self.waits: dict[int, Wait] = {}
         self._on_post = on_post
         self._on_many = on_many
+        self.is_handler = is_handler
         self._posted: list[Any] = [None, (0, deque(), origin)]
         # The last number that left on the present connection.
         self._sent = 0
@@ -124,26 +149,23 @@ class Outbox:
         # Names of the last post, and of earlier ones.
         self._names = _NO_NAMES
         self._known_names: dict[tuple[str, str], Names] = {}
-        # Bytes are counted when a credit is used up: so many more places for short data, and bytes for long data.
-        self._credit_stop = self._long_credit = 0
-        self._max_queue_len = max_queue_len
         self._max_payload_len = max_payload_len
-        self._max_queue_bytes = max_queue_bytes
-        # The length of `_posted` beyond which the queue is full, and beyond which `post` looks closer.
-        self._full_at = self._stop_at = 0
-        self._set_limits()
+        self._common = _Room(max_queue_len, max_queue_bytes)
+        self._reserve = _Room(RESERVE * max_queue_len, RESERVE * max_queue_bytes)
+        # The lengths of `_posted` beyond which `post` looks closer, and beyond which batches can be sent at once.
+        self._stop_at = self._many_at = 0
+        self._forget_names()
 
     # --- limits: may be set at any time, as the next ones ---
 
     @property
     def max_queue_len(self) -> int:
         """Unconfirmed events that `post` accepts."""
-        return self._max_queue_len
+        return self._common.max_events
 
     @max_queue_len.setter
     def max_queue_len(self, value: int) -> None:
-        self._max_queue_len = value
-        self._set_limits()
+        self._set_limits(value, self.max_queue_bytes)
 
     @property
     def max_payload_len(self) -> int:
@@ -153,30 +175,32 @@ class Outbox:
     @max_payload_len.setter
     def max_payload_len(self, value: int) -> None:
         self._max_payload_len = value
-        self._set_limits()
+        self._forget_names()
 
     @property
     def max_queue_bytes(self) -> int:
         """Unconfirmed encoded bytes that `post` accepts."""
-        return self._max_queue_bytes
+        return self._common.max_bytes
 
     @max_queue_bytes.setter
     def max_queue_bytes(self, value: int) -> None:
-        self._max_queue_bytes = value
-        self._set_limits()
+        self._set_limits(self.max_queue_len, value)
 
-    def _set_limits(self) -> None:
-        self._full_at = (self._max_queue_len + 1) * _PAIR - 1
-        self._credit_stop = self._long_credit = 0
-        # Names are remembered with the limits of their data.
-        self._known_names = {}
-        self._names = _NO_NAMES
+    def _set_limits(self, events: int, size: int) -> None:
+        self._common = _Room(events, size)
+        self._reserve = _Room(RESERVE * events, RESERVE * size)
         self._set_stop()
 
+    def _forget_names(self) -> None:
+        # They are remembered with the limits of their data.
+        self._known_names = {}
+        self._names = _NO_NAMES
+
     def _set_stop(self) -> None:
-        stop = min(self._full_at, self._credit_stop)
+        stop = min(self._common.full_at, self._common.credit_stop)
         if self._on_many is not None:
-            stop = min(stop, len(self._posted) + _BATCHES_AT_ONCE * self._batcher.events * _PAIR)
+            self._many_at = len(self._posted) + _BATCHES_AT_ONCE * self._batcher.events * _PAIR
+            stop = min(stop, self._many_at)
         self._stop_at = stop
 
     # --- what is where ---
@@ -224,16 +248,12 @@ class Outbox:
     @property
     def is_half_empty(self) -> bool:
         """Whether the queue has room for half of what it holds at most, in events and in bytes."""
-        return self.queued <= self._max_queue_len // 2 and self.queued_bytes <= self._max_queue_bytes // 2
+        return self.queued <= self.max_queue_len // 2 and self.queued_bytes <= self.max_queue_bytes // 2
 
     @property
     def has_unbatched(self) -> bool:
         """Whether posts wait for their batch. In the thread of the owner's loop only."""
         return self.number > self.numbered
-
-    @property
-    def has_room(self) -> bool:
-        return len(self._posted) <= self._full_at
 
     # --- posting: in any thread ---
 
@@ -264,32 +284,48 @@ class Outbox:
 
     def _check_room(self) -> None:
         """Raise QueueOverflow, or have full batches sent, or count the bytes."""
-        if not self.has_room:
-            raise QueueOverflow(self.queued, self._max_queue_len)
-        if self._on_many is not None:
+        if not self._common.has_credit(len(self._posted)):
+            self._extend_credit(0)
+        if self._on_many is not None and len(self._posted) > self._many_at:
             self._on_many()
-        if len(self._posted) > self._credit_stop:
-            self._count_bytes(0)
         self._set_stop()
 
-    def _count_bytes(self, size: int) -> None:
-        """Count the bytes of the queue, and give a credit of what is left. Raises QueueOverflow without room for `size`."""
-        waiting = self.queued_bytes
-        room = self._max_queue_bytes - waiting
-        # With less than a hundredth left every post would count again.
-        if waiting and room < max(size, self._max_queue_bytes // 100):
-            raise QueueOverflow(waiting, self._max_queue_bytes, unit="bytes")
-        # Half of what is left beside this one for short data, and half for long data.
-        rest = max(0, room - size)
-        self._credit_stop = len(self._posted) + rest // 2 // SURE_BYTES * _PAIR
-        self._long_credit = size + rest // 2
-
     def _spend(self, size: int) -> None:
-        """Take long data from the credit. Raises QueueOverflow."""
+        """Take long data from a credit. Raises QueueOverflow."""
         # Two threads at once may each see the credit without the other: the limit is then passed by one event of each.
-        if size > self._long_credit:
-            self._count_bytes(size)
-        self._long_credit -= size
+        room = self._common
+        if size > room.long_credit:
+            room = self._extend_credit(size)
+        room.long_credit -= size
+
+    def _extend_credit(self, size: int) -> _Room:
+        """Find credit for `size` bytes of long data in the room of the caller. Raises QueueOverflow."""
+        if not self.is_handler():
+            return self._count_bytes(self._common, size)
+        # First, for while the common room is full each post of a handler gets here, and counting takes long.
+        reserve = self._reserve
+        if reserve.has_credit(len(self._posted), size):
+            return reserve
+        try:
+            return self._count_bytes(self._common, size)
+        except QueueOverflow:
+            return self._count_bytes(reserve, size)
+
+    def _count_bytes(self, room: _Room, size: int) -> _Room:
+        """Count the bytes of the queue, and give a credit of what is left. Raises QueueOverflow without room for `size`."""
+        of_handlers = room is self._reserve
+        if len(self._posted) > room.full_at:
+            raise QueueOverflow(self.queued, room.max_events, of_handlers=of_handlers)
+        waiting = self.queued_bytes
+        left = room.max_bytes - waiting
+        # With less than a hundredth left every post would count again.
+        if waiting and left < max(size, room.max_bytes // 100):
+            raise QueueOverflow(waiting, room.max_bytes, unit="bytes", of_handlers=of_handlers)
+        # Half of what is left beside this one for short data, and half for long data.
+        rest = max(0, left - size)
+        room.credit_stop = len(self._posted) + rest // 2 // SURE_BYTES * _PAIR
+        room.long_credit = size + rest // 2
+        return room
 
     def _check(self, source: str, event: str, data: Any, encoded: bytes) -> tuple[Facts, bytes]:
         """Make the entry of an event that may need a closer look. Raises as `post` does."""
@@ -369,8 +405,8 @@ class Outbox:
         Raises:
             QueueOverflow: Nothing was posted.
         """
-        if self.queued and self.queued + count > self._max_queue_len:
-            raise QueueOverflow(self.queued, self._max_queue_len)
+        if self.queued and self.queued + count > self.max_queue_len:
+            raise QueueOverflow(self.queued, self.max_queue_len)
         head = len(key).to_bytes(2, "little") + key if flags & Flag.UNIQUE else b""
         if worker is not None:
             flags |= Flag.DIRECTED
@@ -452,7 +488,8 @@ class Outbox:
         if number > confirmed:
             posted[: (number - confirmed + 1) * _PAIR] = (None, (number, batches, origin))
             # Fewer places are in use, and as many more as before are free.
-            self._credit_stop -= (number - confirmed) * _PAIR
+            self._common.credit_stop -= (number - confirmed) * _PAIR
+            self._reserve.credit_stop -= (number - confirmed) * _PAIR
         while batches and batches[0].last <= number:
             batches.popleft()
         # A batch that an earlier broker confirmed just before it died may still wait to be sent again.

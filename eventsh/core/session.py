@@ -174,6 +174,7 @@ class Session:
             reads_whole=reads_whole,
             readable=readable_flags(features),
             on_unread=self._take_unread,
+            is_handler=outbox.is_handler,
         )
         # Makes the proof of each connection, where there is a token; what is to be sent before the welcome.
         self.new_proof: Callable[[], ClientProof] | None = None

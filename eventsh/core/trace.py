@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from eventsh.core.failure import error_text, type_name
 from eventsh.escape import expressible
 from eventsh.protocol.messages import Handled
 from eventsh.protocol.messages import Receipt as Having
@@ -42,11 +43,7 @@ class Trace:
         """A handler returned, or raised."""
         text = None
         if error is not None:
-            try:
-                text = f"{type(error).__qualname__}: {error}".removesuffix(": ")
-            except Exception:  # noqa: BLE001 - an error that can't even be written is still one to tell of
-                text = type(error).__qualname__
-            text = _plain(text)
+            text = _plain(f"{type_name(error)}: {error_text(error)}".removesuffix(": "))
         source, event = (None if level is None else _plain(level) for level in (handler.source, handler.event))
         self.runs.append(HandlerRun(_plain(handler.name), _plain(handler.location), source, event, seconds, text))
 

@@ -31,6 +31,7 @@ from eventsh.plugins import plugins
 from eventsh.runtime.client import Client
 from eventsh.runtime.election import forget_starts
 from eventsh.runtime.endpoint import SECURITY_OPTIONS, absolute_paths, complete_options, find_endpoint
+from eventsh.runtime.exits import prepare_exits, raise_exit
 from eventsh.runtime.forks import call_in_uwsgi_workers, is_before_uwsgi_forks, new_fork_flag
 from eventsh.runtime.host import pid_space
 from eventsh.runtime.hosted import LoopThread, check_threads
@@ -78,6 +79,8 @@ class Bus:
         self.on_posted: Callable[[str, str, Any, str | None], None] | None = None
         # For a program that shows what goes on: what stands between its client and its handlers.
         self.tap: Callable[[Deliveries], Deliveries] | None = None
+        # Receives each KeyboardInterrupt and SystemExit out of a handler.
+        self.on_exit: Callable[[BaseException], None] = raise_exit
         # The program that attaches this bus itself, in its own loop: then a `configure` of the files that it loads is left to
         # it.
         self.owner: str | None = None
@@ -92,6 +95,7 @@ class Bus:
             on_post=self._wake,
             # Where the loop is in a thread of its own, posting never keeps it from its turn.
             on_many=None if threaded else self._push,
+            is_handler=self._is_handler,
             is_awake=new_fork_flag(),
         )
         self.renew_locks()
@@ -165,6 +169,14 @@ class Bus:
     def _push(self) -> None:
         if (client := self._client_at_work()) is not None:
             client.sender.push()
+
+    def _is_handler(self) -> bool:
+        """Whether the caller is a handler of this bus."""
+        client, loop = self.client, self.loop
+        if client is None or loop is None or asyncio._get_running_loop() is not loop:
+            return False
+        # A bus with a thread of its own runs nothing but handlers in its loop, and all of it is refused to wait.
+        return self.threaded or client.is_in_handler
 
     def is_foreign(self, *, keep_last: int = 0) -> bool:
         """Whether this process was forked without Python's hooks: then every bus begins anew, as after os.fork. The last
@@ -242,6 +254,7 @@ class Bus:
                 self.registry,
                 tap=self.tap,
                 on_plugins=self._ask_plugins,
+                on_exit=self.on_exit,
             )
             self.client.start()
             self.client.sender.wake()
@@ -298,6 +311,7 @@ class Bus:
             call_in_uwsgi_workers(lambda: self.host(address, values))
             return
 
+        prepare_exits()
         thread = LoopThread("eventsh")
 
         async def begin() -> None:

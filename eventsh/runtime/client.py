@@ -8,6 +8,7 @@ to the dispatcher. What it has to say leaves by its sender; who waits for someth
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -23,6 +24,7 @@ from eventsh.plugins import plugins
 from eventsh.protocol.messages import Ask, Error, Message, Reply, Welcome
 from eventsh.runtime.attach import Attacher, in_thread
 from eventsh.runtime.dispatch import Dispatcher, HandlerFailure
+from eventsh.runtime.exits import raise_exit
 from eventsh.runtime.farewell import Farewell
 from eventsh.runtime.intake import ScriptIntake
 from eventsh.runtime.sender import Sender
@@ -87,18 +89,25 @@ class Client:
         tap: Callable[[Deliveries], Deliveries] | None = None,
         on_state: Callable[[bool], None] | None = None,
         on_plugins: Callable[[], None] | None = None,
+        on_exit: Callable[[BaseException], None] = raise_exit,
     ) -> None:
         self.address = address
         self.options = options
         self.session = session
         self.on_state = on_state
+        self._on_exit = on_exit
+        self._has_exited = False
         self._on_plugins = on_plugins
         self._loop = asyncio.get_running_loop()
         # Its own, which is told what a stand-in need not know.
         self._handlers = None
         if dispatcher is None:
             dispatcher = self._handlers = Dispatcher(
-                registry, timeout_s=options.timeout, on_failure=self._take_failure, on_complete=self._complete
+                registry,
+                timeout_s=options.timeout,
+                on_failure=self._take_failure,
+                on_complete=self._complete,
+                on_exit=self._pass_exit,
             )
         self._dispatcher: Deliveries = dispatcher if tap is None else tap(dispatcher)
         self._was_attached = False
@@ -227,7 +236,9 @@ class Client:
         gaps, self.session.new_gaps = self.session.new_gaps, []
         for gap in gaps:
             if gap.notice:
-                _log.warning("%s: %s", self.address, gap.notice)
+                # Where the program's logging raises, the connection must not end for it.
+                with contextlib.suppress(Exception):
+                    _log.warning("%s: %s", self.address, gap.notice)
             self._tell_plugins("eventsh_gap", gap=gap.data)
         # A batch that could not be read is reported to the broker.
         self.sender.schedule_flush()
@@ -269,7 +280,7 @@ class Client:
             self._dispatch()
             self._after_handling()
         except BaseException:
-            # Out of a signal handler, or a KeyboardInterrupt out of a handler of events. The delivery goes on where it was.
+            # Out of a signal handler, or the exit of a handler of events. The delivery goes on where it was.
             self._schedule_pump()
             raise
 
@@ -283,7 +294,15 @@ class Client:
                 if inbox.has_work and inbox.hold_until is not None:
                     self._hold_ends_at = self._loop.call_later(max(0.0, inbox.hold_until - now), self._pump)
                 break
-            if dispatcher.dispatch(delivery):
+            try:
+                is_over = dispatcher.dispatch(delivery)
+            except BaseException:
+                if delivery.is_over:
+                    # The program may end here, and the event must not be handled again.
+                    self._complete_now(delivery)
+                    self._send_ack(at_once=True)
+                raise
+            if is_over:
                 self._complete_now(delivery)
             else:
                 inbox.set_aside(delivery)
@@ -363,8 +382,16 @@ class Client:
     def _take_failure(self, failure: HandlerFailure) -> None:
         facts = {name: text[:_REPORT_CHARS] for name, text in asdict(failure).items()}
         self.session.report_failure(facts)
-        self._tell_plugins("eventsh_handler_failed", failure=facts)
         self.sender.schedule_flush()
+        self._tell_plugins("eventsh_handler_failed", failure=facts)
+
+    def _pass_exit(self, error: BaseException) -> None:
+        """Pass on every KeyboardInterrupt, and the first SystemExit: others would interrupt the cleaning up after it."""
+        if issubclass(type(error), SystemExit):
+            if self._has_exited:
+                return
+            self._has_exited = True
+        self._on_exit(error)
 
     # --- callbacks that were lost ---
 
@@ -430,6 +457,11 @@ class Client:
         self._dispatcher.abandon()
         # Only has an effect if it was a handler that forked: then this thread must not go on in the parent's loop.
         self._loop.stop()
+
+    @property
+    def is_in_handler(self) -> bool:
+        """Whether a handler calls this. In the loop's thread only."""
+        return self._handlers is not None and self._handlers.is_in_handler
 
     @property
     def under_way(self) -> Delivery | None:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from eventsh.core.delivery import Delivery
 from eventsh.core.registry import Call, Handler, Match, Registry
+from eventsh.runtime.exits import raise_exit
 from eventsh.runtime.lanes import Lanes, Share, is_new
 from eventsh.runtime.replayed import CLEAN_LEN, is_clean, new_context
-from eventsh.runtime.report import HandlerFailure, Reporter, pass_on
+from eventsh.runtime.report import HandlerFailure, Reporter
 from eventsh.runtime.turns import Loop, Stage, Turn
 from eventsh.runtime.watchdog import Stall, Watchdog, look_period
 
@@ -34,6 +35,9 @@ _IDLE = Delivery(0, 0, None, [])
 # As many events as there may be.
 _ALL = 1 << 32
 
+# A call that may have been interrupted: the handler, its result, the data, the match, the delivery.
+_Interrupted = tuple[Handler, Any, Any, Match, Delivery]
+
 # What tells one call of a sync handler from every other: the number of the delivery, how many runs of it and how many
 # events of the run were handled, the handler; and for the warning, the source and the event.
 _Call = tuple[int, int, int, Handler, str, str]
@@ -42,8 +46,12 @@ _Call = tuple[int, int, int, Handler, str, str]
 class Dispatcher:
     """Hands deliveries to handlers, one delivery after the other. Its owner must call `close` in the end.
 
-    A handler that raises, or calls sys.exit, stops nothing: it is logged, counted and told to `on_failure`. A handler
+    A handler that raises stops nothing, whatever it raises: that is logged, counted and passed to `on_failure`. A handler
     that takes longer than `timeout_s` is warned of, once a call, also while it still hangs.
+
+    Args:
+        on_exit: Receives each KeyboardInterrupt and SystemExit out of a handler once the event is complete, in any thread.
+            It may raise it.
     """
 
     __slots__ = (
@@ -74,6 +82,7 @@ class Dispatcher:
         timeout_s: float,
         on_failure: Callable[[HandlerFailure], None],
         on_complete: Callable[[Delivery], None],
+        on_exit: Callable[[BaseException], None] = raise_exit,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.handled = 0
@@ -85,7 +94,7 @@ class Dispatcher:
         # In a child that was forked by a sync handler: that handler.
         self._forked_in: Handler | None = None
         self._timeout_s = timeout_s
-        self._reporter = Reporter(on_failure)
+        self._reporter = Reporter(on_failure, on_exit)
         self._lanes = Lanes(self._reporter, timeout_s=timeout_s, on_done=self._done, clock=clock)
         self._watchdog: Watchdog | None = None
         self._stall: Stall[_Call] = Stall()
@@ -125,8 +134,7 @@ class Dispatcher:
         """Call every handler of every event, in order. Needs a running loop where a handler is async.
 
         An exception that was not a handler's, such as one that a signal handler raises between two calls, leaves the
-        delivery where it is: call this again to resume it. So does KeyboardInterrupt out of a handler, which is raised
-        once the event is complete.
+        delivery where it is: call this again to resume it, unless it `is_over`. So does what `on_exit` raises.
 
         Returns:
             True: all of them have returned. False: some are async; `on_complete` is called when the last has returned.
@@ -160,10 +168,16 @@ class Dispatcher:
         seconds = self._clock() - started
         if seconds > self._timeout_s and self._told_delivery != self._delivery_number and last_handler is not None:
             self._warn_of_delivery(delivery, last_handler, seconds)
-        if not delivery.is_over:
+        # As `is_over`, whose call takes a twentieth of the dispatch of one event.
+        if delivery.shares or delivery.at != len(delivery.runs):
             return False
         self.handled += delivery.count
         return True
+
+    @property
+    def is_in_handler(self) -> bool:
+        """Whether a handler calls this, a sync one or the task of an async one. In the loop's thread only."""
+        return self._handler is not None or self._lanes.is_in_handler
 
     @property
     def under_way(self) -> Delivery:
@@ -228,8 +242,6 @@ class Dispatcher:
                     if handler is None or len(datas) != 1 or noted or delivery.turn is not None:
                         if not self._give_run(delivery, at, match, context, noted):
                             return False
-                        delivery.at = at + 1
-                        delivery.turn = None
                         noted = _after_first(noted)
                         if len(context) != CLEAN_LEN or self._closed:
                             return False
@@ -250,12 +262,10 @@ class Dispatcher:
                 if stage < Stage.CALLED or handler is None:
                     raise
                 start = delivery.at = at + 1
-                if stage > Stage.CALLED:
-                    self._rescue_result(stage, error, (handler, result, datas[0], match, delivery))
-                    raise
+                exit_error = self._settle(stage, error, (handler, result, datas[0], match, delivery))
                 handler.calls += 1
-                self._reporter.failure(handler, source, event, error)
-                pass_on(error)
+                if exit_error is not None:
+                    self._reporter.on_exit(exit_error)
                 if not is_clean(context) or self._closed:
                     return False
             else:
@@ -278,9 +288,12 @@ class Dispatcher:
             elif turn.now and not turn.is_stale:
                 self._give_several(turn, delivery, context, datas)
             reached = turn.reached
+            if reached == len(datas):
+                delivery.at = at + 1
+                delivery.turn = None
             if turn.exit is not None:
                 error, turn.exit = turn.exit, None
-                pass_on(error)
+                self._reporter.on_exit(error)
             if reached == len(datas):
                 return True
             if self._closed or not is_clean(context):
@@ -310,19 +323,10 @@ class Dispatcher:
                         if match.handlers is not handlers or len(context) != clean_len:
                             return
                     return
-                except BaseException as error:
+                except BaseException as error:  # noqa: BLE001 - sorted out there
                     stage = _SINGLE_LOOP.stage_of(error, call)
-                    if stage is Stage.TAKEN:
-                        turn.put_back()
-                    if stage > Stage.CALLED:
-                        self._rescue_result(stage, error, (handler, result, data, match, delivery))
-                    if stage is not Stage.CALLED:
-                        raise
-                    self._reporter.failure(handler, source, event, error)
-                    if isinstance(error, KeyboardInterrupt):
-                        turn.exit = error
-                        return
-                    if not is_clean(context):
+                    turn.exit = self._settle(stage, error, (handler, result, data, match, delivery))
+                    if turn.exit is not None or not is_clean(context):
                         return
         finally:
             handler.calls += left - length_hint(rest)
@@ -355,20 +359,14 @@ class Dispatcher:
                     if match.handlers is not turn.handlers or len(context) != CLEAN_LEN or turn.exit is not None:
                         return
                 return
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - sorted out there
                 stage = _SEVERAL_LOOP.stage_of(error, call)
-                if stage is Stage.TAKEN:
-                    turn.put_back()
-                if stage > Stage.CALLED:
-                    self._rescue_result(stage, error, (handler, result, data, match, delivery))
-                if stage is not Stage.CALLED:
-                    raise
+                exit_error = self._settle(stage, error, (handler, result, data, match, delivery))
                 handler.calls += 1
-                self._reporter.failure(handler, source, event, error)
+                if turn.exit is None:
+                    turn.exit = exit_error
                 if noted:
                     self._note(handler, delivery, self._clock() - started, error)
-                if isinstance(error, KeyboardInterrupt):
-                    turn.exit = error
 
     def _note(self, handler: Handler, delivery: Delivery, seconds: float, failure: BaseException | None) -> None:
         handler.note_seconds(seconds)
@@ -377,23 +375,32 @@ class Dispatcher:
 
     def _take_result(self, handler: Handler, result: Any, data: Any, match: Match, delivery: Delivery) -> bool:
         """Have a coroutine awaited. False: the result is none."""
-        # A lambda, or a decorator's wrapper, may give a coroutine without being `async def`. hasattr goes first, for
-        # isinstance with an abstract class takes longer than most handlers do.
-        if not (hasattr(result, "__await__") and isinstance(result, Coroutine)):
+        # A lambda, or a decorator's wrapper, may give a coroutine without being `async def`. The type is asked, for a proxy
+        # may raise for any attribute. hasattr goes first: a check for an abstract class takes longer than most handlers do.
+        kind = type(result)
+        if not (hasattr(kind, "__await__") and issubclass(kind, Coroutine)):
             return False
         self._lanes.put(Share(handler, delivery, match.source, match.event, [data], 0, result))
         return True
 
-    def _rescue_result(
-        self, stage: Stage, error: BaseException, call: tuple[Handler, Any, Any, Match, Delivery]
-    ) -> None:
-        """As `_take_result`, after an exception that may have interrupted it."""
+    def _settle(self, stage: Stage, error: BaseException, call: _Interrupted) -> BaseException | None:
+        """Report what a handler raised. Raise `error` again if it came from anything else, once the loop can be resumed.
+
+        Returns:
+            The error for `on_exit`, once the event is complete.
+        """
         handler, result, data, match, delivery = call
-        if stage is Stage.UNSTORED:
+        if stage is Stage.CALLED:
+            return self._reporter.failure(handler, match.source, match.event, error)
+        if stage is Stage.TAKEN:
+            delivery.turn.put_back()
+        elif stage is Stage.UNSTORED:
             # It may have been a coroutine, which is lost: then the event is reported.
             self._reporter.failure(handler, match.source, match.event, error)
-        elif is_new(result) and not any(share.holds(result) for share in delivery.shares):
+        elif stage is Stage.RETURNED and is_new(result) and not any(share.holds(result) for share in delivery.shares):
+            # The exception may have interrupted `_take_result`.
             self._take_result(handler, result, data, match, delivery)
+        raise error
 
     def _done(self, delivery: Delivery) -> None:
         self.handled += delivery.count

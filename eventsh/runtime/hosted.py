@@ -86,7 +86,9 @@ class LoopThread:
         try:
             self.loop.run_forever()
         except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt out of an async handler must not end it either
-            _log.exception("the loop of a bus was interrupted and goes on")
+            # A filter of the program's logging that raises must not end it either.
+            with contextlib.suppress(BaseException):
+                _log.exception("the loop of a bus was interrupted and goes on")
             return isinstance(error, Exception)
         if not self._is_stopping and os.getpid() == self._pid:
             _log.warning("the loop of a bus was stopped and goes on: a handler must not stop it")

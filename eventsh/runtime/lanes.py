@@ -17,10 +17,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
 from operator import length_hint
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from eventsh.core.failure import traceback_of
 from eventsh.runtime.replayed import REPLAYED, is_clean, new_context
-from eventsh.runtime.report import is_from, pass_on
+from eventsh.runtime.report import is_from
 
 if TYPE_CHECKING:
     from eventsh.core.delivery import Delivery
@@ -107,6 +109,12 @@ class Lanes:
     def pending(self) -> int:
         """How many calls have not returned, begun or not."""
         return sum(share.left for lane in self._lanes.values() for share in list(lane.queue))
+
+    @property
+    def is_in_handler(self) -> bool:
+        """Whether the current task is that of a handler."""
+        task = asyncio.current_task()
+        return task is not None and any(lane.task is task for lane in self._lanes.values())
 
     def put(self, share: Share, given: set[Handler] | None = None) -> None:
         """Have the handler called once it is done with what it was given before, and note it in `given`. Needs a running
@@ -218,8 +226,9 @@ class Lanes:
                 share.state = (index + 1, [])
             except BaseException as error:  # noqa: BLE001 - sorted out there
                 failure = error
-                if self._sort_out(lane, share, state, error, was_called=not length_hint(data)):
-                    # Cancelled, perhaps this task itself: `_ended` goes on.
+                self._sort_out(lane, share, state, error, was_called=not length_hint(data))
+                if issubclass(type(error), asyncio.CancelledError):
+                    # Perhaps this task itself: `_ended` goes on.
                     return
             finally:
                 self._end(lane, share, failure)
@@ -237,6 +246,9 @@ class Lanes:
             handler.calls += 1
             # One step: what the call returned can't be lost.
             made.extend(map(handler.call, data, (share.event,), (share.source,), (delivery.pid,)))
+            if not made:
+                # It ended the iteration.
+                raise RuntimeError("the handler raised StopIteration")
         REPLAYED.set(delivery.is_replayed)
         lane.call = (self._clock(), share.source, share.event)
 
@@ -261,36 +273,41 @@ class Lanes:
 
     def _sort_out(
         self, lane: _Lane, share: Share, state: tuple[int, list[Any]], error: BaseException, *, was_called: bool
-    ) -> bool:
-        """Report what the handler raised, and raise what was raised in the lane itself. True: the handler was cancelled."""
+    ) -> None:
+        """Report what the handler raised, and raise what was raised in the lane itself."""
         index, made = state
-        if self._closed or share.state is not state or not (made or was_called):
+        if share.state is not state or not (made or was_called):
             # The event is finished or not begun.
             raise error
         is_own = True
-        if made and inspect.iscoroutine(coroutine := made[0]):
+        if made and type(coroutine := made[0]) is CoroutineType:
             progress = inspect.getcoroutinestate(coroutine)
             if is_new(coroutine):
                 raise error
-            if progress == inspect.CORO_CLOSED and not is_from(error, coroutine.cr_code):
+            if progress == inspect.CORO_CLOSED and not _is_raised_by(coroutine, error):
                 # It had returned.
                 share.state = (index + 1, [])
                 raise error
-            if isinstance(error, GeneratorExit) and not (lane.task is not None and lane.task.get_loop().is_running()):
+            if issubclass(type(error), GeneratorExit) and not (
+                lane.task is not None and lane.task.get_loop().is_running()
+            ):
                 # The loop is gone.
                 raise error
             # One that waits for something can't be awaited again: the handler had begun, so that its event is reported.
             is_own = progress == inspect.CORO_CLOSED
             with contextlib.suppress(BaseException):
                 coroutine.close()
+        if self._closed and issubclass(type(error), asyncio.CancelledError):
+            raise error
         try:
-            self._reporter.failure(share.handler, share.source, share.event, error)
+            exit_error = self._reporter.failure(share.handler, share.source, share.event, error)
         finally:
             share.state = (index + 1, [])
         if not is_own:
             raise error
-        pass_on(error)
-        return isinstance(error, asyncio.CancelledError)
+        if exit_error is not None:
+            # Not here: it would end this task in the midst of the event, and the loop with it.
+            asyncio.get_running_loop().call_soon(self._reporter.on_exit, exit_error)
 
     def _warn_if_slow(self, lane: _Lane, call: tuple[float, str, str], now: float) -> None:
         started, source, event = call
@@ -301,11 +318,20 @@ class Lanes:
 
 def is_new(made: Any) -> bool:
     """Whether this is a coroutine that has not begun."""
-    return inspect.iscoroutine(made) and inspect.getcoroutinestate(made) == inspect.CORO_CREATED
+    return type(made) is CoroutineType and inspect.getcoroutinestate(made) == inspect.CORO_CREATED
+
+
+def _is_raised_by(coroutine: CoroutineType[Any, Any, Any], error: BaseException) -> bool:
+    """Whether the calling function caught an exception of this coroutine, which it awaited."""
+    if type(error) is RuntimeError and type(error.__cause__) is StopIteration:
+        # The interpreter raises it in place of a StopIteration, once the coroutine's frame has ended.
+        trace = traceback_of(error.__cause__)
+        return trace is not None and trace.tb_frame.f_code is coroutine.cr_code
+    return is_from(error, coroutine.cr_code)
 
 
 def _abandon(share: Share) -> None:
     # A coroutine that nobody will await says so when it is collected, and the program can't help it.
     for made in share.state[1]:
-        if inspect.iscoroutine(made):
+        if type(made) is CoroutineType:
             made.close()

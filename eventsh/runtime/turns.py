@@ -15,6 +15,7 @@ from operator import length_hint
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
+from eventsh.core.failure import traceback_of
 from eventsh.runtime.report import is_from
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ class Loop:
 
     def stage_of(self, error: BaseException, call: Call) -> Stage:
         """Return where the loop stood, for an exception that its function has caught. `call` is the handler's."""
-        assert error.__traceback__ is not None
-        at = error.__traceback__.tb_lasti
+        trace = traceback_of(error)
+        assert trace is not None
+        at = trace.tb_lasti
         if at < self._taken:
             return Stage.NOTHING_TAKEN
         if at >= self._returned:
@@ -69,11 +71,7 @@ class Loop:
         function = call.__func__ if isinstance(call, MethodType) else call
         # Without a frame, entering the function failed: wrong arguments, or too deep a recursion. What is not a Python
         # function may have any frame.
-        is_called = (
-            error.__traceback__.tb_next is None
-            or not isinstance(function, FunctionType)
-            or is_from(error, function.__code__)
-        )
+        is_called = trace.tb_next is None or not isinstance(function, FunctionType) or is_from(error, function.__code__)
         return Stage.CALLED if is_called else Stage.TAKEN
 
 
@@ -97,7 +95,7 @@ class Turn:
         self.noted = noted
         # The async handlers that have their share of the run.
         self.given = given
-        # A KeyboardInterrupt out of a handler, to be raised once the event is complete.
+        # A KeyboardInterrupt or SystemExit, to be passed on once the event is complete.
         self.exit: BaseException | None = None
         self.handlers = self.now = handlers = match.handlers
         self.later: tuple[Handler, ...] = ()

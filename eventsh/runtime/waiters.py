@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,6 +40,13 @@ class Owner(Protocol):
     def release(self) -> None: ...
 
 
+class _Place:
+    """A place in the line for room. The line holds weak references, and the waiter's frame the place: a waiter that an
+    exception out of a signal handler kept from leaving would hold up all others for ever."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Waiters:
     """Those who wait for one client, in its loop. What they wait for is looked at in `check`."""
 
@@ -48,6 +57,8 @@ class Waiters:
         self._owner = owner
         self._replies: dict[int, asyncio.Future[Reply]] = {}
         self._first_attempt: asyncio.Future[None] | None = None
+        # Who waits for room, in order.
+        self._line: deque[weakref.ref[_Place]] = deque()
         # Nobody can wait for anything any more.
         self._is_over = False
 
@@ -140,14 +151,32 @@ class Waiters:
         await self.wait_until(lambda: outbox.confirmed >= number, timeout, "not confirmed")
 
     async def wait_room(self, timeout: float | None) -> None:
-        """Wait until the queues of posts and of local events are at most half full. Raises NotConnected."""
-        session, outbox = self._session, self._session.outbox
+        """Wait until the queues of posts and of local events are at most half full. Raises NotConnected.
 
-        def has_room() -> bool:
-            return outbox.is_half_empty and session.inbox.local_queued <= outbox.max_queue_len // 2
+        Waiters are served in the order of their calls.
+        """
+        place = _Place()
+        mine = weakref.ref(place)
+        try:
+            self._line.append(mine)
+            self._owner.sender.flush()
+            await self.wait_until(lambda: self._is_first(mine) and self._has_room(), timeout, "no room for posts")
+        finally:
+            # The frame may live on in a traceback.
+            with contextlib.suppress(ValueError):
+                self._line.remove(mine)
+            # Not before this task has posted: to serve the next one at once would send it back to the end of the line.
+            asyncio.get_running_loop().call_soon(self.check)
 
-        self._owner.sender.flush()
-        await self.wait_until(has_room, timeout, "no room for posts")
+    def _is_first(self, mine: weakref.ref[_Place]) -> bool:
+        line = self._line
+        while line and line[0]() is None:
+            line.popleft()
+        return bool(line) and line[0] is mine
+
+    def _has_room(self) -> bool:
+        outbox = self._session.outbox
+        return outbox.is_half_empty and self._session.inbox.local_queued <= outbox.max_queue_len // 2
 
     async def post_and_wait(
         self, source: str, event: str, data: Any, unique: str | None, timeout: float | None

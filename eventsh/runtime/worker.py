@@ -11,10 +11,12 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from eventsh.core.failure import error_text
 from eventsh.errors import ConfigureError, EventError
 from eventsh.escape import escape, render_data
 from eventsh.event import LIFECYCLE_SOURCE
@@ -34,6 +36,9 @@ OWN_OPTIONS = frozenset({"broker", "worker_id", "role"})
 
 # Of the time that the supervisor waits before it kills, what draining may take.
 DRAIN_SHARE = 0.8
+
+# As a shell says it of a program that Ctrl-C ended.
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 _log = logging.getLogger("eventsh.worker")
 
@@ -103,18 +108,35 @@ async def _live(known: argparse.Namespace, options: dict[str, Any], supervisor: 
         if await commands.get() != "attach":
             return EXIT_OK
     bus = default_bus()
+    exits: list[BaseException] = []
+    loop = asyncio.get_running_loop()
+
+    def end(error: BaseException) -> None:
+        exits.append(error)
+        loop.call_soon_threadsafe(commands.put_nowait, "exit")
+
+    bus.on_exit = end
     leave = True
     try:
         bus.attach(known.address, {**options, "broker": "never", "worker_id": known.worker_id})
         command = await _attach(bus, commands, supervisor)
         # A slot that is handed over keeps its events for the next process; one that is left is gone.
-        leave = command != "hand_over"
+        leave = command == "stop"
     except EventError as error:
         return supervisor.fail(str(error))
     finally:
         # Done before the supervisor loses its patience, so that it is this process that says what could not be done.
         await bus.close(leave=leave, timeout=known.stop_timeout_s * DRAIN_SHARE)
-    return EXIT_OK
+    # Only its own end: a worker that was to stop or to hand over has done so.
+    return _status_of(exits[0], supervisor) if command == "exit" else EXIT_OK
+
+
+def _status_of(error: BaseException, supervisor: Supervisor) -> int:
+    """The exit status that a handler has asked for, as the interpreter takes it."""
+    code = getattr(error, "code", EXIT_INTERRUPTED)
+    if code is None:
+        return EXIT_OK
+    return code if isinstance(code, int) else supervisor.fail(error_text(error))
 
 
 async def _attach(bus: Bus, commands: asyncio.Queue[str], supervisor: Supervisor) -> str:

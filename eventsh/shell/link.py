@@ -52,6 +52,8 @@ class Link:
         self._watcher = watcher
         self._events = default_events()
         self._bus = default_bus()
+        # A handler that was typed here and exits is reported; it must not end the shell.
+        self._bus.on_exit = lambda error: None
         self._on_state = on_state
         self._on_look = on_look
         self._looking: Any = None

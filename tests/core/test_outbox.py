@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from typing import Any
 
 import orjson
@@ -355,9 +356,7 @@ def test_a_full_queue_refuses_every_kind_of_post_until_something_is_confirmed():
     for refused in refusals:
         with pytest.raises(QueueOverflow, match="post queue holds 2 events, its limit is 2"):
             refused()
-    assert not outbox.has_room
     outbox.confirm(2)
-    assert outbox.has_room
     outbox.post("s", "e", 3)
     assert events_of(outbox.take()) == [(3, ("s", "e", 3))]
 
@@ -596,3 +595,77 @@ def test_the_largest_event_fits_into_an_empty_queue_of_its_size():
     outbox.take()
     outbox.confirm(1)
     outbox.post("s", "e", "x" * 9980)
+
+
+# --- the reserve of handlers ---
+
+
+class Caller:
+    """Whether the present caller is a handler."""
+
+    def __init__(self) -> None:
+        self.is_handler = False
+        self.asked = 0
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self.is_handler
+
+
+def fill_up(outbox, data, *, limit=100_000):
+    """Post until the queue is full; give the number of events that went in, and the error."""
+    for count in range(limit):
+        try:
+            outbox.post("s", "e", data)
+        except QueueOverflow as error:
+            return count, error
+    raise AssertionError("the queue has no limit")
+
+
+def test_handlers_may_fill_the_queue_to_twice_its_length_and_others_may_not():
+    caller = Caller()
+    outbox = make(max_queue_len=100, is_handler=caller)
+    assert fill_up(outbox, 1)[0] == 100
+    caller.is_handler = True
+    count, error = fill_up(outbox, 2)
+    assert (count, error.queued, error.limit, error.of_handlers) == (100, 200, 200, True)
+    assert re.search(r"for handlers is 200 \(twice max_queue_len\).* raise max_queue_len", str(error))
+    with pytest.raises(QueueOverflow):
+        outbox.post_unique("s", "e", 3, "key")
+    caller.is_handler = False
+    outbox.take()
+    outbox.confirm(100)
+    # What handlers hold counts for all.
+    count, error = fill_up(outbox, 3)
+    assert (count, error.limit, error.of_handlers) == (0, 100, False)
+    outbox.take()
+    outbox.confirm(150)
+    assert fill_up(outbox, 3)[0] == 50
+    caller.is_handler = True
+    assert fill_up(outbox, 4)[0] == 100
+
+
+@pytest.mark.parametrize("size", [10, 200, 5_000])
+def test_handlers_may_fill_the_queue_to_twice_its_bytes_and_others_may_not(size):
+    caller = Caller()
+    limit = 1_000_000
+    outbox = make(max_queue_len=1_000_000, max_queue_bytes=limit, is_handler=caller)
+    _, error = fill_up(outbox, "x" * size)
+    assert (error.unit, error.limit) == ("bytes", limit)
+    assert 0.9 * limit < outbox.queued_bytes <= limit
+    caller.is_handler = True
+    _, error = fill_up(outbox, "x" * size, limit=1_000_000)
+    assert (error.unit, error.limit, error.of_handlers) == ("bytes", 2 * limit, True)
+    assert 1.9 * limit < outbox.queued_bytes <= 2 * limit
+    caller.is_handler = False
+    assert fill_up(outbox, "x" * size)[0] == 0
+
+
+def test_whether_the_caller_is_a_handler_is_only_asked_where_the_queue_is_full():
+    caller = Caller()
+    outbox = make(max_queue_len=100_000, is_handler=caller)
+    outbox.post("s", "e", 1)
+    caller.asked = 0
+    for _ in range(10_000):
+        outbox.post("s", "e", 1)
+    assert caller.asked <= 2

@@ -266,7 +266,7 @@ def test_an_error_is_told_by_its_type_where_it_has_no_text():
         trace.note(handler(), 0.0, error)
     texts = [str(run.error) for run in trace.runs]
     assert texts[:2] == ["KeyError", "ValueError: no"]
-    assert texts[2].endswith("Mute")
+    assert texts[2].endswith("Mute: <its text could not be made>")
 
 
 def test_what_a_process_without_a_handler_holds_is_answered_once_it_is_given_out():

@@ -87,7 +87,6 @@ ALL = list(range(1, EVENTS + 1))
     ("event", "data", "warning"),
     [
         ("raise", None, "ValueError: bad on purpose"),
-        ("exit", None, "SystemExit"),
         ("slow", TIMEOUT_S * 1.5, "misbehave"),
     ],
 )
@@ -102,6 +101,17 @@ def test_what_a_handler_does_is_told_with_its_name_and_no_event_is_lost_in_any_w
     wait_until(lambda: warning in pool.log, f"{warning} is logged")
     assert "misbehave" in pool.log
     assert workers(pool) == before
+
+
+def test_a_handler_that_exits_has_its_worker_stop_in_good_order_and_no_event_is_lost_or_doubled(pool):
+    before = workers(pool)
+    poster = post(pool, "exit")
+    wait_until(lambda: numbers(pool, 1, poster) == [ALL], "the other worker has all")
+    wait_until(lambda: "ended: exit status 3; next start" in pool.log, "its end is told with its status")
+    wait_until(lambda: sum(map(len, numbers(pool, 0, poster))) >= EVENTS, "its own place has all")
+    assert sorted(itertools.chain.from_iterable(numbers(pool, 0, poster))) == ALL
+    wait_until(lambda: workers(pool).get(0) not in (None, before[0]), "there is another one in its place")
+    assert workers(pool)[1] == before[1]
 
 
 def test_a_handler_that_hangs_keeps_its_own_worker_alone_and_is_named(pool):

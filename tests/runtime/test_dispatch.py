@@ -17,6 +17,7 @@ import pytest
 from eventsh.core.delivery import Delivery
 from eventsh.core.registry import Registry
 from eventsh.runtime.dispatch import Dispatcher, HandlerFailure
+from eventsh.runtime.exits import raise_exit
 
 PID = 4711
 
@@ -32,16 +33,20 @@ class Clock:
 class Desk:
     """A dispatcher with all that it tells."""
 
-    def __init__(self, *, timeout_s: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, timeout_s: float = 60.0, clock: Callable[[], float] = time.monotonic, raises_exits: bool = False
+    ) -> None:
         self.registry = Registry()
         self.failures: list[HandlerFailure] = []
         self.completed: list[Delivery] = []
         self.seen: list[Any] = []
+        self.exits: list[BaseException] = []
         self.dispatcher = Dispatcher(
             self.registry,
             timeout_s=timeout_s,
             on_failure=self.failures.append,
             on_complete=self.completed.append,
+            on_exit=raise_exit if raises_exits else self.exits.append,
             clock=clock,
         )
 
@@ -226,8 +231,22 @@ def test_h6_a_handler_that_raises_stops_nothing_and_is_told_with_every_frame(des
         assert fact in record.getMessage()
 
 
+EXITS = [KeyboardInterrupt(), SystemExit(3)]
+
+
 @pytest.mark.parametrize("alone", [True, False])
-@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError(), GeneratorExit(), RecursionError("deep")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        *EXITS,
+        asyncio.CancelledError(),
+        GeneratorExit(),
+        RecursionError("deep"),
+        StopIteration(1),
+        StopAsyncIteration(),
+        BaseExceptionGroup("several", EXITS),
+    ],
+)
 def test_whatever_a_handler_raises_does_not_end_the_dispatch(desk, error, alone):
     def fail(data: Any, *_: Any) -> None:
         raise error
@@ -236,28 +255,39 @@ def test_whatever_a_handler_raises_does_not_end_the_dispatch(desk, error, alone)
     if not alone:
         desk.registry.register(desk.note)
     assert desk.dispatch(1, 2) is True
-    assert [failure.error_type for failure in desk.failures] == [type(error).__name__] * 2
-    assert desk.seen == ([] if alone else [1, 2])
+    # Runs of one event are handled on a path of their own.
+    assert desk.dispatcher.dispatch(Delivery(4, 2, PID, [["s", "e", [3]], ["t", "e", [4]]])) is True
+    assert [failure.error_type for failure in desk.failures] == [type(error).__name__] * 4
+    assert desk.seen == ([] if alone else [1, 2, 3, 4])
+    assert desk.exits == ([error] * 4 if error in EXITS else [])
 
 
 @pytest.mark.parametrize("alone", [True, False])
-def test_keyboard_interrupt_is_reported_and_raised_once_the_event_is_complete(desk, alone):
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("error", EXITS)
+@pytest.mark.parametrize("runs", [[["s", "e", [1, 2]]], [["s", "e", [1]], ["s", "e", [2]]]])
+def test_an_exit_is_reported_and_raised_once_the_event_is_complete(alone, error, runs):
+    desk = Desk(raises_exits=True)
 
-    desk.registry.register(interrupt)
+    def end(*_: Any) -> None:
+        raise error
+
+    desk.registry.register(end)
     if not alone:
         desk.registry.register(desk.note)
-    delivery = batch(1, 2)
-    with pytest.raises(KeyboardInterrupt):
+    delivery = Delivery(2, 2, PID, runs)
+    with pytest.raises(type(error)):
         desk.dispatcher.dispatch(delivery)
     # The event is complete, and the dispatch can be resumed.
     assert desk.seen == ([] if alone else [1])
-    assert [failure.error_type for failure in desk.failures] == ["KeyboardInterrupt"]
-    desk.registry.unregister(interrupt)
-    assert desk.dispatcher.dispatch(delivery) is True
+    assert delivery.at < len(runs)
+    with pytest.raises(type(error)):
+        desk.dispatcher.dispatch(delivery)
+    # So is the delivery, at its last event.
     assert desk.seen == ([] if alone else [1, 2])
-    assert desk.dispatch(3) is True
+    assert delivery.is_over
+    assert [failure.error_type for failure in desk.failures] == [type(error).__name__] * 2
+    assert desk.dispatcher.dispatch(delivery) is True
+    desk.dispatcher.close()
 
 
 def test_an_error_that_can_not_be_written_is_still_told(desk):
