@@ -3,10 +3,15 @@
 A broker that is killed takes with it what only it had: what was confirmed to its posters without a worker that was
 stalled, losing or just being restarted. What is not confirmed its posters send again; so a worker missed exactly what lies
 between how far it had got itself and how far anybody knows that it was confirmed. All clients say both in their hellos.
+
+A rival is a broker that served the same address beside this one, because the files of one of them had been removed. When
+it ends, its workers missed the posts that were routed here since it began, and the workers of this broker missed its posts.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -26,8 +31,13 @@ __all__ = ["Debts"]
 # As many as a client tells of.
 _EPOCHS = 16
 _MAX_SLOT = 65535
+# How often the number of posts is noted for `meet`, and how many notes are kept. A rival is found within some seconds. Of
+# one that is older than the notes it is not known which posts its workers missed, and they are told of all.
+_MARK_S = 2.0
+_MARKS = 64
 
 _KILLED = "the broker that had it queued was killed"
+_APART = "another broker served this address beside this one"
 _UNHEARD_OF = "nobody had told this broker of the worker"
 _UNSEEN = "the process before this one ended when no broker saw it: what it had been given and not handled is not known"
 
@@ -51,6 +61,34 @@ class Debts:
         self._held: set[int] = set()
         # Kept slots of this epoch that nobody holds, and how many posts were handled there.
         self._vacant: dict[int, int] = {}
+        # Rivals, by epoch: how many posts to everybody there were here when each began.
+        self._rivals: dict[int, int] = {}
+        self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
+
+    # --- rivals ---
+
+    def mark(self, now: float) -> None:
+        """Note how many posts there are by now."""
+        if not self._marks or now - self._marks[-1][0] >= _MARK_S:
+            self._marks.append((now, self._fanout.posts))
+
+    def meet(self, epoch: int, since: float, confirmed: int, now: float) -> bool:
+        """Learn of a rival that began at `since`, and has `confirmed` so many posts to everybody by now: the workers of this
+        broker missed them. Return False when the rival is known already."""
+        is_new = epoch not in self._rivals
+        if is_new:
+            self._add_rival(epoch, since)
+        self._confirmed[epoch] = max(confirmed, self._confirmed.get(epoch, 0))
+        self.pay_all(now)
+        return is_new
+
+    def _add_rival(self, epoch: int, since: float) -> None:
+        self._rivals[epoch] = max((posts for at, posts in self._marks if at <= since), default=0)
+        while len(self._rivals) > _EPOCHS:
+            del self._rivals[next(iter(self._rivals))]
+        for slot in self._roster.workers.values():
+            if slot.identity is not None:
+                slot.earlier = {epoch: 0, **(slot.earlier or {})}
 
     # --- who has what ---
 
@@ -94,7 +132,7 @@ class Debts:
         elif hello.epoch and not is_same:
             slot.earlier = None
         if own and not resumed and hello.epoch != self._epoch:
-            slot.passed = self._fanout.posts
+            slot.passed = self._fanout.posts - self._rivals.get(hello.epoch, 0)
 
     # --- telling the workers ---
 
@@ -108,19 +146,22 @@ class Debts:
             return
         if slot.passed:
             passed, slot.passed = slot.passed, 0
-            self._fanout.place_gap(slot, passed, _UNHEARD_OF, now, posts=passed)
+            reason = _APART if self._rivals.keys() & (slot.earlier or {}) else _UNHEARD_OF
+            self._fanout.place_gap(slot, passed, reason, now, posts=self._fanout.posts)
         had = slot.earlier
         if had == {}:
             had = slot.earlier = self._inherit(slot, now)
         if not had:
             return
-        last = max(had)
+        last = max((epoch for epoch in had if epoch not in self._rivals), default=math.inf)
         for epoch, confirmed in sorted(self._confirmed.items()):
+            is_rival = epoch in self._rivals
             # It should have been a worker in each epoch since, too.
-            missed = confirmed - had.get(epoch, 0 if epoch > last else confirmed)
+            missed = confirmed - had.get(epoch, 0 if epoch > last and not is_rival else confirmed)
             if missed > 0:
                 had[epoch] = confirmed
-                self._fanout.place_gap(slot, missed, _KILLED, now, epoch=epoch, posts=confirmed)
+                reason = _APART if is_rival else _KILLED
+                self._fanout.place_gap(slot, missed, reason, now, epoch=epoch, posts=confirmed)
 
     def _inherit(self, slot: Slot, now: float) -> dict[int, int] | None:
         """What the last process of an earlier epoch had, for the first one that took its slot in this."""

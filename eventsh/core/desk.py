@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     from eventsh.core.slot import Slot
     from eventsh.core.tap import Tap
 
-__all__ = ["Desk"]
+__all__ = ["HAND_OVER", "Desk"]
+
+# What a broker asks that finds another one at its address.
+HAND_OVER = "hand_over"
 
 
 class Desk:
-    """`status` tells of the broker at a time; `allow_scripts`: whether code may go into the workers."""
+    """`status` tells of the broker at a time; `allow_scripts`: whether code may go into the workers; `on_rival` answers
+    another broker of the same address."""
 
     def __init__(
         self,
@@ -33,12 +37,14 @@ class Desk:
         *,
         status: Callable[[float], dict[str, Any]],
         allow_scripts: bool,
+        on_rival: Callable[[dict[str, Any]], dict[str, Any]] | None,
     ) -> None:
         self._roster = roster
         self._fanout = fanout
         self._outlet = outlet
         self._status = status
         self._allow_scripts = allow_scripts
+        self._on_rival = on_rival
         self._questions = Questions()
         self._scripts = Scripts()
 
@@ -72,6 +78,8 @@ class Desk:
         reply: Reply | None
         if request.what == "status":
             reply = Reply(request.id, self._status(now), None)
+        elif request.what == HAND_OVER and self._on_rival is not None:
+            reply = _answer_rival(self._on_rival, link, request)
         elif tap is not None and (told := _ask_tap(tap, request)) is not None:
             reply = told
         elif request.what in SCRIPT_REQUESTS:
@@ -149,6 +157,15 @@ class Desk:
     def _reply(self, ended: list[tuple[Link, Reply]]) -> None:
         for link, reply in ended:
             self._outlet.send(link, reply.encode())
+
+
+def _answer_rival(answer: Callable[[dict[str, Any]], dict[str, Any]], link: Link, request: Request) -> Reply:
+    if not link.is_trusted:
+        return Reply(request.id, None, f"{request.what!r} is for a broker of this user alone, over a unix socket")
+    try:
+        return Reply(request.id, answer(request.arguments), None)
+    except UsageError as error:
+        return Reply(request.id, None, str(error))
 
 
 def _ask_tap(tap: Tap, request: Request) -> Reply | None:

@@ -62,6 +62,7 @@ class Router:
         host: str = "",
         new_proof: Callable[[], BrokerProof] | None = None,
         features: frozenset[str] = FEATURES,
+        on_rival: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         self.options = options
         self.epoch = epoch
@@ -86,7 +87,12 @@ class Router:
         )
         self._confirmations = Confirmations(self.roster, self._fanout, self._posters, self._outlet, self.links)
         self._desk = Desk(
-            self.roster, self._fanout, self._outlet, status=self.status, allow_scripts=options.allow_scripts
+            self.roster,
+            self._fanout,
+            self._outlet,
+            status=self.status,
+            allow_scripts=options.allow_scripts,
+            on_rival=on_rival,
         )
         self._debts = Debts(epoch, self.roster, self._fanout, self._outlet, self.links)
         self._agreement = Agreement(features, self.roster, self._outlet, self.links)
@@ -108,6 +114,7 @@ class Router:
         )
         # Accepted and not routed, because a queue is full; bounded by the posters' windows.
         self._held: deque[Post] = deque()
+        self._is_accepting = True
         # All but events and acks.
         self._on_message: dict[int, Callable[[Link, bytearray, float], None]] = {
             Kind.HELLO: greeting.take_hello,
@@ -234,6 +241,26 @@ class Router:
                 self._agreement.settle()
             self.settle(now)
 
+    def meet_rival(self, epoch: int, age_s: float, confirmed: int, now: float) -> bool:
+        """Another broker, which began `age_s` ago and has `confirmed` so many posts to everybody, has served the same address
+        beside this one, and ends. Its clients attach here. Return False when that is known already."""
+        return self._debts.meet(epoch, now - age_s, confirmed, now)
+
+    def stop_accepting(self) -> None:
+        """Ignore all further posts: their posters send them to another broker. `is_settled` when the others are confirmed."""
+        self._is_accepting = False
+        self._held.clear()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every routed post is confirmed."""
+        return not self._fanout.placed
+
+    @property
+    def confirmed_posts(self) -> int:
+        """How many posts to everybody are confirmed."""
+        return self._confirmations.posts
+
     def tick(self, now: float) -> None:
         """Time has passed. To be called several times in each of the timeouts."""
         for link in self.links:
@@ -251,6 +278,7 @@ class Router:
         self._agreement.settle()
         self._give_up_on_the_stuck(now)
         self._desk.tick(now)
+        self._debts.mark(now)
         self._dealer.keys.expire(now)
         if self._dealer.has_parked:
             self._dealer.unpark(now)
@@ -318,6 +346,8 @@ class Router:
         poster = link.poster
         if poster is None or not link.is_greeted:
             raise ProtocolError("events before the hello")
+        if not self._is_accepting:
+            return
         post = poster.accept(frame, self.options.max_queue_len)
         if post is None:
             # Sent again after a reconnect; the confirmation may have been lost with the connection.

@@ -169,7 +169,11 @@ class Log:
         if not self._is_own or keep_file(self._path, identity_of(self._descriptor)) or os.path.lexists(self._path):
             # Another broker may log to a file of that name.
             return
+        # With what was logged since the file was removed, for one.
+        size = os.fstat(self._descriptor).st_size
+        tail = os.pread(self._descriptor, _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES))
         fresh = _open_log(self._transport, self._address)
+        os.write(fresh, tail)
         os.dup2(fresh, self._descriptor)
         os.close(fresh)
 
