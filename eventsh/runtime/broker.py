@@ -242,13 +242,13 @@ class Broker:
 
     async def close(self) -> None:
         """End every connection once what was sent has left, and remove the endpoint."""
+        await self.presence.end()
         self._tell_plugins("eventsh_broker_stopping")
         for slot in self.router.roster.workers.values():
             if slot.queue.events:
                 _log.warning("stopped with %d events that %s has not handled", slot.queue.events, slot.label)
         if self._timer is not None:
             self._timer.cancel()
-        await self.presence.end()
         await self.stop_listening()
         for link in list(self.router.links):
             link.key.send_output()
@@ -366,6 +366,7 @@ async def _serve(known: argparse.Namespace, options: Options, supervisor: Superv
         return supervisor.fail(str(error))
 
     def handed_over(reason: str) -> None:
+        log.leave()
         if known.supervisor_pid is None:
             broker.stopping.set()
         else:

@@ -166,16 +166,18 @@ class Log:
 
     def keep(self) -> None:
         """Keep the file at its name, as `keep_lock` does. Raises TransportError."""
-        if not self._is_own or keep_file(self._path, identity_of(self._descriptor)) or os.path.lexists(self._path):
-            # Another broker may log to a file of that name.
+        if not self._is_own or keep_file(self._path, identity_of(self._descriptor)):
             return
-        # With what was logged since the file was removed, for one.
-        size = os.fstat(self._descriptor).st_size
-        tail = os.pread(self._descriptor, _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES))
+        tail = _read_tail(self._descriptor)
+        # A second broker may have made it. It says in it why it ends, and both append.
         fresh = _open_log(self._transport, self._address)
         os.write(fresh, tail)
         os.dup2(fresh, self._descriptor)
         os.close(fresh)
+
+    def leave(self) -> None:
+        """Leave the file to another broker of the address, which goes on in it."""
+        self._is_own = False
 
     def remove(self) -> None:
         """Remove the file, unless another one has its name."""
@@ -211,6 +213,7 @@ def start_broker(transport: Transport, address: Address, options: Options) -> bo
             files = opened.enter_context(contextlib.ExitStack())
             files.callback(unlink_if_same, str(transport.lock_path(address)), identity_of(lock))
             log = _open_log(transport, address)
+            os.ftruncate(log, 0)
             opened.enter_context(_open_here(log))
             files.callback(unlink_if_same, _log_path(transport, address), identity_of(log))
             report_read, report_write = os.pipe()
@@ -305,7 +308,7 @@ def _broker_command(address: Address, options: Options) -> list[str]:
 
 
 def _open_log(transport: Transport, address: Address) -> int:
-    """Open the empty log of a broker. Raises TransportError."""
+    """Open the log of a broker. Raises TransportError."""
     # Where others may make files too, one of this name may be anything: not waited for, and not written to unless ours.
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
     path = _log_path(transport, address)
@@ -317,7 +320,6 @@ def _open_log(transport: Transport, address: Address) -> int:
     if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_nlink != 1:
         os.close(log)
         raise TransportError(f"can't start a broker at {address}: {path} is not a file of our own: remove it")
-    os.ftruncate(log, 0)
     return log
 
 
@@ -380,6 +382,9 @@ def _await_report(report: int) -> str | None:
 
 def _last_line(log: int) -> str:
     """Return the last line of a broker's log, safe to show."""
-    size = os.fstat(log).st_size
-    lines = os.pread(log, _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES)).decode(errors="replace").strip().splitlines()
+    lines = _read_tail(log).decode(errors="replace").strip().splitlines()
     return escape(lines[-1].strip())[:_LAST_LINE_CHARS] if lines else "its log is empty"
+
+
+def _read_tail(log: int) -> bytes:
+    return os.pread(log, _LOG_TAIL_BYTES, max(0, os.fstat(log).st_size - _LOG_TAIL_BYTES))

@@ -13,7 +13,6 @@ The younger one waits with its lock in hand, so that none of its clients starts 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
@@ -121,10 +120,10 @@ class Presence:
         # What a poster sends again to the other broker, no worker must have from here: a unique event could run twice.
         router = self._broker.router
         router.stop_accepting()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SETTLE_S):
-                while not router.is_settled:
-                    await asyncio.sleep(_LOOK_SOON_S)
+        until = self._broker.clock() + _SETTLE_S
+        while not router.is_settled and self._broker.clock() < until:
+            self._broker.flush()
+            await asyncio.sleep(_LOOK_SOON_S)
         try:
             # Its workers missed what was confirmed here. Perhaps no client is left that knows how much that is.
             await asyncio.to_thread(self._ask)
@@ -183,7 +182,7 @@ class Presence:
                 raise
             except EventError:
                 # Of a release that never hands over, and so stays, whatever its age.
-                return {"pid": None, "started_ns": 0, "epoch": 0, "posts": 0}
+                return {"pid": 0, "started_ns": 0, "epoch": 0, "posts": 0}
             return answer
 
     # --- two brokers ---
@@ -200,19 +199,20 @@ class Presence:
 
     def answer(self, other: dict[str, Any]) -> dict[str, Any]:
         """Answer another broker of this address that found this one there. Raises UsageError."""
-        match other:
-            case {"pid": int(), "started_ns": int(), "epoch": int(), "posts": int()}:
-                self._settle(other)
-                return self._facts
-        raise UsageError(f"{HAND_OVER!r} needs the numbers pid, started_ns, epoch and posts")
+        self._settle(other)
+        return self._facts
 
     def _settle(self, other: dict[str, Any]) -> None:
         """Decide which of the two stays; both come to the same result."""
+        match other:
+            case {"pid": int(pid), "started_ns": int(started_ns), "epoch": int(epoch), "posts": int(posts)}:
+                pass
+            case _:
+                raise UsageError(f"{HAND_OVER!r} needs the numbers pid, started_ns, epoch and posts")
         broker, own = self._broker, self._facts
-        pid = other["pid"]
-        if other["started_ns"] and (own["started_ns"], own["pid"]) < (other["started_ns"], pid):
-            age_s = (_boot_time_ns() - other["started_ns"]) / 1e9
-            if broker.router.meet_rival(other["epoch"], age_s, other["posts"], broker.clock()):
+        if (own["started_ns"], own["pid"]) < (started_ns, pid):
+            age_s = (_boot_time_ns() - started_ns) / 1e9
+            if broker.router.meet_rival(epoch, age_s, posts, broker.clock()):
                 _log.warning(
                     "%s: a second broker (pid %s) came up here after the files of this one were removed: it is younger,"
                     " hands over to this one (pid %d) and ends",
@@ -226,16 +226,15 @@ class Presence:
 
     async def _hand_over(self, reason: str) -> None:
         await self._broker.stop_listening()
-        try:
-            async with asyncio.timeout(_HAND_OVER_S):
-                while not await asyncio.to_thread(self._is_taken):
-                    await asyncio.sleep(_LOOK_SOON_S)
-        except TimeoutError:
-            _log.warning("%s: the older broker does not listen there: this one goes on", self._broker.address)
-            self._is_handing_over = False
-            self._run(self._keep_endpoint())
-            return
-        self._on_end(reason)
+        until = self._broker.clock() + _HAND_OVER_S
+        while self._broker.clock() < until:
+            if await asyncio.to_thread(self._is_taken):
+                self._on_end(reason)
+                return
+            await asyncio.sleep(_LOOK_SOON_S)
+        _log.warning("%s: the older broker does not listen there: this one goes on", self._broker.address)
+        self._is_handing_over = False
+        self._run(self._keep_endpoint())
 
     def _is_taken(self) -> bool:
         """Return whether a process listens at the address. Blocks."""
