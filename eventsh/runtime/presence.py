@@ -71,14 +71,19 @@ async def keep_lock_file(transport: Transport, address: Address, lock: int, log:
     trouble = _Trouble(address)
     while True:
         await asyncio.sleep(_LOOK_S)
+        reason = None
         try:
             if keep_lock(transport, address, lock):
                 _log.warning("%s: the file of its lock was removed or replaced: made anew", address)
+        except (EventError, OSError) as error:
+            reason = str(error)
+        try:
             if log is not None:
                 log.keep()
-            trouble.note(None)
         except (EventError, OSError) as error:
-            trouble.note(str(error))
+            # Whatever keeps the lock from its place keeps the log from it, most often.
+            reason = reason or str(error)
+        trouble.note(reason)
 
 
 class Presence:
