@@ -143,9 +143,12 @@ class Presence:
     async def _keep_endpoint(self) -> None:
         trouble = _Trouble(self._broker.address)
         pause_s = _LOOK_S
-        while not self._is_handing_over:
+        while True:
             await asyncio.sleep(pause_s)
             pause_s = _LOOK_S
+            if self._is_handing_over:
+                # The path is the other broker's.
+                continue
             try:
                 if not self._broker.is_reachable() and not await self._regain():
                     pause_s = _LOOK_SOON_S
@@ -239,7 +242,6 @@ class Presence:
             await asyncio.sleep(_LOOK_SOON_S)
         _log.warning("%s: the older broker does not listen there: this one goes on", self._broker.address)
         self._is_handing_over = False
-        self._run(self._keep_endpoint())
 
     def _is_taken(self) -> bool:
         """Return whether a process listens at the address. Blocks."""

@@ -160,4 +160,4 @@ def test_only_a_process_of_the_same_user_may_ask_a_broker_to_hand_over(is_truste
         assert (asked.data, asked.error, malformed.error) == ({"pid": BROKER_PID}, None, "no pid")
     else:
         assert asked.data is None
-        assert "of this user alone" in asked.error
+        assert "of this user alone" in str(asked.error)

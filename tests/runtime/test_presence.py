@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -16,13 +17,14 @@ from typing import Any
 
 import pytest
 
-from eventsh.api import Events
+from eventsh.api import AsyncEvents, Events
 from eventsh.commands.status import status
-from eventsh.errors import EventError, TransportError
+from eventsh.errors import EventError, TransportError, UsageError
 from eventsh.options import Options
+from eventsh.runtime.broker import Broker
 from eventsh.runtime.election import is_locked, start_broker
 from eventsh.runtime.endpoint import find_endpoint
-from tests.cli.pool import COMMAND, Pool, environment, run, wait_until
+from tests.cli.pool import COMMAND, DEADLINE_S, Pool, environment, run, wait_until
 
 OTHER_UID = 65534
 DAYS_S = 10 * 24 * 3600.0
@@ -70,7 +72,8 @@ def working(address: str, **options: Any) -> Iterator[Worker]:
 
 def broker_of(address: str) -> dict[str, Any] | None:
     try:
-        return status(address, timeout_s=5.0)["broker"]
+        broker: dict[str, Any] = status(address, timeout_s=5.0)["broker"]
+        return broker
     except EventError:
         return None
 
@@ -78,7 +81,8 @@ def broker_of(address: str) -> dict[str, Any] | None:
 def broker_pid(address: str) -> int:
     broker = broker_of(address)
     assert broker is not None
-    return broker["pid"]
+    pid: int = broker["pid"]
+    return pid
 
 
 @contextmanager
@@ -157,10 +161,10 @@ def test_what_is_made_anew_is_private_whatever_the_umask(path, transport):
 def test_a_newcomer_attaches_where_the_socket_was_made_anew_and_others_stay_attached(path):
     address = f"unix:{path}/run/e.sock"
     with working(address) as first:
-        epoch = broker_of(address)["epoch"]
+        pid = broker_pid(address)
         (path / "run" / "e.sock").unlink()
         with working(address) as second:
-            assert broker_of(address)["epoch"] == epoch
+            assert broker_pid(address) == pid
             assert serves(first, second)
         assert "listening anew" in log_of(path / "run")
         assert not first.gaps
@@ -320,18 +324,17 @@ def test_a_broker_that_dies_at_its_start_leaves_no_file(path, monkeypatch):
 
 def test_a_broker_that_ends_leaves_the_files_of_others(path):
     address = f"unix:{path}/run/e.sock"
-    with working(address):
-        pid = broker_pid(address)
-        with stopped(pid):
-            shutil.rmtree(path / "run")
-            (path / "run").mkdir(mode=0o700)
-            for name in ("e.sock.lock", "e.sock.log"):
-                (path / "run" / name).write_text("another's")
-            os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: has_ended(pid), "it has ended")
-        kept = {file.name: file.read_text() for file in (path / "run").iterdir() if file.is_file()}
-        # The bus starts another broker, which takes them over.
-        assert set(kept) == {"e.sock.lock", "e.sock.log"}
+    assert start_broker(*find_endpoint(address), Options.from_values(linger=None))
+    pid = broker_pid(address)
+    others = {name: f"another's {name}" for name in ("e.sock", "e.sock.lock", "e.sock.log")}
+    with stopped(pid):
+        shutil.rmtree(path / "run")
+        (path / "run").mkdir(mode=0o700)
+        for name, text in others.items():
+            (path / "run" / name).write_text(text)
+        os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: has_ended(pid), "it has ended")
+    assert {file.name: file.read_text() for file in (path / "run").iterdir()} == others
 
 
 # Two brokers.
@@ -364,8 +367,8 @@ def two_brokers(path: Path, transport: str, **options: Any) -> Iterator[tuple[Wo
                 wait_until(lambda: first.missed == 1, "the first worker is told of what it missed")
                 assert "at the younger" in second.handled
                 assert "at the younger" not in first.handled
-                for reason in ("hands over to it and ends", "hands over to this one"):
-                    wait_until(lambda reason=reason: reason in log_of(path / "run"), f"it is logged: {reason}")
+                reasons = ("hands over to it and ends", "hands over to this one")
+                wait_until(lambda: all(reason in log_of(path / "run") for reason in reasons), "both log it")
         finally:
             with suppress(ProcessLookupError):
                 os.kill(older, signal.SIGCONT)
@@ -451,3 +454,43 @@ def test_an_older_broker_that_stands_still_is_not_displaced(path):
             assert sorted(os.listdir(path / "run")) == ["e.sock"]
         wait_until(lambda: len(os.listdir(path / "run")) == 3, "its files are made anew")
         assert broker_pid(address) == pid
+
+
+def test_a_broker_goes_on_if_the_older_one_does_not_come_for_the_address(path, caplog):
+    address = f"unix:{path}/e.sock"
+
+    async def main() -> None:
+        options = Options.from_values(linger=None)
+        broker = Broker(*find_endpoint(address), options)
+        await broker.start()
+        ended: list[str] = []
+        broker.presence.begin(None, None, ended.append)
+        async with asyncio.timeout(DEADLINE_S), AsyncEvents(address, broker="never") as events:
+            await events.wait_ready()
+            # The older one is killed right after that.
+            facts = {"pid": 1, "started_ns": 0, "epoch": 3, "posts": 0}
+            assert broker.presence.answer(facts)["pid"] == os.getpid()
+            while not (path / "e.sock").exists() or "this one goes on" not in caplog.text:
+                await asyncio.sleep(0.05)
+            async with AsyncEvents(address, broker="never") as newcomer:
+                await newcomer.wait_ready()
+                newcomer.post("test", "e")
+                await newcomer.flush()
+        assert not ended
+        await broker.close()
+
+    asyncio.run(main())
+    assert os.listdir(path) == []
+
+
+@pytest.mark.parametrize("facts", [{}, {"pid": 1, "started_ns": "0", "epoch": 3, "posts": 0}])
+def test_what_is_not_what_a_broker_says_of_itself_changes_nothing(path, facts):
+    async def main() -> None:
+        broker = Broker(*find_endpoint(f"unix:{path}/e.sock"), Options.from_values(linger=None))
+        await broker.start()
+        with pytest.raises(UsageError, match="hand_over"):
+            broker.presence.answer(facts)
+        assert broker.is_reachable()
+        await broker.close()
+
+    asyncio.run(main())
