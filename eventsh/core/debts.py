@@ -155,12 +155,11 @@ class Debts:
             return
         last = max((epoch for epoch in had if epoch not in self._rivals), default=math.inf)
         for epoch, confirmed in sorted(self._confirmed.items()):
-            is_rival = epoch in self._rivals
             # It should have been a worker in each epoch since, too.
-            missed = confirmed - had.get(epoch, 0 if epoch > last and not is_rival else confirmed)
+            missed = confirmed - had.get(epoch, 0 if epoch > last else confirmed)
             if missed > 0:
                 had[epoch] = confirmed
-                reason = _APART if is_rival else _KILLED
+                reason = _APART if epoch in self._rivals else _KILLED
                 self._fanout.place_gap(slot, missed, reason, now, epoch=epoch, posts=confirmed)
 
     def _inherit(self, slot: Slot, now: float) -> dict[int, int] | None:

@@ -10,7 +10,7 @@ from eventsh.core.desk import HAND_OVER
 from eventsh.core.router import Router
 from eventsh.errors import UsageError
 from eventsh.protocol.messages import Reply
-from tests.core.net import BROKER_PID, Net, Process, confirmed, post, poster, ran, worker, workers
+from tests.core.net import BROKER_PID, Net, Process, confirmed, feed, post, poster, ran, slow_pool, worker, workers
 
 RIVAL = 5
 
@@ -161,3 +161,55 @@ def test_only_a_process_of_the_same_user_may_ask_a_broker_to_hand_over(is_truste
     else:
         assert asked.data is None
         assert "of this user alone" in str(asked.error)
+
+
+def test_of_two_rivals_a_worker_is_told_of_those_that_began_while_it_was_here():
+    net = Net()
+    (first,) = workers(net, 1)
+    net.router.meet_rival(7, 0.5, 2, net.now)
+    late = net.attach(Process(9))
+    net.router.meet_rival(RIVAL, 0.5, 3, net.now)
+    net.run()
+    assert (missed(first), missed(late)) == ([2, 3], [3])
+
+
+def test_a_worker_that_has_had_an_earlier_broker_is_told_of_a_rival_too():
+    net = Net(epoch=10)
+    (first,) = workers(net, 1)
+    post(net, first, 1)
+    net.run()
+    net.replace_broker()
+    net.attach(first)
+    net.router.meet_rival(RIVAL, 0.5, 2, net.now)
+    net.run()
+    assert missed(first) == [2]
+
+
+def test_a_minute_later_it_is_still_known_what_passed_before_a_rival():
+    net, rival = beside()
+    workers(net, 1)
+    posting = poster(net)
+    post(net, posting, 1, 2)
+    net.run()
+    theirs = worker(rival, 11)
+    for _ in range(30):
+        net.advance(2.0)
+        net.run()
+    post(net, posting, 3)
+    net.run()
+    net.router.meet_rival(RIVAL, 50.0, 0, net.now)
+    move(theirs, rival, net)
+    assert missed(theirs) == [1]
+
+
+def test_what_waits_for_room_when_a_rival_ends_is_left_to_the_other_broker():
+    net, fast, slow, posting = slow_pool(4)
+    feed(net, posting, fast, slow, 8)
+    assert net.router.status(net.now)["broker"]["held"]
+    received = confirmed(net, posting)
+    net.router.stop_accepting()
+    # Now there is room.
+    net.run()
+    assert net.router.is_settled
+    assert ran(fast, slow) == [[1, 2, 3, 4], [1, 2, 3, 4]]
+    assert confirmed(net, posting) == received == 4
