@@ -168,6 +168,8 @@ class Log:
         """Keep the file at its name, as `keep_lock` does. Raises TransportError."""
         if not self._is_own or keep_file(self._path, identity_of(self._descriptor)):
             return
+        # As for the lock: no file is made in a directory that others may write to.
+        self._transport.prepare(self._address)
         tail = _read_tail(self._descriptor)
         # A second broker may have made it. It says in it why it ends, and both append.
         fresh = _open_log(self._transport, self._address)
