@@ -36,7 +36,7 @@ _log = logging.getLogger("eventsh.broker")
 
 # Two looks and a hand-over are within the 10 s that one broker may take to remain.
 _LOOK_S = 2.0
-# How often to look while the other broker is about to free or to take the path, and for how long.
+# How soon to look when the other broker is about to free or to take the path, and for how long.
 _LOOK_SOON_S = 0.05
 _HAND_OVER_S = 3.0
 _ANSWER_TIMEOUT_S = 2.0
@@ -132,7 +132,7 @@ class Presence:
         try:
             # Its workers missed what was confirmed here. Perhaps no client is left that knows how much that is.
             await asyncio.to_thread(self._ask)
-        except (EventError, OSError) as error:
+        except (EventError, OSError, RuntimeError) as error:
             _log.warning(
                 "%s: the other broker can't be told of the %d posts that were confirmed here: %s",
                 *(self._broker.address, router.confirmed_posts, error),
@@ -145,15 +145,17 @@ class Presence:
         pause_s = _LOOK_S
         while True:
             await asyncio.sleep(pause_s)
-            pause_s = _LOOK_S
+            was_soon, pause_s = pause_s == _LOOK_SOON_S, _LOOK_S
             if self._is_handing_over:
                 # The path is the other broker's.
                 continue
             try:
-                if not self._broker.is_reachable() and not await self._regain():
+                # A younger broker frees the path in its next turn. One that does not is asked again at the usual pace.
+                if not self._broker.is_reachable() and not await self._regain() and not was_soon:
                     pause_s = _LOOK_SOON_S
                 trouble.note(None)
-            except (EventError, OSError) as error:
+            except (EventError, OSError, RuntimeError) as error:
+                # RuntimeError: there is no room for another thread.
                 trouble.note(str(error))
 
     async def _regain(self) -> bool:
