@@ -94,6 +94,8 @@ def main() -> int:
     if known.row == 15:
         return interrupt(known.kills)
     if known.row == 26:
+        if known.transport == "tcp":
+            parser.error("row 26 is about files, and tcp has no socket's file: choose unix or shm")
         status = campaign(plan, remove_files)
         for number in range(max(1, known.kills // 10)):
             status |= campaign(dataclasses.replace(plan, seed=known.seed + number), split_brokers)
