@@ -165,9 +165,20 @@ class Listener(ABC):
     address: str
     """The full address that clients can connect to, with what the system chose (a port) filled in."""
 
+    def keep(self) -> bool:
+        """Check that the address still leads here, and refresh the times of files that cleaners of temporary directories
+        look at. Called every few seconds, so it must be cheap.
+
+        Returns:
+            False when a file of the endpoint was removed or replaced. The broker then calls `listen` of the transport
+            again, and `close` of this listener, whose open connections stay.
+        """
+        return True
+
     @abstractmethod
     async def close(self) -> None:
-        """Accept no more and remove what listening left behind (a socket file). Open connections stay."""
+        """Accept no more and remove what listening left behind (a socket file), but no file of another listener. Open
+        connections stay."""
 
 
 class Transport(ABC):
@@ -193,7 +204,8 @@ class Transport(ABC):
     @abstractmethod
     async def listen(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Listener:
         """Open the endpoint. For each peer that connects, call `on_connection` once and tell its Receiver from then
-        on. The caller holds the lock of `lock_path`, so whatever stands at the address is stale and is removed.
+        on. The caller holds the lock of `lock_path`; a stale endpoint at the address is removed. An endpoint that still
+        accepts connections is not stale: the lock's file may have been removed under a live broker.
         Raises ConfigureError and TransportError."""
 
     @abstractmethod

@@ -29,6 +29,7 @@ from eventsh.runtime.interpreter import python_command, python_environment
 from eventsh.runtime.loader import is_file_name
 from eventsh.runtime.log import LogFormat, configure_logging
 from eventsh.runtime.pool import Pool
+from eventsh.runtime.presence import keep_lock_file
 from eventsh.runtime.process import Program
 from eventsh.runtime.token import read_token
 from eventsh.runtime.worker import worker_arguments
@@ -113,7 +114,11 @@ async def _run(arguments: ServeArguments, plan: _Plan) -> int:
     # lock is ours, so nobody else listens there; whoever comes meanwhile comes again.
     await plan.try_listening()
     limit, stop_timeout_s = arguments.options.max_slots, arguments.stop_timeout_s
-    return await Pool(plan, arguments.workers, max_workers=limit, stop_timeout_s=stop_timeout_s).run()
+    keeping = asyncio.create_task(plan.keep_lock(), name="keep the lock")
+    try:
+        return await Pool(plan, arguments.workers, max_workers=limit, stop_timeout_s=stop_timeout_s).run()
+    finally:
+        keeping.cancel()
 
 
 class _Plan:
@@ -182,6 +187,10 @@ class _Plan:
         # stale when it listens, and the rest when it stops listening.
         with suppress(EventError):
             await self.try_listening()
+
+    async def keep_lock(self) -> None:
+        """Keep the lock's file at its name, until cancelled. The next broker inherits the lock."""
+        await keep_lock_file(self._transport, self._arguments.address, self._lock)
 
     async def try_listening(self) -> None:
         """Listen for a moment. Raises TransportError. Only for who has the lock."""

@@ -50,10 +50,12 @@ class BlockingClient:
 
     `timeout_s` bounds each call, not the whole. Raises TransportError when nobody listens, NotConnected when the time
     is over or the broker ends the connection, AuthenticationError when one of the two could not prove who it is. The
-    token is that of the environment.
+    token is that of `token_file`, or else of the environment.
     """
 
-    def __init__(self, transport: Transport, address: Address, *, timeout_s: float) -> None:
+    def __init__(
+        self, transport: Transport, address: Address, *, timeout_s: float, token_file: str | None = None
+    ) -> None:
         check_reachable(transport, address)
         self.transport = transport
         self.address = address
@@ -69,7 +71,7 @@ class BlockingClient:
         self.session = Session(
             self.outbox, Registry(), identity=identity, clock=time.monotonic, role="poster", take_unique=False
         )
-        self.session.new_proof = client_proofs(complete_options().token_file)
+        self.session.new_proof = client_proofs(token_file or complete_options().token_file)
         self.receipts: dict[int, Receipt] = {}
         self._replies: dict[int, Reply] = {}
         self._decoder = FrameDecoder(MAX_BODY_BYTES)

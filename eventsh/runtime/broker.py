@@ -24,10 +24,11 @@ from eventsh.plugins import plugins
 from eventsh.protocol.frame import MAX_BODY_BYTES
 from eventsh.runtime.child import EXIT_OK, EXIT_USAGE, Supervisor, add_child_arguments, start_child
 from eventsh.runtime.clock import new_epoch
-from eventsh.runtime.election import lock_address, remove_log, unlock_address
+from eventsh.runtime.election import Log, lock_address, unlock_address
 from eventsh.runtime.endpoint import find_endpoint
 from eventsh.runtime.host import pid_space, process_state
 from eventsh.runtime.loop import new_event_loop
+from eventsh.runtime.presence import Presence
 from eventsh.runtime.token import broker_proofs
 from eventsh.transport import is_trusted_peer
 
@@ -152,6 +153,7 @@ class Broker:
             max(min(options.timeout / 8, options.hello_timeout / 8, options.heartbeat / 4), 0.01), 0.25
         )
         self.clock = Clock(max(2 * self._interval_s, _STANDSTILL_S))
+        self.presence = Presence(self)
         self.router = Router(
             options,
             epoch=new_epoch(),
@@ -161,6 +163,7 @@ class Broker:
             supervisor=supervisor,
             host=pid_space(),
             new_proof=broker_proofs(options.token_file),
+            on_rival=self.presence.answer,
         )
         self._listener: Listener | None = None
         self._loop = asyncio.get_running_loop()
@@ -183,6 +186,22 @@ class Broker:
             await self._record()
         self._tick()
 
+    def is_reachable(self) -> bool:
+        """Whether the address still leads here. To be called every few seconds."""
+        return self._listener is None or self._listener.keep()
+
+    async def listen_anew(self) -> None:
+        """Open the endpoint again, after `is_reachable` was False. Open connections stay. Raises TransportError."""
+        former = self._listener
+        self._listener = await self.transport.listen(self.address, self._accept)
+        if former is not None:
+            await former.close()
+
+    async def stop_listening(self) -> None:
+        """Remove the endpoint. Open connections stay."""
+        if self._listener is not None:
+            await self._listener.close()
+
     async def _record(self) -> None:
         # Imported here: most brokers record nothing, and start sooner without.
         from eventsh.runtime.recording import BrokerRecording
@@ -196,8 +215,7 @@ class Broker:
                 on_synced=self._settle,
             )
         except EventError:
-            assert self._listener is not None
-            await self._listener.close()
+            await self.stop_listening()
             raise
 
     def _settle(self) -> None:
@@ -228,14 +246,14 @@ class Broker:
 
     async def close(self) -> None:
         """End every connection once what was sent has left, and remove the endpoint."""
+        await self.presence.end()
         self._tell_plugins("eventsh_broker_stopping")
         for slot in self.router.slots.workers.values():
             if slot.queue.events:
                 _log.warning("stopped with %d events that %s has not handled", slot.queue.events, slot.label)
         if self._timer is not None:
             self._timer.cancel()
-        if self._listener is not None:
-            await self._listener.close()
+        await self.stop_listening()
         for link in list(self.router.connections):
             link.key.send_output()
             link.key.connection.close()
@@ -340,11 +358,25 @@ async def _serve(known: argparse.Namespace, options: Options, supervisor: Superv
     try:
         transport, address = find_endpoint(known.address, options)
         lock = _lock_for(transport, address, known.lock_fd)
-        broker = Broker(transport, address, options, supervisor=known.supervisor_pid)
-        await broker.start()
+        log = Log(transport, address, sys.stderr.fileno())
+        try:
+            broker = Broker(transport, address, options, supervisor=known.supervisor_pid)
+            await broker.start()
+        except EventError:
+            _release(transport, address, known, lock, log)
+            raise
     except EventError as error:
         _log.error("%s", error)
         return supervisor.fail(str(error))
+
+    def handed_over(reason: str) -> None:
+        log.leave()
+        if known.supervisor_pid is None:
+            broker.stopping.set()
+        else:
+            # It ends the workers first, while they still have this broker.
+            supervisor.report("handed_over", error=reason)
+
     loop = asyncio.get_running_loop()
     supervisor.follow(loop, broker.command)
     loop.add_signal_handler(signal.SIGUSR2, broker.command, "dump")
@@ -352,13 +384,19 @@ async def _serve(known: argparse.Namespace, options: Options, supervisor: Superv
     if known.supervisor_pid is None:
         # A supervisor says it itself.
         _log.info("broker %d listens on %s", os.getpid(), broker.listening)
+    broker.presence.begin(None if known.keep_lock_file else lock, log, handed_over)
     await broker.load_plugins()
     await broker.stopping.wait()
     await broker.close()
-    if lock is not None and not known.keep_lock_file:
-        remove_log(transport, address)
-        unlock_address(transport, address, lock)
+    _release(transport, address, known, lock, log)
     return EXIT_OK
+
+
+def _release(transport: Transport, address: Address, known: argparse.Namespace, lock: int | None, log: Log) -> None:
+    """Remove the files that are this broker's own."""
+    if lock is not None and not known.keep_lock_file:
+        log.remove()
+        unlock_address(transport, address, lock)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ Two pipes: on `--report-fd` the child tells its state, on `--control-fd` it is t
 object a line. The end of the control pipe means that the supervisor is gone, by whatever way it died: the kernel
 closes the pipe also after `kill -9`. Knows nothing of brokers and workers.
 
-    child -> supervisor   {"state": "ready" | "standby" | "failed", ...}
+    child -> supervisor   {"state": "ready" | "standby" | "failed" | "handed_over", ...}
     supervisor -> child   {"do": "attach" | "hand_over" | "dump" | "stop"}
 """
 

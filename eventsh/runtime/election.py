@@ -2,12 +2,14 @@
 
 The lock is an advisory one on a file beside the endpoint. It belongs to the open file description, so it is handed to
 the broker as an inherited descriptor and is held for exactly as long as the broker lives, also if that is killed. A
-file's mere existence, or a socket that does not answer, says nothing and is never taken as a sign.
+file's mere existence says nothing and is never taken as a sign. Nor does its absence: the name can be removed while the
+broker lives, so its holder calls `keep_lock` every few seconds.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -23,6 +25,7 @@ from eventsh.errors import TransportError
 from eventsh.escape import escape
 from eventsh.options import broker_arguments
 from eventsh.runtime.interpreter import is_frozen, python_command, python_environment
+from eventsh.transports.files import identity_at, identity_of, keep_file, unlink_if_same
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,10 +35,11 @@ if TYPE_CHECKING:
     from eventsh.transport import Transport
 
 __all__ = [
+    "Log",
     "forget_starts",
     "is_locked",
+    "keep_lock",
     "lock_address",
-    "remove_log",
     "start_broker",
     "unlock_address",
 ]
@@ -69,7 +73,8 @@ def lock_address(transport: Transport, address: Address) -> int | None:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise TransportError(f"can't lock {address}: {path}: {error.strerror}") from error
+            advice = ": it is a symbolic link: remove it" if error.errno == errno.ELOOP else ""
+            raise TransportError(f"can't lock {address}: {path}: {error.strerror}{advice}") from error
         try:
             is_ours = _try_lock(descriptor)
         except OSError as error:
@@ -78,7 +83,7 @@ def lock_address(transport: Transport, address: Address) -> int | None:
         if not is_ours:
             os.close(descriptor)
             return None
-        if _is_at(descriptor, path):
+        if identity_at(path) == identity_of(descriptor):
             if address.port == 0:
                 # Every listener there gets a port of its own, and nobody else looks for this lock: the file would only
                 # stay behind when the broker is killed.
@@ -117,31 +122,73 @@ def is_locked(transport: Transport, address: Address) -> bool:
     return False
 
 
+def keep_lock(transport: Transport, address: Address, descriptor: int) -> bool:
+    """Keep the lock's file at its name: refresh its times, or make and lock a new file if it was removed or replaced.
+
+    The new file gets the number `descriptor`.
+
+    Returns:
+        True when the file was made anew.
+
+    Raises:
+        TransportError: The file can't be made, or another process has locked one at that name.
+    """
+    path = transport.lock_path(address)
+    if path is None or address.port == 0 or keep_file(path, identity_of(descriptor)):
+        return False
+    fresh = lock_address(transport, address)
+    if fresh is None:
+        raise TransportError(f"another process has locked {path}")
+    # Closes the lock of the removed file.
+    os.dup2(fresh, descriptor, inheritable=False)
+    os.close(fresh)
+    return True
+
+
 def unlock_address(transport: Transport, address: Address, descriptor: int) -> None:
     """Remove the lock's file and let go of the lock, in this order: nobody can lock what is no longer there."""
     path = transport.lock_path(address)
-    if path is not None and _is_at(descriptor, path):
-        os.unlink(path)
+    if path is not None:
+        unlink_if_same(path, identity_of(descriptor))
     os.close(descriptor)
 
 
-def remove_log(transport: Transport, address: Address) -> None:
-    """Remove the log of a broker that ends well: it is there for those that don't."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(_log_path(transport, address))
+class Log:
+    """The log of a broker that no supervisor reads, as an open file. Kept for brokers that end badly."""
+
+    def __init__(self, transport: Transport, address: Address, descriptor: int) -> None:
+        self._transport = transport
+        self._address = address
+        self._path = _log_path(transport, address)
+        self._descriptor = descriptor
+        # A broker that was started by hand logs elsewhere.
+        self._is_own = identity_at(self._path) == identity_of(descriptor)
+
+    def keep(self) -> None:
+        """Keep the file at its name, as `keep_lock` does. Raises TransportError."""
+        if not self._is_own or keep_file(self._path, identity_of(self._descriptor)):
+            return
+        # As for the lock: no file is made in a directory that others may write to.
+        self._transport.prepare(self._address)
+        tail = _read_tail(self._descriptor)
+        # A second broker may have made it. It says in it why it ends, and both append.
+        fresh = _open_log(self._transport, self._address)
+        os.write(fresh, tail)
+        os.dup2(fresh, self._descriptor)
+        os.close(fresh)
+
+    def leave(self) -> None:
+        """Leave the file to another broker of the address, which goes on in it."""
+        self._is_own = False
+
+    def remove(self) -> None:
+        """Remove the file, unless another one has its name."""
+        if self._is_own:
+            unlink_if_same(self._path, identity_of(self._descriptor))
 
 
 def _log_path(transport: Transport, address: Address) -> str:
     return f"{transport.lock_path(address)}".removesuffix(".lock") + LOG_NAME
-
-
-def _is_at(descriptor: int, path: str) -> bool:
-    try:
-        there = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    here = os.fstat(descriptor)
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
 def start_broker(transport: Transport, address: Address, options: Options) -> bool:
@@ -164,8 +211,13 @@ def start_broker(transport: Transport, address: Address, options: Options) -> bo
                 return False
             # The broker has its own copy in the end; if it has none, the lock is let go.
             opened.enter_context(_open_here(lock))
+            # Their files are removed before the lock is let go, unless there is a broker, or may be one.
+            files = opened.enter_context(contextlib.ExitStack())
+            files.callback(unlink_if_same, str(transport.lock_path(address)), identity_of(lock))
             log = _open_log(transport, address)
+            os.ftruncate(log, 0)
             opened.enter_context(_open_here(log))
+            files.callback(unlink_if_same, _log_path(transport, address), identity_of(log))
             report_read, report_write = os.pipe()
             opened.enter_context(_open_here(report_read))
             with _open_here(report_write):
@@ -175,6 +227,10 @@ def start_broker(transport: Transport, address: Address, options: Options) -> bo
             failure = _await_report(report_read)
         except _NotStarted as error:
             failure = f"{error}: {_last_line(log)}"
+            if not error.has_ended:
+                files.pop_all()
+        if failure is None:
+            files.pop_all()
     if failure is not None:
         raise TransportError(f"the broker at {address} did not start: {failure}")
     return True
@@ -254,7 +310,7 @@ def _broker_command(address: Address, options: Options) -> list[str]:
 
 
 def _open_log(transport: Transport, address: Address) -> int:
-    """Open the empty log of a broker. Raises TransportError."""
+    """Open the log of a broker. Raises TransportError."""
     # Where others may make files too, one of this name may be anything: not waited for, and not written to unless ours.
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
     path = _log_path(transport, address)
@@ -266,7 +322,6 @@ def _open_log(transport: Transport, address: Address) -> int:
     if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_nlink != 1:
         os.close(log)
         raise TransportError(f"can't start a broker at {address}: {path} is not a file of our own: remove it")
-    os.ftruncate(log, 0)
     return log
 
 
@@ -287,7 +342,12 @@ def _spawn(address: Address, command: list[str], lock: int, report: int, log: in
 
 
 class _NotStarted(Exception):
-    """A broker that did not report why it failed. The text is what its starter saw of it."""
+    """A broker that did not report why it failed. The text is what its starter saw of it. Unless it `has_ended`, it may
+    still come up."""
+
+    def __init__(self, message: str, *, has_ended: bool) -> None:
+        super().__init__(message)
+        self.has_ended = has_ended
 
 
 def _await_detached(process: subprocess.Popen[bytes]) -> None:
@@ -297,12 +357,12 @@ def _await_detached(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-        raise _NotStarted(f"it was not up within {START_TIMEOUT_S:g} s") from None
+        raise _NotStarted(f"it was not up within {START_TIMEOUT_S:g} s", has_ended=False) from None
     if status:
         # Imported here: the broker itself imports this file, and starts sooner without.
         from eventsh.runtime.process import describe_status
 
-        raise _NotStarted(describe_status(status))
+        raise _NotStarted(describe_status(status), has_ended=True)
 
 
 def _await_report(report: int) -> str | None:
@@ -313,10 +373,10 @@ def _await_report(report: int) -> str | None:
     poll.register(report, select.POLLIN)
     while not line.endswith(b"\n"):
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise _NotStarted(f"it was not ready within {START_TIMEOUT_S:g} s")
+            raise _NotStarted(f"it was not ready within {START_TIMEOUT_S:g} s", has_ended=False)
         data = os.read(report, 65536)
         if not data:
-            raise _NotStarted("it ended before it was ready")
+            raise _NotStarted("it ended before it was ready", has_ended=True)
         line += data
     reason: str | None = orjson.loads(line).get("error")
     return reason
@@ -324,6 +384,9 @@ def _await_report(report: int) -> str | None:
 
 def _last_line(log: int) -> str:
     """Return the last line of a broker's log, safe to show."""
-    size = os.fstat(log).st_size
-    lines = os.pread(log, _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES)).decode(errors="replace").strip().splitlines()
+    lines = _read_tail(log).decode(errors="replace").strip().splitlines()
     return escape(lines[-1].strip())[:_LAST_LINE_CHARS] if lines else "its log is empty"
+
+
+def _read_tail(log: int) -> bytes:
+    return os.pread(log, _LOG_TAIL_BYTES, max(0, os.fstat(log).st_size - _LOG_TAIL_BYTES))

@@ -369,6 +369,7 @@ class Pool:
 
     def _broker_ready(self, process: Process) -> None:
         _log.info("broker (pid %d) is ready", process.pid)
+        process.handed_over.add_done_callback(lambda reason: self._inbox.put_nowait(_GiveUp(reason.result())))
         self._plan.broker_ready(process.facts)
 
     def _go_on(self, slot: Slot, reason: str) -> bool:

@@ -45,6 +45,8 @@ class Process:
         self.standby: asyncio.Future[bool] = loop.create_future()
         self.ready: asyncio.Future[bool] = loop.create_future()
         self.ended: asyncio.Future[int] = loop.create_future()
+        # Set to the reason once a broker has handed over to another one, and waits to be ended.
+        self.handed_over: asyncio.Future[str] = loop.create_future()
         self.ready_at: float | None = None
         self.facts: dict[str, Any] = {}
         """What came with the last report: `error` after "failed", whatever the program tells with "ready"."""
@@ -183,6 +185,8 @@ class Process:
         elif state == "ready" and not self.ready.done():
             self.ready_at = self._loop.time()
             self.ready.set_result(True)
+        elif state == "handed_over" and not self.handed_over.done():
+            self.handed_over.set_result(self.error or "")
 
 
 def describe_status(status: int) -> str:

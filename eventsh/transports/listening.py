@@ -60,7 +60,7 @@ class StreamListener(Listener):
 
     `accepted` makes the connection for each socket, and raises TransportError to refuse who is there; `greet` is awaited
     before the first frame, with the socket, and refuses likewise; `removed` is called once when the listener has closed,
-    to remove what it left behind. With an `ssl` context it speaks TLS, which may take `ssl_timeout_s` from the first turn to
+    to remove what it left behind; `kept` implements `keep`. With an `ssl` context it speaks TLS, which may take `ssl_timeout_s` from the first turn to
     the end of the handshake; few handshakes are under way at once, for each holds memory before anybody has said who they
     are.
 
@@ -75,6 +75,7 @@ class StreamListener(Listener):
         accepted: Callable[[socket.socket], StreamConnection],
         removed: Callable[[], None] | None = None,
         *,
+        kept: Callable[[], bool] | None = None,
         greet: Callable[[StreamConnection, socket.socket], Awaitable[None]] | None = None,
         ssl: Any = None,
         ssl_timeout_s: float = 2.0,
@@ -83,6 +84,7 @@ class StreamListener(Listener):
         self._sock = sock
         self._accepted = accepted
         self._removed = removed
+        self._kept = kept
         self._greet = greet
         self._ssl = ssl
         self._ssl_timeout_s = ssl_timeout_s
@@ -96,6 +98,9 @@ class StreamListener(Listener):
         sock.setblocking(False)
         note_descriptor(sock.fileno())
         self._loop.add_reader(sock.fileno(), self._accept)
+
+    def keep(self) -> bool:
+        return self._kept is None or self._kept()
 
     async def close(self) -> None:
         if self._closed:

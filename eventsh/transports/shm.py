@@ -70,6 +70,7 @@ class ShmTransport(UnixTransport):
         address: str,
         on_connection: Callable[[Connection], Receiver],
         removed: Callable[[], None],
+        kept: Callable[[], bool],
     ) -> Listener:
         ring = SharedRing(self._options.ring_size, is_shared=True)
         ring.join()
@@ -85,7 +86,7 @@ class ShmTransport(UnixTransport):
             removed()
             ring.leave()
 
-        return StreamListener(sock, address, accepted, closed, greet=greet)
+        return StreamListener(sock, address, accepted, closed, kept=kept, greet=greet)
 
     async def _join(self, sock: socket.socket, on_connection: Callable[[Connection], Receiver]) -> StreamConnection:
         connection = SharingConnection(peer_of(sock), on_connection)

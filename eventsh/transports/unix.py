@@ -19,6 +19,7 @@ from eventsh.address import Address, default_address
 from eventsh.errors import ConfigureError, TransportError
 from eventsh.transport import Capabilities, Connection, Listener, Peer, Receiver, Transport
 from eventsh.transports.descriptors import forget_descriptor, note_descriptor
+from eventsh.transports.files import Identity, keep_file, unlink_if_same
 
 if TYPE_CHECKING:
     from eventsh.transports.stream import StreamConnection
@@ -68,8 +69,11 @@ class UnixTransport(Transport):
         def removed() -> None:
             unlink_if_same(address.path, identity)
 
+        def kept() -> bool:
+            return keep_file(address.path, identity)
+
         try:
-            return self._serve(sock, str(address), on_connection, removed)
+            return self._serve(sock, str(address), on_connection, removed, kept)
         except BaseException:
             sock.close()
             removed()
@@ -81,11 +85,15 @@ class UnixTransport(Transport):
         address: str,
         on_connection: Callable[[Connection], Receiver],
         removed: Callable[[], None],
+        kept: Callable[[], bool],
     ) -> Listener:
         from eventsh.transports.listening import StreamListener
         from eventsh.transports.stream import StreamConnection
 
-        return StreamListener(sock, address, lambda peer: StreamConnection(_admit(peer), on_connection), removed)
+        def accepted(peer: socket.socket) -> StreamConnection:
+            return StreamConnection(_admit(peer), on_connection)
+
+        return StreamListener(sock, address, accepted, removed, kept=kept)
 
     async def connect(self, address: Address, on_connection: Callable[[Connection], Receiver]) -> Connection:
         import asyncio
@@ -261,9 +269,17 @@ def _is_default(address: Address, uid: int) -> bool:
     return address.path in (default_address(runtime_dir, uid, parent).path, default_address({}, uid, parent).path)
 
 
-def open_socket(address: Address) -> tuple[socket.socket, tuple[int, int]]:
-    """A listening socket at the path of `address`, mode 0600, and the identity of its file. To be called with the lock of
-    the address: a socket of this user's that stands there is stale, and removed. Raises TransportError."""
+def open_socket(address: Address) -> tuple[socket.socket, Identity]:
+    """Open a listening socket at the path of `address`, mode 0600. To be called with the lock of the address.
+
+    A socket file of this user that refuses connections is stale, and removed.
+
+    Returns:
+        The socket, and the identity of its file, which no other file gets while the socket is open.
+
+    Raises:
+        TransportError: The path can't be used, or another process listens there.
+    """
     from eventsh.transports.listening import BACKLOG
 
     path = address.path
@@ -308,18 +324,29 @@ def _remove_stale(address: Address) -> None:
         why = "is no socket"
     elif info.st_uid != os.geteuid():
         why = f"is a socket of user {info.st_uid}"
-    else:
-        os.unlink(address.path)
+    elif _is_stale(address.path):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(address.path)
         return
+    else:
+        raise TransportError(
+            f"can't listen at {address}: a broker is already running there: stop it, or choose another address"
+        )
     raise TransportError(f"can't listen at {address}: {address.path} {why}: remove it, or choose another address")
 
 
-def unlink_if_same(path: str, identity: tuple[int, int]) -> None:
-    """Remove what `open_socket` made, unless somebody else's stands there by now."""
-    with contextlib.suppress(FileNotFoundError):
-        info = os.lstat(path)
-        if (info.st_dev, info.st_ino) == identity:
-            os.unlink(path)
+def _is_stale(path: str) -> bool:
+    """Connect to a socket's file, and return whether no process listens there. The lock does not prove it: its file can be
+    removed while the broker lives. A backlog that is full belongs to a process that lives, too."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return True
+        except OSError:
+            return False
+    return False
 
 
 def _unreachable(address: Address, error: OSError) -> TransportError:

@@ -260,6 +260,9 @@ class ChaosListener(Listener):
         self.address = str(address)
         self._inner = inner
 
+    def keep(self) -> bool:
+        return self._inner.keep()
+
     async def close(self) -> None:
         await self._inner.close()
 

@@ -7,6 +7,7 @@ exit status is 1 when something is not as promised; the ledgers are kept then.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import random
 import shutil
 import sys
@@ -22,10 +23,12 @@ from tests.faults.interruptions import WAYS, interrupt_posts
 from tests.faults.jsons import TEXTS, abuse_json, draw_text
 from tests.faults.processes import TRANSPORTS, Served, ask, endpoint
 from tests.faults.reloads import ReloadReport, reload_workers
+from tests.faults.removals import remove_files, split_brokers
 from tests.faults.soak import run_soak
 from tests.faults.stops import StopReport, rss_bytes, stop_brokers, stop_workers
 
-ROWS: dict[int, Callable[[Plan, Path, Callable[[str], None]], Report | StopReport | ReloadReport]] = {
+Campaign = Callable[[Plan, Path, Callable[[str], None]], Report | StopReport | ReloadReport]
+ROWS: dict[int, Campaign] = {
     1: kill_workers,
     2: kill_brokers,
     3: stop_workers,
@@ -37,25 +40,26 @@ ROWS: dict[int, Callable[[Plan, Path, Callable[[str], None]], Report | StopRepor
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument(
-        "--row", type=int, choices=(*ROWS, 7, 8, 12, 13, 15, 18), required=True, help="which row of FAULTS.md"
+        "--row", type=int, choices=(*ROWS, 7, 8, 12, 13, 15, 18, 26), required=True, help="which row of FAULTS.md"
     )
     parser.add_argument(
         "--kills",
         type=int,
         default=20,
-        help="how many faults; row 7: frames, row 8: texts, row 12: events, row 15: interruptions, row 18: brokers",
+        help="how many faults; row 7: frames, row 8: texts, row 12: events, row 15: interruptions, row 18: brokers;"
+        " row 26: removals, and a tenth as many second brokers",
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--posters", type=int, default=2)
     parser.add_argument("--rate", type=float, default=400.0, help="posts a second, of each poster")
     parser.add_argument("--timeout", type=float, default=5.0, help="the option of that name")
-    parser.add_argument("--broker", choices=("serve", "auto"), default="serve", help="row 2: whose broker")
+    parser.add_argument("--broker", choices=("serve", "auto"), default="serve", help="rows 2 and 26: whose broker")
     parser.add_argument("--pause", type=float, default=0.6, help="seconds, at most, between all are back and a kill")
     parser.add_argument("--max-queue-len", type=int, default=10240, help="the option of that name")
     parser.add_argument("--no-doubles", action="store_true", help="never kill several at once")
     parser.add_argument(
-        "--transport", choices=TRANSPORTS, default="unix", help="rows 1 to 4, 7 and 11: what carries it"
+        "--transport", choices=TRANSPORTS, default="unix", help="rows 1 to 4, 7, 11 and 26: what carries it"
     )
     known = parser.parse_args()
     plan = Plan(
@@ -97,7 +101,14 @@ def main() -> int:
             clocks = set_clocks(known.kills, known.seed, path)
         print(clocks, flush=True)
         return 1 if clocks.faults else 0
-    return campaign(known.row, plan)
+    if known.row == 26:
+        if known.transport == "tcp":
+            parser.error("row 26 is about files, and tcp has no socket's file: choose unix or shm")
+        status = campaign(plan, remove_files)
+        for number in range(max(1, known.kills // 10)):
+            status |= campaign(dataclasses.replace(plan, seed=known.seed + number), split_brokers)
+        return status
+    return campaign(plan, ROWS[known.row])
 
 
 def interrupt(interruptions: int) -> int:
@@ -115,10 +126,10 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def campaign(row: int, plan: Plan) -> int:
+def campaign(plan: Plan, run: Campaign) -> int:
     keep = Path(tempfile.mkdtemp(prefix="evf-", dir="/tmp"))
     with directory(keep) as path:
-        found = ROWS[row](plan, path, say)
+        found = run(plan, path, say)
     print(found, flush=True)
     faults = found.faults if isinstance(found, Report) else found.report.faults
     if isinstance(found, ReloadReport) and found.faults:

@@ -119,6 +119,22 @@ FAULTS = {
         "unix:{directory}/s",
         "test_a_plain_socket_is_a_connection_too",
     ),
+    "a live endpoint is displaced": (
+        """
+    import eventsh.transports.unix
+    eventsh.transports.unix._is_stale = lambda path: True
+""",
+        "unix:{directory}/s",
+        "test_an_endpoint_that_accepts_connections_is_not_displaced",
+    ),
+    "a listener believes that its files are gone": (
+        """
+    from eventsh.transports.listening import StreamListener
+    StreamListener.keep = lambda self: False
+""",
+        "unix:{directory}/s",
+        "test_an_endpoint_that_accepts_connections_is_not_displaced",
+    ),
     "a stale endpoint stays": (
         """
     import eventsh.transports.unix

@@ -18,19 +18,30 @@ if TYPE_CHECKING:
     from eventsh.core.broker.sink import EventSink
     from eventsh.core.broker.state import BrokerState, ClientConnection, Slot
 
-__all__ = ["Control"]
+__all__ = ["HAND_OVER", "Control"]
+
+# What a broker asks that finds another one at its address.
+HAND_OVER = "hand_over"
 
 
 class Control:
-    """`status` describes the broker at a time."""
+    """`status` describes the broker at a time; `on_rival` answers another broker of the same address."""
 
-    def __init__(self, state: BrokerState, sequencer: Sequencer, *, status: Callable[[float], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        state: BrokerState,
+        sequencer: Sequencer,
+        *,
+        status: Callable[[float], dict[str, Any]],
+        on_rival: Callable[[dict[str, Any]], dict[str, Any]] | None,
+    ) -> None:
         self._slots = state.slots
         self._posters = state.posters
         self._sequencer = sequencer
         self._outgoing = state.outgoing
         self._status = status
         self._allow_scripts = state.options.allow_scripts
+        self._on_rival = on_rival
         self._questions = Questions()
         self._scripts = Scripts()
 
@@ -64,6 +75,8 @@ class Control:
         reply: Reply | None
         if request.what == "status":
             reply = Reply(request.id, self._status(now), None)
+        elif request.what == HAND_OVER and self._on_rival is not None:
+            reply = _answer_rival(self._on_rival, connection, request)
         elif sink is not None and (answer := _ask_sink(sink, request)) is not None:
             reply = answer
         elif request.what in SCRIPT_REQUESTS:
@@ -159,6 +172,17 @@ class Control:
     def _reply(self, ended: list[tuple[ClientConnection, Reply]]) -> None:
         for connection, reply in ended:
             self._outgoing.send(connection, reply.encode())
+
+
+def _answer_rival(
+    answer: Callable[[dict[str, Any]], dict[str, Any]], connection: ClientConnection, request: Request
+) -> Reply:
+    if not connection.is_trusted:
+        return Reply(request.id, None, f"{request.what!r} is for a broker of this user alone, over a unix socket")
+    try:
+        return Reply(request.id, answer(request.arguments), None)
+    except UsageError as error:
+        return Reply(request.id, None, str(error))
 
 
 def _ask_sink(sink: EventSink, request: Request) -> Reply | None:

@@ -4,10 +4,14 @@ Theory of operation. A broker that is killed takes with it the events that only 
 posters without a worker that was stalled, dropping or just being restarted. Posters send again what was not confirmed; so a
 worker missed exactly the events between its own progress and the highest confirmation that any client knows of. All clients
 name both in their hellos.
+
+A rival is a broker that served the same address beside this one, because the files of one of them had been removed. When
+it ends, its workers missed the posts that were sequenced here since it began, and the workers of this broker missed its posts.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -24,8 +28,13 @@ __all__ = ["Recovery"]
 
 # As many as a client names.
 _EPOCHS = 16
+# How often the number of posts is noted for `meet`, and how many notes are kept. A rival is found within some seconds. Of
+# one that is older than the notes it is not known which posts its workers missed, and all are reported to them.
+_MARK_S = 2.0
+_MARKS = 64
 
 _KILLED = "the broker that had it queued was killed"
+_APART = "another broker served this address beside this one"
 _UNHEARD_OF = "nobody had told this broker of the worker"
 _REBOOTED = "the host of its broker was restarted: no client may be left that knows of all that it missed"
 _UNSEEN = "the process before this one ended when no broker saw it: what it had been given and not handled is not known"
@@ -52,6 +61,34 @@ class Recovery:
         self._unsure: dict[int | None, int] = {}
         # Kept slots of this epoch that no process holds, and how many posts were handled there.
         self._vacant: dict[int, int] = {}
+        # Rivals, by epoch: how many broadcast posts there were here when each began.
+        self._rivals: dict[int, int] = {}
+        self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
+
+    # --- rivals ---
+
+    def mark(self, now: float) -> None:
+        """Note how many posts there are by now."""
+        if not self._marks or now - self._marks[-1][0] >= _MARK_S:
+            self._marks.append((now, self._sequencer.posts))
+
+    def meet(self, epoch: int, since: float, confirmed: int, now: float) -> bool:
+        """Learn of a rival that began at `since`, and has `confirmed` broadcast posts by now: the workers of this broker
+        missed them. Return False when the rival is known already."""
+        is_new = epoch not in self._rivals
+        if is_new:
+            self._add_rival(epoch, since)
+        self._confirmed[epoch] = max(confirmed, self._confirmed.get(epoch, 0))
+        self.report_all(now)
+        return is_new
+
+    def _add_rival(self, epoch: int, since: float) -> None:
+        self._rivals[epoch] = max((posts for at, posts in self._marks if at <= since), default=0)
+        while len(self._rivals) > _EPOCHS:
+            del self._rivals[next(iter(self._rivals))]
+        for slot in self._slots.workers.values():
+            if slot.identity is not None:
+                slot.inherit({epoch: 0, **(slot.earlier or {})})
 
     # --- progress of the workers ---
 
@@ -103,7 +140,7 @@ class Recovery:
         elif hello.epoch and not is_same:
             slot.inherit(None)
         if own and not resumed and hello.epoch != self._epoch:
-            slot.note_passed(self._sequencer.posts)
+            slot.note_passed(self._sequencer.posts - self._rivals.get(hello.epoch, 0))
 
     # --- gaps for the workers ---
 
@@ -117,18 +154,20 @@ class Recovery:
             return
         if slot.passed:
             passed = slot.take_passed()
-            self._sequencer.enqueue_gap(slot, passed, _UNHEARD_OF, now, posts=passed)
+            reason = _APART if self._rivals.keys() & (slot.earlier or {}) else _UNHEARD_OF
+            self._sequencer.enqueue_gap(slot, passed, reason, now, posts=self._sequencer.posts)
         had = slot.earlier
         if had == {}:
             had = self._inherit(slot, now)
             slot.inherit(had)
         if not had:
             return
-        last = max(had, key=self._order.key)
+        last = max((epoch for epoch in had if epoch not in self._rivals), key=self._order.key, default=None)
         for epoch in sorted({*self._confirmed, *had}, key=self._order.key):
             confirmed = max(self._confirmed.get(epoch, 0), had.get(epoch, 0))
             # It should have been a worker in each epoch since, too.
-            missed = confirmed - had.get(epoch, 0 if self._order.is_later(epoch, last) else confirmed)
+            is_owed = last is not None and self._order.is_later(epoch, last)
+            missed = confirmed - had.get(epoch, 0 if is_owed else confirmed)
             if missed > 0 or self._unsure.get(slot.worker_id) == epoch:
                 slot.admit_missed(epoch, confirmed)
                 self._enqueue_gap(slot, missed, epoch, confirmed, now)
@@ -141,7 +180,7 @@ class Recovery:
         exact = not self._order.is_of_other_boot(epoch)
         if self._unsure.get(slot.worker_id) == epoch:
             del self._unsure[slot.worker_id]
-        reason = _KILLED if exact else _REBOOTED
+        reason = _APART if epoch in self._rivals else _KILLED if exact else _REBOOTED
         self._sequencer.enqueue_gap(slot, missed, reason, now, epoch=epoch, posts=posts, exact=exact)
 
     def _inherit(self, slot: Slot, now: float) -> dict[int, int] | None:

@@ -61,6 +61,7 @@ class Router:
         host: str = "",
         new_proof: Callable[[], BrokerProof] | None = None,
         features: frozenset[str] = FEATURES,
+        on_rival: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
         self.options = options
         # The process that restarts this broker and its workers, for people who want them reloaded.
@@ -83,7 +84,7 @@ class Router:
         self._sequencer = Sequencer(self._state, wall_clock_ns=wall_clock_ns)
         self._unique = UniqueAssigner(self._state, self._sequencer)
         self._confirms = Confirms(self._state, self._sequencer)
-        self._control = Control(self._state, self._sequencer, status=self.status)
+        self._control = Control(self._state, self._sequencer, status=self.status, on_rival=on_rival)
         self._recovery = Recovery(self._state, self._sequencer)
         self._agreement = Agreement(self._state, features)
         self._handshake = Handshake(
@@ -98,6 +99,7 @@ class Router:
         )
         # Accepted and not enqueued, because a queue is full; bounded by the posters' windows.
         self._held: deque[Post] = deque()
+        self._is_accepting = True
         # All but events and acks.
         self._on_message: dict[int, Callable[[ClientConnection, bytearray, float], None]] = {
             Kind.HELLO: self._handshake.take_hello,
@@ -227,6 +229,26 @@ class Router:
         self._handshake.end_process(slot, now)
         self.settle(now)
 
+    def meet_rival(self, epoch: int, age_s: float, confirmed: int, now: float) -> bool:
+        """Learn of another broker, which began `age_s` ago and has `confirmed` broadcast posts: it has served the same address
+        beside this one, and ends. Its clients attach here. Return False when that is known already."""
+        return self._recovery.meet(epoch, now - age_s, confirmed, now)
+
+    def stop_accepting(self) -> None:
+        """Ignore all further posts: their posters send them to another broker. `is_settled` when the others are confirmed."""
+        self._is_accepting = False
+        self._held.clear()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every enqueued post is confirmed."""
+        return not self._sequencer.unconfirmed
+
+    @property
+    def confirmed_posts(self) -> int:
+        """How many broadcast posts are confirmed."""
+        return self._confirms.posts
+
     def tick(self, now: float) -> None:
         """Act on the time. To be called several times in each of the timeouts."""
         for connection in self.connections:
@@ -236,6 +258,7 @@ class Router:
         self._handshake.expire(now)
         self._give_up_on_the_stuck(now)
         self._control.tick(now)
+        self._recovery.mark(now)
         self._unique.keys.expire(now)
         if self._unique.has_parked:
             self._unique.unpark(now)
@@ -302,6 +325,8 @@ class Router:
         poster = connection.poster
         if poster is None or not connection.is_greeted:
             raise ProtocolError("events before the hello")
+        if not self._is_accepting:
+            return
         post = poster.accept(frame, self.options.max_queue_len)
         if post is None:
             # Sent again after a reconnect; the confirmation may have been lost with the connection.
