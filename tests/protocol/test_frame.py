@@ -12,6 +12,7 @@ from eventsh.protocol.frame import (
     BATCH_BYTES,
     BATCH_CONTAINERS,
     BATCH_EVENTS,
+    FIRST_FLAGS,
     FLAGS_OFFSET,
     FRAME_KINDS,
     HEADER_BYTES,
@@ -246,6 +247,7 @@ def test_the_numbers_on_the_wire_never_change():
     assert frozenset(range(1, 23)) == FRAME_KINDS
     flags = (Flag.UNIQUE, Flag.RESENT, Flag.RECEIPT, Flag.TRACE, Flag.REPLAYED, Flag.DIRECTED)
     assert flags == (1, 2, 4, 8, 16, 32)
+    assert sum(flags) == FIRST_FLAGS
     assert PROTOCOL_VERSION == 1
     assert (frame_module.KIND_OFFSET, FLAGS_OFFSET, ORIGIN_OFFSET, STAMP_OFFSET) == (4, 5, 12, 24)
 

@@ -19,7 +19,7 @@ from eventsh.recording.frames import Frame
 from eventsh.recording.reader import Damage, Note, Reader, Start
 from eventsh.recording.segments import zstandard
 from eventsh.recording.writer import Writer
-from tests.recording.sample import EPOCH, SECOND, damages, datas, events, frame, items, notes, small_file
+from tests.recording.sample import EPOCH, SECOND, damages, datas, events, frame, items, notes, small_file, write
 
 
 def raw_record(kind, payload):
@@ -78,6 +78,15 @@ def test_frames_before_any_start_are_of_epoch_0_and_any_time(tmp_path):
     found = items(path)
     assert [item.epoch for item in found if isinstance(item, Frame)] == [0]
     assert [(item.events, item.time_ns) for item in found if isinstance(item, Note)] == [(1, 0)]
+
+
+def test_a_frame_with_flags_of_a_later_version_is_a_hole_and_counts(tmp_path):
+    path = tmp_path / "a.evlog"
+    write(path, [frame(1, "a"), frame(2, "b", "c", flags=64), frame(4, "d")])
+    (hole,) = [item for item in items(path) if isinstance(item, Note) and item.kind is RecordKind.HOLE]
+    assert (hole.events, hole.time_ns) == (3, EPOCH + 2 * SECOND)
+    assert (hole.facts["missed"], hole.facts["ended_ns"], hole.facts["unreadable"]) == (2, EPOCH + 2 * SECOND, True)
+    assert [item.first for item in items(path) if isinstance(item, Frame)] == [1, 4]
 
 
 def test_the_time_never_goes_down(tmp_path):

@@ -283,7 +283,7 @@ def test_a_rotation_keeps_the_file_locked(tmp_path):
     writer.close()
 
 
-@pytest.mark.parametrize("name", ["rename", "pwritev"])
+@pytest.mark.parametrize("name", ["open", "rename", "pwritev"])
 def test_a_rotation_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, clock, caplog, name):
     path = tmp_path / "a.evlog"
     writer = opened(path, limits=Limits(max_age_s=1))
@@ -291,6 +291,7 @@ def test_a_rotation_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkey
     clock.now += 5
     calls = []
     real = getattr(os, name)
+    descriptors = len(os.listdir("/proc/self/fd"))
 
     def failing(*args):
         calls.append(args)
@@ -312,7 +313,7 @@ def test_a_rotation_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkey
     assert (len(calls), len(caplog.records)) == (2, 2)
     monkeypatch.setattr(os, name, real)
     assert names(tmp_path) == ["a.evlog"]
-    assert not is_open(f"{path}.next")
+    assert len(os.listdir("/proc/self/fd")) == descriptors
     writer.write([(frame(2, "y"), -1)])
     clock.now += 11
     writer.rotate_if_due()
