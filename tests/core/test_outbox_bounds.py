@@ -424,6 +424,16 @@ def test_a_new_poster_begins_with_what_had_no_batch():
     assert bytes(frame[HEADER_BYTES:]) == b'[["s","e",[3]]]'
 
 
+def test_what_the_poster_before_sent_takes_no_room_in_the_window_of_a_new_one():
+    outbox = make()
+    outbox.window = 2
+    post(outbox, 2)
+    outbox.take()
+    outbox.renew(6, 43)
+    post(outbox, 2)
+    assert numbers(outbox.take()) == [(1, 2)]
+
+
 @pytest.mark.parametrize("kept", [0, 1, 2])
 def test_a_forked_child_keeps_what_it_posted_itself(kept):
     outbox = make()
