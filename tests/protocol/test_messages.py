@@ -282,7 +282,7 @@ RUN = {"name": "h", "location": "f:1", "source": "s", "event": None, "seconds": 
         {"name": None},
         {"location": 1},
         {"source": 1},
-        {"event": b"".hex},
+        {"event": 1.5},
         {"seconds": "1"},
         {"seconds": None},
         {"error": 1},
