@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -164,6 +165,9 @@ class Broker:
         self._listener: Listener | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        # For a worker whose budget ends before the next tick, and the time of that.
+        self._drop_timer: asyncio.TimerHandle | None = None
+        self._drop_at = math.inf
         self._alone_since = self.clock()
         self._alone = asyncio.Event()
         self._recording: BrokerRecording | None = None
@@ -200,7 +204,7 @@ class Broker:
             raise
 
     def _settle(self) -> None:
-        """What waited for the disk can be confirmed."""
+        """What waited for the disk, or for a worker with a full queue, can go on."""
         self.router.settle(self.clock())
         self.flush()
 
@@ -227,8 +231,9 @@ class Broker:
         for slot in self.router.slots.workers.values():
             if slot.queue.events:
                 _log.warning("stopped with %d events that %s has not handled", slot.queue.events, slot.label)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._drop_timer):
+            if timer is not None:
+                timer.cancel()
         if self._listener is not None:
             await self._listener.close()
         for link in list(self.router.connections):
@@ -262,6 +267,22 @@ class Broker:
                 peer.connection.close()
         for notice in self.router.take_warnings():
             _log.warning("%s", notice)
+        drop_at = self.router.next_drop_at
+        if drop_at is not None and drop_at < self._drop_at:
+            self._call_at_drop(drop_at)
+
+    def _call_at_drop(self, drop_at: float) -> None:
+        """Have the router act when the budget of a worker ends. A budget of a few milliseconds, as one that has just been
+        used up, would be overdrawn many times over until the next tick."""
+        if self._drop_timer is not None:
+            self._drop_timer.cancel()
+        self._drop_at = drop_at
+        self._drop_timer = self._loop.call_later(max(0.0, drop_at - self.clock()), self._drop)
+
+    def _drop(self) -> None:
+        # It may have had room meanwhile: then the next call is at the end of what is left by now.
+        self._drop_at = math.inf
+        self._settle()
 
     def lose(self, link: ClientConnection) -> None:
         """A connection is gone."""

@@ -209,7 +209,7 @@ class Handshake:
         self._control.welcome(connection, slot)
         is_resyncing = hello.tells and hello.epoch != 0 and hello.told != epoch
         slot.attach(connection, hello, had, now, is_resyncing=is_resyncing)
-        sequencer.note_room(slot)
+        sequencer.note_room(slot, now)
         again = slot.take_unreceived_uniques()
         given_again = set(again)
         if slot.replace_unreadable(sequencer.posts):
@@ -251,10 +251,9 @@ class Handshake:
             self._outgoing.send(connection, goodbye.encode())
             return
         slot.drain(goodbye, now)
-        if slot.is_leaving:
-            # Nothing more is kept for it, so no poster has to wait until it has room.
-            self._sequencer.forget(slot)
-        elif not slot.is_observer:
+        # No poster waits until it has room: nothing more is kept for it, or its successor gets a gap for what has no room.
+        self._sequencer.forget(slot, now)
+        if not slot.is_observer and not slot.is_leaving:
             self._recovery.leave(slot)
         self._outgoing.send(connection, Goodbye(slot.is_leaving).encode())
         self._agreement.settle()
@@ -272,7 +271,7 @@ class Handshake:
                 self._recovery.leave(slot)
             self._sequencer.announce("worker_left", slot, now, kept=not slot.is_leaving)
         if slot.is_leaving:
-            self._sequencer.forget(slot)
+            self._sequencer.forget(slot, now)
             self._slots.remove(slot)
             self._unique.reassign(slot, now)
         self._agreement.settle()
@@ -292,7 +291,7 @@ class Handshake:
         """Give up slots that no process took in time."""
         timeout = self._state.options.timeout
         for slot in self._slots.expire(now, timeout):
-            self._sequencer.forget(slot)
+            self._sequencer.forget(slot, now)
             self._unique.reassign(slot, now)
             if not slot.is_observer and (slot.missed or slot.doubts):
                 self._outgoing.warn(f"slot {slot.worker_id} was not taken for {timeout:g} s: its events are dropped")

@@ -6,13 +6,14 @@ changes its state by `Slot.transition` alone, which refuses what TRANSITIONS doe
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from eventsh.core.queue import Entry, Queue
+from eventsh.core.queue import Entry
 from eventsh.errors import ProtocolError
 from eventsh.protocol.features import name_flags, readable_flags
 from eventsh.protocol.frame import (
@@ -28,11 +29,13 @@ from eventsh.protocol.frame import (
 from eventsh.protocol.messages import Gap
 
 if TYPE_CHECKING:
+    from eventsh.core.broker.budget import Budget
     from eventsh.core.broker.outgoing import Outgoing
     from eventsh.core.broker.posters import Posters
     from eventsh.core.broker.slots import SlotTable
     from eventsh.core.heartbeat import Heartbeat
     from eventsh.core.proof import BrokerProof
+    from eventsh.core.queue import Queue
     from eventsh.options import Options
     from eventsh.protocol.messages import Goodbye, Hello
 
@@ -416,16 +419,21 @@ class Poster:
         self.returned[post.first] = post
 
 
+# A worker that is a little too slow begins to drop events many times a second, and must not fill the log.
+_QUIET_S = 10.0
+
+
 class Slot:
     """A worker's or an observer's place: its queue, what it has received, and what it missed.
 
     A worker's slot outlives its process, so that the next one misses nothing. Each slot has its own queue, so a slow receiver
-    delays no other for longer than `timeout`; one shared queue would let one stopped process stop the pool. The frames in the
+    delays no other for longer than its budget; one shared queue would let one stopped process stop the pool. The frames in the
     queues are shared: a stalled worker costs references until the others are done with them.
     """
 
     __slots__ = (
         "absence",
+        "budget",
         "connection",
         "doubts",
         "drop_reason",
@@ -436,8 +444,10 @@ class Slot:
         "goodbye",
         "handled",
         "identity",
+        "is_muted",
         "is_observer",
         "last_seq",
+        "logged_at",
         "missed",
         "missed_first",
         "missed_last",
@@ -456,7 +466,7 @@ class Slot:
         "worker_id",
     )
 
-    def __init__(self, worker_id: int | None, limit: int, now: float) -> None:
+    def __init__(self, worker_id: int | None, queue: Queue, budget: Budget, now: float) -> None:
         self.worker_id = worker_id
         self.is_observer = worker_id is None
         self.identity: str | None = None
@@ -473,7 +483,8 @@ class Slot:
         # while the process is away, for it still has them.
         self.resyncing_since: float | None = None
         # Everything that is not acknowledged as handled, sent or not.
-        self.queue = Queue(limit)
+        self.queue = queue
+        self.budget = budget
         # It has everything up to here. Exact also where it got nothing for a while: see `offer`.
         self.received = 0
         self.last_seq = 0
@@ -485,6 +496,9 @@ class Slot:
         # Why its events are dropped, and counted in `missed`, for the gap that ends it; None: they are not. Kept while its
         # process is away: the next one is told.
         self.drop_reason: str | None = None
+        # Whether the log is not to have that, for it had the like a moment ago.
+        self.is_muted = False
+        self.logged_at = -math.inf
         self.missed = 0
         self.missed_first = 0
         self.missed_last = 0
@@ -534,6 +548,11 @@ class Slot:
     def is_leaving(self) -> bool:
         """Whether its process said goodbye for good: the slot ends with the connection."""
         return self.goodbye is not None and self.goodbye.leave
+
+    @property
+    def holds_posters(self) -> bool:
+        """Whether posters wait, within its budget, while its queue is full. None does for an observer, or from a goodbye on."""
+        return not self.is_observer and self.goodbye is None
 
     @property
     def is_expired(self) -> bool:
@@ -611,6 +630,9 @@ class Slot:
     def start_dropping(self, reason: str, now: float) -> None:
         """Drop its events from now on, and count them, until `end_dropping`."""
         self.drop_reason = reason
+        self.is_muted = now < self.logged_at + _QUIET_S
+        if not self.is_muted:
+            self.logged_at = now
         if self.absence is None and self.state is not SlotState.DRAINING:
             self.end_resync(now)
             self.transition(SlotState.DROPPING, now)

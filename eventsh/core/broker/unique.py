@@ -107,7 +107,7 @@ class UniqueAssigner:
                 self._parked_again += 1
             else:
                 self._assign(post, other, now)
-        self._sequencer.note_room(slot)
+        self._sequencer.note_room(slot, now)
 
     def unpark(self, now: float) -> None:
         """Assign waiting events: a worker came, or can take events again."""
