@@ -5,7 +5,7 @@ Knows no broker's death: what was sent again is marked.
 
 from __future__ import annotations
 
-from eventsh.protocol.frame import Flag, read_key
+from eventsh.protocol.frame import Flag, read_key, shorten_key
 from eventsh.protocol.messages import Taken
 
 __all__ = ["REMEMBERED", "Memory"]
@@ -52,7 +52,7 @@ class Memory:
 
     def note_unique(self, origin: int, number: int, time_ns: int, frame: bytearray | memoryview) -> None:
         """Remember a unique event. Repeating the call changes nothing. Raises ProtocolError for a frame without a key."""
-        known, key = self._uniques, read_key(frame)
+        known, key = self._uniques, shorten_key(read_key(frame))
         forgotten, _ = known.pop((origin, number), (b"", 0))
         known[origin, number] = (key, time_ns)
         self._key_bytes += len(key) - len(forgotten)

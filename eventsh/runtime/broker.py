@@ -22,7 +22,7 @@ from eventsh.core.heartbeat import Heartbeat
 from eventsh.errors import EventError, TransportError
 from eventsh.options import Options, parse_broker_arguments
 from eventsh.plugins import plugins
-from eventsh.protocol.frame import MAX_BODY_BYTES
+from eventsh.protocol.frame import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES
 from eventsh.runtime.child import EXIT_OK, EXIT_USAGE, Supervisor, add_child_arguments, start_child
 from eventsh.runtime.election import lock_address, remove_log, unlock_address
 from eventsh.runtime.endpoint import find_endpoint
@@ -48,6 +48,9 @@ _log = logging.getLogger("eventsh.broker")
 # within milliseconds, and its unique events wait for that.
 _FIRST_LOOK_S = 0.005
 _LAST_LOOK_S = 0.25
+# The longest message is the list of the unique events that a worker has from an earlier broker: 16,384 of them, and 2 MiB of
+# keys as hexadecimal.
+_MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 # What the last frames may take to leave, when a broker stops.
 _CLOSE_TIMEOUT_S = 0.5
 # A broker whose loop does not turn for longer than this, and than two of its own ticks, stands still itself. Shorter is
@@ -111,7 +114,7 @@ class _Peer:
         self.broker.router.receive(self.link, frames, self.broker.clock())
         if self.limited and self.link.is_greeted:
             self.limited = False
-            self.connection.limit_body(MAX_BODY_BYTES)
+            self.connection.limit_body(_max_body_bytes(self.broker.options))
         self.broker.flush()
 
     def frames_refused(self, error: ProtocolError) -> None:
@@ -316,6 +319,11 @@ class Broker:
         linger = self.options.linger
         if linger is not None and not self.router.connections and now - self._alone_since >= linger:
             self.stopping.set()
+
+
+def _max_body_bytes(options: Options) -> int:
+    """The longest body that a client may send: a message, or an event on top of a batch with its unique key."""
+    return max(_MAX_MESSAGE_BYTES, options.max_payload_len + MAX_BODY_BYTES - MAX_PAYLOAD_BYTES)
 
 
 def _has_ended(pid: int) -> bool:

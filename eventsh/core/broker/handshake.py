@@ -159,11 +159,11 @@ class Handshake:
             self._outgoing.warn(f"a client was rejected: {error}")
 
     def _admit(self, connection: ClientConnection, slot: Slot | None, hello: Hello, resumed: bool, now: float) -> None:
-        connection.greet(hello, self._agreement.features)
+        connection.greet(hello, self._agreement.features, self._state.options)
         has_news = self._recovery.learn(hello)
         if slot is not None:
             self._recovery.expect(slot, hello, resumed=resumed)
-        self._outgoing.send(connection, self._welcome(slot, resumed).encode())
+        self._outgoing.send(connection, self._welcome(connection, slot, resumed).encode())
         if slot is not None:
             self._attach(connection, slot, hello, resumed, now)
         self._recovery.greet(connection, slot, hello)
@@ -173,8 +173,9 @@ class Handshake:
             self._recovery.report(slot, now)
         self._agreement.greet(connection)
 
-    def _welcome(self, slot: Slot | None, resumed: bool) -> Welcome:
-        options = self._state.options
+    def _welcome(self, connection: ClientConnection, slot: Slot | None, resumed: bool) -> Welcome:
+        options, window = self._state.options, connection.window
+        assert window is not None
         held = [number for number, slot in self._slots.workers.items() if not slot.is_free]
         return Welcome(
             epoch=self._state.epoch,
@@ -183,12 +184,13 @@ class Handshake:
             resumed=resumed,
             seq=self._sequencer.seq,
             timeout=options.timeout,
-            max_queue_len=options.max_queue_len,
+            max_queue_len=window.events,
             max_payload_len=options.max_payload_len,
             slots=held,
             # What it missed may be more than that, for some of it was eventsh's own.
             posts=max(0, self._sequencer.posts - slot.posts_behind) if slot is not None else 0,
             features=sorted(self._agreement.features),
+            window_bytes=window.bytes,
         )
 
     def _attach(self, connection: ClientConnection, slot: Slot, hello: Hello, resumed: bool, now: float) -> None:

@@ -31,7 +31,7 @@ from eventsh.core.broker.unique import UniqueAssigner
 from eventsh.core.heartbeat import Beat
 from eventsh.errors import ProtocolError
 from eventsh.protocol.features import FEATURES
-from eventsh.protocol.frame import HEADER, KIND_OFFSET, Flag, Kind, encode_frame
+from eventsh.protocol.frame import HEADER, KIND_OFFSET, Flag, Kind, encode_frame, without_events
 
 if TYPE_CHECKING:
     from eventsh.core.broker.sink import EventSink
@@ -302,15 +302,21 @@ class Router:
     # --- events ---
 
     def _take_events(self, connection: ClientConnection, frame: bytearray, now: float) -> None:
-        poster = connection.poster
-        if poster is None or not connection.is_greeted:
+        poster, window = connection.poster, connection.window
+        if poster is None or window is None:
             raise ProtocolError("events before the hello")
-        post = poster.accept(frame, self.options.max_queue_len)
+        excess = window.excess(frame)
+        if excess is not None:
+            # Its place stays, as a gap: the poster would send it again for ever.
+            frame = without_events(frame)
+        post = poster.accept(frame, window)
         if post is None:
             # Sent again after a reconnect; the confirmation may have been lost with the connection.
             self._confirms.due.add(poster)
         elif self._held or self._sequencer.full or not self._route(post, now):
             self._held.append(post)
+        if excess is not None and post is not None:
+            raise ProtocolError(excess)
 
     def _route(self, post: Post, now: float) -> bool:
         """Number a post and put it into the queues. False: not now."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from eventsh.core.broker.budget import Budget
+from eventsh.core.broker.room import Room
 from eventsh.core.broker.state import Slot
 from eventsh.core.queue import Entry, Queue
 from eventsh.event import LIFECYCLE_SOURCE
@@ -52,6 +53,7 @@ class Sequencer:
         self.sink: EventSink | None = None
         self.wall_clock_ns = wall_clock_ns
         self._slots = state.slots
+        self._room = Room(state.slots, state.options)
         self._changed, self._warn = state.outgoing.changed, state.outgoing.warn
         self._pid = state.pid
 
@@ -108,6 +110,7 @@ class Sequencer:
             if backlog.queue.is_full and not backlog.is_dropping:
                 backlog.start_dropping("the broker was new, and this worker not yet attached to it", now)
             backlog.offer(entry, first, now)
+        self._room.count(len(entry.frame))
         newer = entry.frame[FLAGS_OFFSET] > FIRST_FLAGS
         for slot in self._slots if slots is None else slots:
             if slot.is_leaving:

@@ -78,7 +78,8 @@ class SlotTable:
 
     def _new(self, number: int | None, now: float) -> Slot:
         if len(self) >= self.max_slots:
-            empty = [slot for slot in self if slot.is_expired]
+            # A slot that a client named, and that no process has taken, keeps no process that is there from attaching.
+            empty = [slot for slot in self if slot.is_expired] or [slot for slot in self if slot.is_expected]
             if not empty:
                 raise SlotTableFull
             self.remove(min(empty, key=lambda slot: slot.since))

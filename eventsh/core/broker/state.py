@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from eventsh.core.broker.window import window_of
 from eventsh.core.queue import Entry
 from eventsh.errors import ProtocolError
-from eventsh.protocol.features import name_flags, readable_flags
+from eventsh.protocol.features import BYTE_WINDOW, name_flags, readable_flags
 from eventsh.protocol.frame import (
     FIRST_FLAGS,
     FLAGS_OFFSET,
@@ -25,6 +26,7 @@ from eventsh.protocol.frame import (
     Flag,
     decode_header,
     read_key,
+    shorten_key,
 )
 from eventsh.protocol.messages import Gap
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from eventsh.core.broker.outgoing import Outgoing
     from eventsh.core.broker.posters import Posters
     from eventsh.core.broker.slots import SlotTable
+    from eventsh.core.broker.window import Window
     from eventsh.core.heartbeat import Heartbeat
     from eventsh.core.proof import BrokerProof
     from eventsh.core.queue import Queue
@@ -144,6 +147,7 @@ class ClientConnection:
         "unchecked_bytes",
         "unsent",
         "warned_unreadable",
+        "window",
     )
 
     def __init__(
@@ -188,6 +192,8 @@ class ClientConnection:
         self.output: list[bytearray] = []
         self.slot: Slot | None = None
         self.poster: Poster | None = None
+        # What its poster may have under way; known once it is greeted.
+        self.window: Window | None = None
 
     @property
     def label(self) -> str:
@@ -213,9 +219,10 @@ class ClientConnection:
         """Note the poster whose batches it carries."""
         self.poster = poster
 
-    def greet(self, hello: Hello, features: frozenset[str]) -> None:
+    def greet(self, hello: Hello, features: frozenset[str], options: Options) -> None:
         """Accept its hello. `features` are the broker's."""
         self.is_greeted = True
+        self.window = window_of(options, counts_bytes=BYTE_WINDOW in hello.features)
         self.host = hello.host
         self.features = frozenset(hello.features)
         self.readable = readable_flags(features & self.features)
@@ -271,6 +278,7 @@ class Post:
         "position",
         "poster",
         "preferred",
+        "size_bytes",
         "targets",
         "unique",
     )
@@ -280,6 +288,7 @@ class Post:
         self.first = first
         self.count = count
         self.flags = flags
+        self.size_bytes = len(frame)
         # Held until it is enqueued, and a unique one until its handlers returned: another worker may have to get it.
         self.frame: bytearray | None = frame
         self.key = _key_of(flags, frame) if flags & Flag.UNIQUE else b""
@@ -298,7 +307,7 @@ class Post:
         """Take the frame that its poster sent again in the place of one that was released. Raises ProtocolError."""
         # Read first: a frame that is refused changes nothing.
         key = _key_of(flags, frame) if flags & Flag.UNIQUE else b""
-        self.flags, self.frame, self.key = flags, frame, key
+        self.flags, self.frame, self.key, self.size_bytes = flags, frame, key, len(frame)
 
     def sequence(self, last_seq: int, position: int = 0) -> None:
         """Note its number among all events, and among the broadcast ones."""
@@ -337,7 +346,7 @@ class Post:
 def _key_of(flags: int, frame: bytearray) -> bytes:
     # A newer form may keep its key elsewhere, and must be refused no more than another frame that only receivers can't read:
     # its poster would send it again for ever.
-    return read_key(frame) if flags <= FIRST_FLAGS else b""
+    return shorten_key(read_key(frame)) if flags <= FIRST_FLAGS else b""
 
 
 # Numbers are u64 on the wire.
@@ -347,7 +356,17 @@ _MAX_NUMBER = 1 << 64
 class Poster:
     """One origin of events, over all its connections to this broker."""
 
-    __slots__ = ("confirmed", "connection", "identity", "number", "origin", "pending", "pending_events", "returned")
+    __slots__ = (
+        "confirmed",
+        "connection",
+        "identity",
+        "number",
+        "origin",
+        "pending",
+        "pending_bytes",
+        "pending_events",
+        "returned",
+    )
 
     def __init__(self, origin: int, identity: str) -> None:
         self.origin = origin
@@ -357,7 +376,9 @@ class Poster:
         self.number = 0
         self.confirmed = 0
         self.pending: deque[Post] = deque()
+        # Not confirmed and not returned.
         self.pending_events = 0
+        self.pending_bytes = 0
         # Posts by their first number that were accepted, could be given to nobody, and are the poster's to send again.
         # They stay in `pending`: nothing after them may be confirmed before they come back.
         self.returned: dict[int, Post] = {}
@@ -372,7 +393,7 @@ class Poster:
         self.connection = None
         return True
 
-    def accept(self, frame: bytearray, window: int) -> Post | None:
+    def accept(self, frame: bytearray, window: Window) -> Post | None:
         """Accept a frame of this poster; None when it is known already. Raises ProtocolError."""
         _, _, flags, count, _, _, first, _, _ = HEADER.unpack_from(frame)
         if not count or not 0 < first <= _MAX_NUMBER - count:
@@ -385,12 +406,12 @@ class Poster:
             raise ProtocolError(f"a unique event or one with a receipt travels alone, not in a batch of {count}")
         if flags & Flag.TRACE and not flags & Flag.RECEIPT:
             raise ProtocolError("an event with a trace and no receipt")
-        if self.pending_events and self.pending_events + count > window:
-            raise ProtocolError(f"more than {window} events are under way unconfirmed (max_queue_len of the broker)")
+        window.check(self.pending_events, count, self.pending_bytes)
         post = Post(self, first, count, flags, frame)
         self.number = first + count - 1
         self.pending.append(post)
         self.pending_events += count
+        self.pending_bytes += post.size_bytes
         return post
 
     def _accept_again(self, first: int, flags: int, frame: bytearray) -> Post | None:
@@ -399,12 +420,14 @@ class Poster:
             post.send_again(flags, frame)
             del self.returned[first]
             self.pending_events += post.count
+            self.pending_bytes += post.size_bytes
         return post
 
     def confirm(self, post: Post) -> bool:
         """Finish a post; return whether that confirms something to the poster."""
         post.finish()
         self.pending_events -= post.count
+        self.pending_bytes -= post.size_bytes
         pending = self.pending
         before = self.confirmed
         while pending and pending[0].is_done:
@@ -416,6 +439,7 @@ class Poster:
         """Let go of a post that nobody could take; the poster still has it and sends it again if it comes back."""
         post.release_frame()
         self.pending_events -= post.count
+        self.pending_bytes -= post.size_bytes
         self.returned[post.first] = post
 
 
@@ -564,6 +588,11 @@ class Slot:
         return self.absence is Absence.VACANT or self.absence is Absence.EXPIRED
 
     @property
+    def is_expected(self) -> bool:
+        """Whether a client has named it as a worker's of an earlier broker, and no process has taken it."""
+        return self.state is SlotState.STARTING and self.absence is Absence.AWAITED
+
+    @property
     def is_dropping(self) -> bool:
         """Whether events are dropped for it, with or without a connection."""
         return self.drop_reason is not None
@@ -573,9 +602,7 @@ class Slot:
         """Whether its process may have unique events of an earlier broker that the broker does not know of yet."""
         if self.is_expired:
             return False
-        return self.resyncing_since is not None or (
-            self.state is SlotState.STARTING and self.absence is Absence.AWAITED
-        )
+        return self.resyncing_since is not None or self.is_expected
 
     @property
     def can_take_unique(self) -> bool:
@@ -583,6 +610,11 @@ class Slot:
             return False
         # A full observer would lose it; a full worker's queue takes one frame more.
         return not (self.is_observer and self.queue.is_full)
+
+    @property
+    def unique_bytes(self) -> int:
+        """Bytes of the unique events in its queue."""
+        return sum(len(post.frame) for post in self.uniques.values() if post.frame is not None)
 
     @property
     def posts_behind(self) -> int:

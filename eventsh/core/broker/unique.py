@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventsh.core.broker.keys import KeyTable
 from eventsh.core.broker.state import UniqueFate
-from eventsh.protocol.frame import Flag
+from eventsh.protocol.frame import Flag, shorten_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,7 +88,7 @@ class UniqueAssigner:
             self._inherited[origin, number] = slot
             age_s = max(0.0, (wall_ns - time_ns) / 1e9)
             if age_s < self.keys.timeout_s and not self.keys.is_full(now):
-                self.keys.take(bytes.fromhex(key), now, age_s=age_s)
+                self.keys.take(shorten_key(bytes.fromhex(key)), now, age_s=age_s)
         while len(self._inherited) > _INHERITED:
             del self._inherited[next(iter(self._inherited))]
 

@@ -210,7 +210,7 @@ def test_a_worker_that_said_goodbye_holds_nobody_up(leave):
 
 def test_a_worker_that_was_stalled_for_the_timeout_has_held_posters_up_for_long_enough():
     net = Net(max_queue_len=4)
-    first, second = workers(net, 2)
+    first, _ = workers(net, 2)
     posting = poster(net)
     post(net, posting, 1)
     net.advance(TIMEOUT_S + 0.5)
