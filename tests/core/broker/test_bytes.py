@@ -11,6 +11,7 @@ from eventsh.core.broker.window import window_of
 from eventsh.options import Options
 from eventsh.protocol.features import FEATURES
 from eventsh.protocol.frame import HEADER_BYTES, Flag, Kind, encode_frame, read_key, shorten_key
+from eventsh.protocol.messages import Error
 from tests.core.frames import FEATURE_NAMES
 from tests.core.net import (
     TIMEOUT_S,
@@ -239,12 +240,15 @@ def test_a_batch_over_the_limit_is_a_gap_in_its_place_and_ends_its_connection_on
     raw = net.attach(Process(80, role="poster", take_unique=False, features=frozenset(features)))
     large = large_frame(MIB, flags=flags)
     for _ in range(3):
-        net.router.receive(raw.channel.link, [large, large_frame(20, first=2)], net.now)
+        channel = raw.channel
+        assert channel is not None
+        assert channel.link is not None
+        net.router.receive(channel.link, [large, large_frame(20, first=2)], net.now)
         net.collect()
         if raw.channel is None:
             net.attach(raw)
     assert error_codes(raw) == ["protocol"]
-    (error,) = [message for message in raw.messages if hasattr(message, "code")]
+    (error,) = [message for message in raw.messages if isinstance(message, Error)]
     assert str(MIB) in error.message
     assert "max_payload_len of the broker is 65536" in error.message
     assert slot_of(net, 0).queue.bytes < 4 * KIB
@@ -359,5 +363,6 @@ def test_the_startup_backlog_is_bounded_in_bytes():
     for number in range(60):
         post_large(net, posting, first, number)
     backlog = net.router._sequencer.startup_backlog
+    assert backlog is not None
     assert backlog.queue.bytes <= MAX_BYTES // 16 + HEADER_BYTES + 64 * KIB
     assert backlog.is_dropping
