@@ -21,11 +21,13 @@ LEAST_KEPT = 0.95
 _HANDLERS = str(Path(__file__).with_name("slow_handlers.py"))
 _SLOW_SLOT = 1
 _BEFORE_S = 3.0
+# What is held when the budget ends is worked off.
+_LATE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class SlowReport:
-    """What the others did before the worker was slow, and from its first drop on."""
+    """What the others did before the worker was slow, and from `timeout` after its queue was full."""
 
     report: Report
     handler_s: float
@@ -45,7 +47,7 @@ class SlowReport:
 
 
 def slow_down(plan: Plan, path: Path, say: Callable[[str], None], *, handler_s: float, seconds: float) -> SlowReport:
-    """Make one worker slow for `seconds` from its first drop on."""
+    """Make one worker slow, and look at the others for `seconds`, from `timeout` after its queue was first full."""
     plan = replace(plan, slow=0.0)
     started = time.monotonic()
     slow = path / "slow"
@@ -56,14 +58,14 @@ def slow_down(plan: Plan, path: Path, say: Callable[[str], None], *, handler_s: 
             poster.tell("post")
         wait_until(lambda: _handled(address) > plan.rate, "the load has begun")
         before = _window(_BEFORE_S)
-        # Gaps of the start count as dropped too.
-        dropped = _dropped(address)
         # Whole at once: the worker reads it at its next event.
         (path / "slow.new").write_text(str(handler_s))
         (path / "slow.new").rename(slow)
         stack.callback(slow.unlink, missing_ok=True)
-        wait_until(lambda: _dropped(address) > dropped, "its events are dropped", 120.0)
-        say(f"{handler_s * 1e3:g} ms: dropping after {time.monotonic() - started:.0f} s")
+        wait_until(lambda: _queued(address) >= plan.max_queue_len, "its queue is full", 120.0)
+        say(f"{handler_s * 1e3:g} ms: full after {time.monotonic() - started:.0f} s")
+        # Not the first drop: to wait for that would leave out the very time in which the others are held up for too long.
+        time.sleep(plan.timeout_s + _LATE_S)
         beside = _window(seconds)
         slow.unlink()
         report = finish("17", plan, path, address, posters, [], [], started, one_epoch=True)
@@ -86,8 +88,8 @@ def _handled(address: str) -> int:
     return max((int(worker["handled"]) for worker in _workers(address)), default=0)
 
 
-def _dropped(address: str) -> int:
-    return sum(int(worker["dropped"]) for worker in _workers(address) if worker["worker_id"] == _SLOW_SLOT)
+def _queued(address: str) -> int:
+    return sum(int(worker["queued"]) for worker in _workers(address) if worker["worker_id"] == _SLOW_SLOT)
 
 
 def _rate(path: Path, begin: int, end: int) -> float:
