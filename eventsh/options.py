@@ -52,7 +52,8 @@ class Options:
         default=5.0,
         metadata=_seconds(
             BOTH,
-            "How long a worker may make no progress before its events are dropped and told to it as a gap.",
+            "How long a worker may make no progress or, with a full queue, hold posters up, before events are dropped for it"
+            " and reported to it as a gap.",
             above=0,
         ),
     )
@@ -74,7 +75,7 @@ class Options:
         default=64 * 1024 * 1024,
         metadata=_about(
             "bytes",
-            CLIENT,
+            BOTH,
             "How many encoded bytes a queue holds; at least max_payload_len.",
             minimum=1,
             maximum=64 * 1024 * 1024 * 1024,

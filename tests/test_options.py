@@ -342,6 +342,8 @@ def test_a_broker_reads_back_the_options_it_was_started_with(values):
         values["slots"] = 0
     if values.get("tls_cert") is None:
         values["tls_key"] = None
+    if values.get("max_queue_bytes", 1 << 30) < values.get("max_payload_len", 65536):
+        values["max_queue_bytes"] = 16 * 1024 * 1024
     options = Options.from_values(**values)
     assert parse_broker_arguments(broker_arguments(options)) == options
 

@@ -26,7 +26,7 @@ from eventsh.core.batches import Alone, Batcher, Facts, Names
 from eventsh.errors import PayloadTooLarge, QueueOverflow, UsageError
 from eventsh.event import LIFECYCLE_SOURCE, check_name
 from eventsh.protocol.codec import OPTIONS, SURE_BYTES, check_written, encode_data, encode_name, to_plain, write
-from eventsh.protocol.frame import FLAGS_OFFSET, HEADER, Flag, Kind, encode_frame
+from eventsh.protocol.frame import FLAGS_OFFSET, HEADER_BYTES, Flag, batch_limit, without_events
 
 if TYPE_CHECKING:
     from eventsh.core.trace import Wait
@@ -59,6 +59,9 @@ class _Batch(NamedTuple):
     """Number of its last event."""
     events: int
     frame: bytearray
+    end_bytes: int
+    """Bytes of all frames up to this one, counted from some batch before it. Only differences mean something, and those
+    are no smaller than what they stand for: `withdraw` makes frames shorter."""
 
 
 _Head = tuple[int, "deque[_Batch]", int]
@@ -118,6 +121,7 @@ class Outbox:
         "pid",
         "waits",
         "window",
+        "window_bytes",
     )
 
     def __init__(
@@ -136,6 +140,8 @@ class Outbox:
         self.pid = pid
         # Unconfirmed events that the broker lets this process have under way.
         self.window = max_queue_len
+        # With as many bytes of unconfirmed frames under way, it sends no more; 0: there is no such limit.
+        self.window_bytes = 0
         self.is_awake = bytearray(1) if is_awake is None else is_awake
         # Receivers of receipts and handler reports, by the number of their post.
         self.waits: dict[int, Wait] = {}
@@ -444,8 +450,7 @@ class Outbox:
                 break
             facts = posted[start]
             events = facts.events if type(facts) is Alone else (stop - start) // _PAIR
-            # A batch that is larger than the whole window leaves alone, or it never could.
-            if self._sent > confirmed and self._sent - confirmed + events > self.window:
+            if self._is_window_used_up(batches, batches[-1] if batches else None, events):
                 break
             if linger and len(batches) >= _MANY_FRAMES and self._may_grow(events, posted[stop - _PAIR]):
                 break
@@ -455,15 +460,28 @@ class Outbox:
 
     def _take_again(self, batches: deque[_Batch], frames: list[bytearray]) -> bool:
         """Take batches that wait since a rewind. False: the window is full."""
+        before: _Batch | None = None
         for batch in batches:
             if batch.last <= self._sent:
+                before = batch
                 continue
-            confirmed = self.confirmed
-            if self._sent > confirmed and self._sent - confirmed + batch.events > self.window:
+            if self._is_window_used_up(batches, before, batch.events):
                 return False
             self._sent = batch.last
             frames.append(batch.frame)
+            before = batch
         return True
+
+    def _is_window_used_up(self, batches: deque[_Batch], last: _Batch | None, events: int) -> bool:
+        """Whether `events` more have to wait for a confirmation. `last` is the last batch that left, if one is under way."""
+        under_way = self._sent - self.confirmed
+        # A batch that is larger than the whole window leaves alone, or it never could.
+        if last is None or under_way <= 0:
+            return False
+        if under_way + events > self.window:
+            return True
+        first = batches[0]
+        return bool(self.window_bytes) and last.end_bytes - first.end_bytes + len(first.frame) >= self.window_bytes
 
     def _may_grow(self, events: int, last: Facts) -> bool:
         return events < self._batcher.events and type(last) is not Alone
@@ -475,7 +493,8 @@ class Outbox:
         events, frame = self._batcher.build(facts, datas, first, pid=self.pid, origin=origin)
         if type(facts[0]) is Alone and facts[0].wait is not None and not facts[0].wait.is_abandoned:
             self.waits[first] = facts[0].wait
-        batches.append(_Batch(first + events - 1, events, frame))
+        end_bytes = (batches[-1].end_bytes if batches else 0) + len(frame)
+        batches.append(_Batch(first + events - 1, events, frame, end_bytes))
         self._sent = first + events - 1
         # The bytes are in the frame now.
         posted[start : start + events * _PAIR] = _FILLER * events
@@ -505,7 +524,8 @@ class Outbox:
         self._sent = confirmed
 
     def withdraw(self, readable: int) -> int:
-        """Empty the batches that have a flag beside `readable`, which this broker can't read; give the number of their events.
+        """Empty the batches that have a flag beside `readable`, which this broker can't read, and those that are too large for
+        `max_payload_len`, which may be less than it was when they were posted; give the number of their events.
 
         Call it after `rewind`. A batch keeps its numbers, for the broker takes no batch that leaves some out, and its
         receipt: with no event in it every receiver reports it as a gap, in its place in the order.
@@ -513,22 +533,22 @@ class Outbox:
         withdrawn = 0
         posted = self._posted
         _, batches, _ = posted[1]
-        kept = Flag.RESENT | Flag.RECEIPT | Flag.TRACE
         for place, batch in enumerate(batches):
-            flags = batch.frame[FLAGS_OFFSET]
-            if flags & ~readable:
-                _, _, _, count, pid, origin, first, _, _ = HEADER.unpack_from(batch.frame)
-                empty = encode_frame(
-                    Kind.EVENTS, b"[]", flags=flags & kept, count=count, pid=pid, origin=origin, origin_seq=first
-                )
-                batches[place] = batch._replace(frame=empty)
-                withdrawn += count
+            body_bytes = len(batch.frame) - HEADER_BYTES
+            if batch.frame[FLAGS_OFFSET] & ~readable or body_bytes > batch_limit(self._max_payload_len, batch.events):
+                batches[place] = batch._replace(frame=without_events(batch.frame))
+                withdrawn += batch.events
         # And those that have no frame yet.
+        kept = Flag.RECEIPT | Flag.TRACE
         for place in range(_PAIR, len(posted), _PAIR):
-            facts = posted[place]
-            if type(facts) is Alone and facts.flags & ~readable:
-                posted[place : place + _PAIR] = (facts._replace(flags=facts.flags & kept), b"[]")
-                withdrawn += facts.events
+            facts, data = posted[place : place + _PAIR]
+            if type(facts) is Alone:
+                if facts.flags & ~readable or len(data) > batch_limit(self._max_payload_len, facts.events):
+                    posted[place : place + _PAIR] = (facts._replace(flags=facts.flags & kept), b"[]")
+                    withdrawn += facts.events
+            elif facts is not None and len(data) + len(facts[2]) > batch_limit(self._max_payload_len, 1):
+                posted[place : place + _PAIR] = (Alone(0), b"[]")
+                withdrawn += 1
         return withdrawn
 
     def forget(self, wait: Wait) -> None:

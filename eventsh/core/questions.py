@@ -39,6 +39,8 @@ SCRIPT_REQUESTS = frozenset({ADD_SCRIPT, REMOVE_SCRIPT})
 _MAX_OPEN = 64
 # All answers to one question travel in one frame of at most 16 MiB; one worker's are at most 1000 handlers of 1.5 KiB.
 _MAX_REPLY_BYTES = 8 * 1024 * 1024
+# And the answers to all open questions: clients that ask again and again must not add up to 64 times that.
+_MAX_OPEN_BYTES = 32 * 1024 * 1024
 _MAX_HANDLERS = 1000
 _MAX_CHARS = 500
 
@@ -109,7 +111,8 @@ class Questions:
         row = question.waiting.pop(connection, None) if question is not None else None
         if question is None or row is None:
             return None
-        if question.count(size_bytes) > _MAX_REPLY_BYTES:
+        together = question.count(size_bytes)
+        if together > _MAX_REPLY_BYTES or sum(other.bytes for other in self._open.values()) > _MAX_OPEN_BYTES:
             row["error"] = "the answers together are too large"
         else:
             row["data"], row["error"] = answer.data, None

@@ -407,11 +407,12 @@ class Session:
         welcome.check()
         self.state = SessionState.ATTACHED
         self._broker_features = frozenset(welcome.features)
-        # Posted while another broker was there.
-        self.withdrawn += self.outbox.withdraw(readable_flags(self._broker_features))
         self.worker_id = welcome.worker_id
         self.outbox.window = welcome.max_queue_len
+        self.outbox.window_bytes = welcome.window_bytes
         self.outbox.max_payload_len = min(self.outbox.max_payload_len, welcome.max_payload_len)
+        # Posted while another broker was there, or none.
+        self.withdrawn += self.outbox.withdraw(readable_flags(self._broker_features))
         self._slots = set(welcome.slots)
         if (taken := self._memory.tell(welcome.epoch)) is not None:
             self._control.append(taken.encode())

@@ -16,6 +16,7 @@ from eventsh.protocol.frame import FIRST_FLAGS
 
 __all__ = [
     "ALL_KNOW",
+    "BYTE_WINDOW",
     "FEATURES",
     "FLAG_FEATURES",
     "MAX_FEATURES",
@@ -32,7 +33,11 @@ UNREADABLE_GAP = "unreadable-gap"
 """A receiver reports a batch that it cannot read as a gap. A broker does so for a batch that a receiver cannot read, and
 accepts a Report of unread events."""
 
-FEATURES = frozenset({ALL_KNOW, UNREADABLE_GAP})
+BYTE_WINDOW = "byte-window"
+"""A poster keeps to the window in bytes that a welcome names. The broker lets any other poster have fewer events under
+way."""
+
+FEATURES = frozenset({ALL_KNOW, BYTE_WINDOW, UNREADABLE_GAP})
 """The features that this version knows."""
 
 FLAG_FEATURES = {64: "metadata", 128: "flat-names"}

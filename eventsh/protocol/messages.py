@@ -227,6 +227,8 @@ class Welcome(Message):
     """How many posts to everybody came before the client's stream. Not meant when it goes on in the same epoch."""
     features: list[str] = field(default_factory=list, metadata=_LATER)
     """The features of the wire that the broker knows. A Features message with those that all know follows."""
+    window_bytes: int = field(default=0, metadata=_LATER)
+    """With how many bytes of unconfirmed frames under way this client must send no more; 0: there is no such limit."""
 
     def check(self) -> None:
         """Raise ProtocolError unless its features are within the limits."""

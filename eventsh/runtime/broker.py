@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -21,7 +22,7 @@ from eventsh.core.heartbeat import Heartbeat
 from eventsh.errors import EventError, TransportError
 from eventsh.options import Options, parse_broker_arguments
 from eventsh.plugins import plugins
-from eventsh.protocol.frame import MAX_BODY_BYTES
+from eventsh.protocol.frame import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES
 from eventsh.runtime.child import EXIT_OK, EXIT_USAGE, Supervisor, add_child_arguments, start_child
 from eventsh.runtime.clock import new_epoch
 from eventsh.runtime.election import Log, lock_address, unlock_address
@@ -49,6 +50,9 @@ _log = logging.getLogger("eventsh.broker")
 # within milliseconds, and its unique events wait for that.
 _FIRST_LOOK_S = 0.005
 _LAST_LOOK_S = 0.25
+# The longest message is the list of the unique events that a worker has from an earlier broker: 16,384 of them, and 2 MiB of
+# keys as hexadecimal.
+_MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 # What the last frames may take to leave, when a broker stops.
 _CLOSE_TIMEOUT_S = 0.5
 # A broker whose loop does not turn for longer than this, and than two of its own ticks, stands still itself. Shorter is
@@ -112,7 +116,7 @@ class _Peer:
         self.broker.router.receive(self.link, frames, self.broker.clock())
         if self.limited and self.link.is_greeted:
             self.limited = False
-            self.connection.limit_body(MAX_BODY_BYTES)
+            self.connection.limit_body(_max_body_bytes(self.broker.options))
         self.broker.flush()
 
     def frames_refused(self, error: ProtocolError) -> None:
@@ -168,6 +172,9 @@ class Broker:
         self._listener: Listener | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        # For a worker whose budget ends before the next tick, and the time of that.
+        self._drop_timer: asyncio.TimerHandle | None = None
+        self._drop_at = math.inf
         self._alone_since = self.clock()
         self._alone = asyncio.Event()
         self._recording: BrokerRecording | None = None
@@ -219,7 +226,7 @@ class Broker:
             raise
 
     def _settle(self) -> None:
-        """What waited for the disk can be confirmed."""
+        """What waited for the disk, or for a worker with a full queue, can go on."""
         self.router.settle(self.clock())
         self.flush()
 
@@ -251,8 +258,9 @@ class Broker:
         for slot in self.router.slots.workers.values():
             if slot.queue.events:
                 _log.warning("stopped with %d events that %s has not handled", slot.queue.events, slot.label)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._drop_timer):
+            if timer is not None:
+                timer.cancel()
         await self.stop_listening()
         for link in list(self.router.connections):
             link.key.send_output()
@@ -285,6 +293,22 @@ class Broker:
                 peer.connection.close()
         for notice in self.router.take_warnings():
             _log.warning("%s", notice)
+        drop_at = self.router.next_drop_at
+        if drop_at is not None and drop_at < self._drop_at:
+            self._call_at_drop(drop_at)
+
+    def _call_at_drop(self, drop_at: float) -> None:
+        """Have the router act when the budget of a worker ends. A budget of a few milliseconds, as one that has just been
+        used up, would be overdrawn many times over until the next tick."""
+        if self._drop_timer is not None:
+            self._drop_timer.cancel()
+        self._drop_at = drop_at
+        self._drop_timer = self._loop.call_later(max(0.0, drop_at - self.clock()), self._drop)
+
+    def _drop(self) -> None:
+        # It may have had room meanwhile: then the next call is at the end of what is left by now.
+        self._drop_at = math.inf
+        self._settle()
 
     def lose(self, link: ClientConnection) -> None:
         """A connection is gone."""
@@ -318,6 +342,11 @@ class Broker:
         linger = self.options.linger
         if linger is not None and not self.router.connections and now - self._alone_since >= linger:
             self.stopping.set()
+
+
+def _max_body_bytes(options: Options) -> int:
+    """The longest body that a client may send: a message, or an event on top of a batch with its unique key."""
+    return max(_MAX_MESSAGE_BYTES, options.max_payload_len + MAX_BODY_BYTES - MAX_PAYLOAD_BYTES)
 
 
 def _has_ended(pid: int) -> bool:

@@ -157,11 +157,11 @@ class Handshake:
             self._outgoing.warn(f"a client was rejected: {error}")
 
     def _admit(self, connection: ClientConnection, slot: Slot | None, hello: Hello, resumed: bool, now: float) -> None:
-        connection.greet(hello, self._agreement.features)
+        connection.greet(hello, self._agreement.features, self._state.options)
         has_news = self._recovery.learn(hello)
         if slot is not None:
             self._recovery.expect(slot, hello, resumed=resumed)
-        self._outgoing.send(connection, self._welcome(slot, resumed).encode())
+        self._outgoing.send(connection, self._welcome(connection, slot, resumed).encode())
         if slot is not None:
             self._attach(connection, slot, hello, resumed, now)
         self._recovery.greet(connection, slot, hello)
@@ -171,8 +171,9 @@ class Handshake:
             self._recovery.report(slot, now)
         self._agreement.greet(connection)
 
-    def _welcome(self, slot: Slot | None, resumed: bool) -> Welcome:
-        options = self._state.options
+    def _welcome(self, connection: ClientConnection, slot: Slot | None, resumed: bool) -> Welcome:
+        options, window = self._state.options, connection.window
+        assert window is not None
         held = [number for number, slot in self._slots.workers.items() if not slot.is_free]
         return Welcome(
             epoch=self._state.epoch,
@@ -181,12 +182,13 @@ class Handshake:
             resumed=resumed,
             seq=self._sequencer.seq,
             timeout=options.timeout,
-            max_queue_len=options.max_queue_len,
+            max_queue_len=window.events,
             max_payload_len=options.max_payload_len,
             slots=held,
             # What it missed may be more than that, for some of it was eventsh's own.
             posts=max(0, self._sequencer.posts - slot.posts_behind) if slot is not None else 0,
             features=sorted(self._agreement.features),
+            window_bytes=window.bytes,
         )
 
     def _attach(self, connection: ClientConnection, slot: Slot, hello: Hello, resumed: bool, now: float) -> None:
@@ -207,7 +209,7 @@ class Handshake:
         self._control.welcome(connection, slot)
         is_resyncing = hello.tells and hello.epoch != 0 and hello.told != epoch
         slot.attach(connection, hello, had, now, is_resyncing=is_resyncing)
-        sequencer.note_room(slot)
+        sequencer.note_room(slot, now)
         again = slot.take_unreceived_uniques()
         given_again = set(again)
         if slot.replace_unreadable(sequencer.posts):
@@ -249,10 +251,9 @@ class Handshake:
             self._outgoing.send(connection, goodbye.encode())
             return
         slot.drain(goodbye, now)
-        if slot.is_leaving:
-            # Nothing more is kept for it, so no poster has to wait until it has room.
-            self._sequencer.forget(slot)
-        elif not slot.is_observer:
+        # No poster waits until it has room: nothing more is kept for it, or its successor gets a gap for what has no room.
+        self._sequencer.forget(slot, now)
+        if not slot.is_observer and not slot.is_leaving:
             self._recovery.leave(slot)
         self._outgoing.send(connection, Goodbye(slot.is_leaving).encode())
         self._agreement.settle()
@@ -270,7 +271,7 @@ class Handshake:
                 self._recovery.leave(slot)
             self._sequencer.announce("worker_left", slot, now, kept=not slot.is_leaving)
         if slot.is_leaving:
-            self._sequencer.forget(slot)
+            self._sequencer.forget(slot, now)
             self._slots.remove(slot)
             self._unique.reassign(slot, now)
         self._agreement.settle()
@@ -290,7 +291,7 @@ class Handshake:
         """Give up slots that no process took in time."""
         timeout = self._state.options.timeout
         for slot in self._slots.expire(now, timeout):
-            self._sequencer.forget(slot)
+            self._sequencer.forget(slot, now)
             self._unique.reassign(slot, now)
             if not slot.is_observer and (slot.missed or slot.doubts):
                 self._outgoing.warn(f"slot {slot.worker_id} was not taken for {timeout:g} s: its events are dropped")

@@ -5,8 +5,8 @@ Knows no sockets and no clock. The owner reports connections, frames and the tim
 
 An event is *accepted* (in its poster's order), *enqueued* (it gets its `seq` and enters the queues), *received* (a worker
 acknowledged that it has it) and *handled* (its handlers returned; it leaves that worker's queue). It is confirmed to its
-poster when every live worker has received it. While a worker's queue is full nothing is enqueued; after `timeout` without
-progress the events that follow are dropped for that worker alone, and reported to it as a gap.
+poster when every live worker has received it. While a worker's queue is full nothing is enqueued, until its budget for that
+is spent: then the events that follow are dropped for that worker alone, and reported to it as a gap.
 
 The router dispatches frames by kind and acts on the time; the rules are in the parts beside it.
 """
@@ -31,7 +31,7 @@ from eventsh.core.broker.unique import UniqueAssigner
 from eventsh.core.heartbeat import Beat
 from eventsh.errors import ProtocolError
 from eventsh.protocol.features import FEATURES
-from eventsh.protocol.frame import HEADER, KIND_OFFSET, Flag, Kind, encode_frame
+from eventsh.protocol.frame import HEADER, KIND_OFFSET, Flag, Kind, encode_frame, without_events
 from eventsh.protocol.messages import MAX_COUNT
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ class Router:
             pid=pid,
             started_at=now,
             connections=set(),
-            slots=SlotTable(
-                slots=options.slots, max_slots=options.max_slots, max_queue_len=options.max_queue_len, now=now
-            ),
+            slots=SlotTable(options, now),
             posters=Posters(),
             outgoing=self._outgoing,
         )
@@ -161,6 +159,12 @@ class Router:
         warnings = list(self._outgoing.warnings)
         self._outgoing.warnings.clear()
         return warnings
+
+    @property
+    def next_drop_at(self) -> float | None:
+        """When `settle` has to be called at the latest, for a worker with a full queue may hold posters up no longer."""
+        full = self._sequencer.full
+        return min(slot.budget.empty_at for slot in full) if full else None
 
     # --- reports of the owner ---
 
@@ -266,15 +270,15 @@ class Router:
         self._confirms.announce()
 
     def _give_up_on_the_stuck(self, now: float) -> None:
-        """Stop waiting for workers that made no progress for `timeout`."""
+        """Stop waiting for confirmations from workers that made no progress for `timeout`."""
         timeout = self.options.timeout
         for slot in self.slots:
             if slot.connection is None or now - slot.progress_at <= timeout:
                 continue
             slot.end_resync(now)
-            if slot in self._sequencer.full:
-                self._sequencer.drop(slot, f"{slot.label} made no progress for {timeout:g} s with a full queue", now)
-            elif slot.is_live and slot.is_behind:
+            if slot.is_live and slot.is_behind:
+                # Posters had their windows used up meanwhile: they must not wait as long again for room in its queue.
+                slot.budget.use_up(now)
                 slot.stall(now)
                 self._outgoing.warn(
                     f"{slot.label} received nothing for {timeout:g} s: confirmations do not wait for it"
@@ -322,17 +326,23 @@ class Router:
     # --- events ---
 
     def _take_events(self, connection: ClientConnection, frame: bytearray, now: float) -> None:
-        poster = connection.poster
-        if poster is None or not connection.is_greeted:
+        poster, window = connection.poster, connection.window
+        if poster is None or window is None:
             raise ProtocolError("events before the hello")
         if not self._is_accepting:
             return
-        post = poster.accept(frame, self.options.max_queue_len)
+        excess = window.excess(frame)
+        if excess is not None:
+            # Its place stays, as a gap: the poster would send it again for ever.
+            frame = without_events(frame)
+        post = poster.accept(frame, window)
         if post is None:
             # Sent again after a reconnect; the confirmation may have been lost with the connection.
             self._confirms.due.add(poster)
         elif self._held or self._sequencer.full or not self._route(post, now):
             self._held.append(post)
+        if excess is not None and post is not None:
+            raise ProtocolError(excess)
 
     def _route(self, post: Post, now: float) -> bool:
         """Number a post and put it into the queues. False: not now."""
@@ -355,7 +365,7 @@ class Router:
         if handled > received or received > self.seq:
             raise ProtocolError(f"acked {received} and {handled}, but only {self.seq} was sent")
         slot.take_ack(received, handled, now)
-        self._sequencer.note_room(slot)
+        self._sequencer.note_room(slot, now)
         if slot.drop_reason is not None:
             self._sequencer.resume(slot, now)
             self._recovery.report(slot, now)
@@ -365,6 +375,8 @@ class Router:
 
     def settle(self, now: float) -> None:
         """Enqueue what was held, and confirm what every live worker has."""
+        if self._sequencer.full:
+            self._sequencer.drop_exhausted(now)
         held = self._held
         while held and not self._sequencer.full and self._route(held[0], now):
             held.popleft()

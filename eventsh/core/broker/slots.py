@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from eventsh.core.broker.budget import Budget
 from eventsh.core.broker.state import Slot
+from eventsh.core.queue import Queue
 
 if TYPE_CHECKING:
+    from eventsh.options import Options
     from eventsh.protocol.messages import Hello
 
 __all__ = ["SlotTable", "SlotTableFull", "SlotTaken"]
@@ -24,10 +27,10 @@ class SlotTableFull(Exception):
 class SlotTable:
     """Every slot, held or kept: workers by number, observers by identity. A worker's slot outlives its process: see `expire`."""
 
-    def __init__(self, *, slots: int, max_slots: int, max_queue_len: int, now: float) -> None:
-        self.max_slots = max_slots
-        self.max_queue_len = max_queue_len
-        self.workers: dict[int, Slot] = {number: Slot(number, max_queue_len, now) for number in range(slots)}
+    def __init__(self, options: Options, now: float) -> None:
+        self.max_slots = options.max_slots
+        self._options = options
+        self.workers: dict[int, Slot] = {number: self._make(number, now) for number in range(options.slots)}
         self.observers: list[Slot] = []
 
     def __iter__(self) -> Iterator[Slot]:
@@ -75,11 +78,17 @@ class SlotTable:
 
     def _new(self, number: int | None, now: float) -> Slot:
         if len(self) >= self.max_slots:
-            empty = [slot for slot in self if slot.is_expired]
+            # A slot that a client named, and that no process has taken, keeps no process that is there from attaching.
+            empty = [slot for slot in self if slot.is_expired] or [slot for slot in self if slot.is_expected]
             if not empty:
                 raise SlotTableFull
             self.remove(min(empty, key=lambda slot: slot.since))
-        return Slot(number, self.max_queue_len, now)
+        return self._make(number, now)
+
+    def _make(self, number: int | None, now: float) -> Slot:
+        options = self._options
+        queue = Queue(options.max_queue_len, options.max_queue_bytes)
+        return Slot(number, queue, Budget(options.timeout, now), now)
 
     def expect(self, numbers: Iterable[int], backlog: Slot | None, posts: int, now: float) -> None:
         """Keep slots for the workers of an earlier broker, which miss nothing that is posted before they come.
@@ -92,7 +101,7 @@ class SlotTable:
             if slot is None:
                 if len(self) >= self.max_slots:
                     return
-                slot = self.workers[number] = Slot(number, self.max_queue_len, now)
+                slot = self.workers[number] = self._make(number, now)
                 if backlog is not None:
                     slot.start_from(backlog, posts, now)
             slot.expect()

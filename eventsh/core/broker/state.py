@@ -6,15 +6,17 @@ changes its state by `Slot.transition` alone, which refuses what TRANSITIONS doe
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from eventsh.core.queue import Entry, Queue
+from eventsh.core.broker.window import window_of
+from eventsh.core.queue import Entry
 from eventsh.errors import ProtocolError
-from eventsh.protocol.features import name_flags, readable_flags
+from eventsh.protocol.features import BYTE_WINDOW, name_flags, readable_flags
 from eventsh.protocol.frame import (
     FIRST_FLAGS,
     FLAGS_OFFSET,
@@ -24,15 +26,19 @@ from eventsh.protocol.frame import (
     Flag,
     decode_header,
     read_key,
+    shorten_key,
 )
 from eventsh.protocol.messages import Gap
 
 if TYPE_CHECKING:
+    from eventsh.core.broker.budget import Budget
     from eventsh.core.broker.outgoing import Outgoing
     from eventsh.core.broker.posters import Posters
     from eventsh.core.broker.slots import SlotTable
+    from eventsh.core.broker.window import Window
     from eventsh.core.heartbeat import Heartbeat
     from eventsh.core.proof import BrokerProof
+    from eventsh.core.queue import Queue
     from eventsh.options import Options
     from eventsh.protocol.messages import Goodbye, Hello
 
@@ -147,6 +153,7 @@ class ClientConnection:
         "unchecked_bytes",
         "unsent",
         "warned_unreadable",
+        "window",
     )
 
     def __init__(
@@ -191,6 +198,8 @@ class ClientConnection:
         self.output: list[bytearray] = []
         self.slot: Slot | None = None
         self.poster: Poster | None = None
+        # What its poster may have under way; known once it is greeted.
+        self.window: Window | None = None
 
     @property
     def label(self) -> str:
@@ -223,9 +232,10 @@ class ClientConnection:
         """Note the poster whose batches it carries."""
         self.poster = poster
 
-    def greet(self, hello: Hello, features: frozenset[str]) -> None:
+    def greet(self, hello: Hello, features: frozenset[str], options: Options) -> None:
         """Accept its hello. `features` are the broker's."""
         self.is_greeted = True
+        self.window = window_of(options, counts_bytes=BYTE_WINDOW in hello.features)
         self.host = hello.host
         self.features = frozenset(hello.features)
         self.readable = readable_flags(features & self.features)
@@ -281,6 +291,7 @@ class Post:
         "position",
         "poster",
         "preferred",
+        "size_bytes",
         "targets",
         "unique",
     )
@@ -290,6 +301,7 @@ class Post:
         self.first = first
         self.count = count
         self.flags = flags
+        self.size_bytes = len(frame)
         # Held until it is enqueued, and a unique one until its handlers returned: another worker may have to get it.
         self.frame: bytearray | None = frame
         self.key = _key_of(flags, frame) if flags & Flag.UNIQUE else b""
@@ -308,7 +320,7 @@ class Post:
         """Take the frame that its poster sent again in the place of one that was released. Raises ProtocolError."""
         # Read first: a frame that is refused changes nothing.
         key = _key_of(flags, frame) if flags & Flag.UNIQUE else b""
-        self.flags, self.frame, self.key = flags, frame, key
+        self.flags, self.frame, self.key, self.size_bytes = flags, frame, key, len(frame)
 
     def sequence(self, last_seq: int, position: int = 0) -> None:
         """Note its number among all events, and among the broadcast ones."""
@@ -347,7 +359,7 @@ class Post:
 def _key_of(flags: int, frame: bytearray) -> bytes:
     # A newer form may keep its key elsewhere, and must be refused no more than another frame that only receivers can't read:
     # its poster would send it again for ever.
-    return read_key(frame) if flags <= FIRST_FLAGS else b""
+    return shorten_key(read_key(frame)) if flags <= FIRST_FLAGS else b""
 
 
 # Numbers are u64 on the wire.
@@ -364,6 +376,7 @@ class Poster:
         "number",
         "origin",
         "pending",
+        "pending_bytes",
         "pending_events",
         "returned",
         "unreadable",
@@ -379,7 +392,9 @@ class Poster:
         # The last of its batches that a receiver could not read; 0: there was none.
         self.unreadable = 0
         self.pending: deque[Post] = deque()
+        # Not confirmed and not returned.
         self.pending_events = 0
+        self.pending_bytes = 0
         # Posts by their first number that were accepted, could be given to nobody, and are the poster's to send again.
         # They stay in `pending`: nothing after them may be confirmed before they come back.
         self.returned: dict[int, Post] = {}
@@ -398,7 +413,7 @@ class Poster:
         """Note that a receiver could not read a batch of its."""
         self.unreadable = number
 
-    def accept(self, frame: bytearray, window: int) -> Post | None:
+    def accept(self, frame: bytearray, window: Window) -> Post | None:
         """Accept a frame of this poster; None when it is known already. Raises ProtocolError."""
         _, _, flags, count, _, _, first, _, _ = HEADER.unpack_from(frame)
         if not count or not 0 < first <= _MAX_NUMBER - count:
@@ -411,12 +426,12 @@ class Poster:
             raise ProtocolError(f"a unique event or one with a receipt travels alone, not in a batch of {count}")
         if flags & Flag.TRACE and not flags & Flag.RECEIPT:
             raise ProtocolError("an event with a trace and no receipt")
-        if self.pending_events and self.pending_events + count > window:
-            raise ProtocolError(f"more than {window} events are under way unconfirmed (max_queue_len of the broker)")
+        window.check(self.pending_events, count, self.pending_bytes)
         post = Post(self, first, count, flags, frame)
         self.number = first + count - 1
         self.pending.append(post)
         self.pending_events += count
+        self.pending_bytes += post.size_bytes
         return post
 
     def _accept_again(self, first: int, flags: int, frame: bytearray) -> Post | None:
@@ -425,12 +440,14 @@ class Poster:
             post.send_again(flags, frame)
             del self.returned[first]
             self.pending_events += post.count
+            self.pending_bytes += post.size_bytes
         return post
 
     def confirm(self, post: Post) -> bool:
         """Finish a post; return whether that confirms something to the poster."""
         post.finish()
         self.pending_events -= post.count
+        self.pending_bytes -= post.size_bytes
         pending = self.pending
         before = self.confirmed
         while pending and pending[0].is_done:
@@ -442,19 +459,25 @@ class Poster:
         """Let go of a post that nobody could take; the poster still has it and sends it again if it comes back."""
         post.release_frame()
         self.pending_events -= post.count
+        self.pending_bytes -= post.size_bytes
         self.returned[post.first] = post
+
+
+# A worker that is a little too slow begins to drop events many times a second, and must not fill the log.
+_QUIET_S = 10.0
 
 
 class Slot:
     """A worker's or an observer's place: its queue, what it has received, and what it missed.
 
     A worker's slot outlives its process, so that the next one misses nothing. Each slot has its own queue, so a slow receiver
-    delays no other for longer than `timeout`; one shared queue would let one stopped process stop the pool. The frames in the
+    delays no other for longer than its budget; one shared queue would let one stopped process stop the pool. The frames in the
     queues are shared: a stalled worker costs references until the others are done with them.
     """
 
     __slots__ = (
         "absence",
+        "budget",
         "connection",
         "doubts",
         "drop_reason",
@@ -465,8 +488,10 @@ class Slot:
         "goodbye",
         "handled",
         "identity",
+        "is_muted",
         "is_observer",
         "last_seq",
+        "logged_at",
         "missed",
         "missed_first",
         "missed_last",
@@ -486,7 +511,7 @@ class Slot:
         "worker_id",
     )
 
-    def __init__(self, worker_id: int | None, limit: int, now: float) -> None:
+    def __init__(self, worker_id: int | None, queue: Queue, budget: Budget, now: float) -> None:
         self.worker_id = worker_id
         self.is_observer = worker_id is None
         self.identity: str | None = None
@@ -503,7 +528,8 @@ class Slot:
         # while the process is away, for it still has them.
         self.resyncing_since: float | None = None
         # Everything that is not acknowledged as handled, sent or not.
-        self.queue = Queue(limit)
+        self.queue = queue
+        self.budget = budget
         # It has everything up to here. Exact also where it got nothing for a while: see `offer`.
         self.received = 0
         self.last_seq = 0
@@ -515,6 +541,9 @@ class Slot:
         # Why its events are dropped, and counted in `missed`, for the gap that ends it; None: they are not. Kept while its
         # process is away: the next one is told.
         self.drop_reason: str | None = None
+        # Whether the log is not to have that, for it had the like a moment ago.
+        self.is_muted = False
+        self.logged_at = -math.inf
         self.missed = 0
         self.missed_first = 0
         self.missed_last = 0
@@ -568,6 +597,11 @@ class Slot:
         return self.goodbye is not None and self.goodbye.leave
 
     @property
+    def holds_posters(self) -> bool:
+        """Whether posters wait, within its budget, while its queue is full. None does for an observer, or from a goodbye on."""
+        return not self.is_observer and self.goodbye is None
+
+    @property
     def is_expired(self) -> bool:
         return self.absence is Absence.EXPIRED
 
@@ -575,6 +609,11 @@ class Slot:
     def is_free(self) -> bool:
         """Whether a process that asks for no number may have it: nobody holds it, and nobody comes back for it."""
         return self.absence is Absence.VACANT or self.absence is Absence.EXPIRED
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether a client has named it as a worker's of an earlier broker, and no process has taken it."""
+        return self.state is SlotState.STARTING and self.absence is Absence.AWAITED
 
     @property
     def is_dropping(self) -> bool:
@@ -586,9 +625,7 @@ class Slot:
         """Whether its process may have unique events of an earlier broker that the broker does not know of yet."""
         if self.is_expired:
             return False
-        return self.resyncing_since is not None or (
-            self.state is SlotState.STARTING and self.absence is Absence.AWAITED
-        )
+        return self.resyncing_since is not None or self.is_expected
 
     @property
     def can_take_unique(self) -> bool:
@@ -596,6 +633,11 @@ class Slot:
             return False
         # A full observer would lose it; a full worker's queue takes one frame more.
         return not (self.is_observer and self.queue.is_full)
+
+    @property
+    def unique_bytes(self) -> int:
+        """Bytes of the unique events in its queue."""
+        return sum(len(post.frame) for post in self.uniques.values() if post.frame is not None)
 
     @property
     def posts_behind(self) -> int:
@@ -643,6 +685,9 @@ class Slot:
     def start_dropping(self, reason: str, now: float) -> None:
         """Drop its events from now on, and count them, until `end_dropping`."""
         self.drop_reason = reason
+        self.is_muted = now < self.logged_at + _QUIET_S
+        if not self.is_muted:
+            self.logged_at = now
         if self.absence is None and self.state is not SlotState.DRAINING:
             self.end_resync(now)
             self.transition(SlotState.DROPPING, now)

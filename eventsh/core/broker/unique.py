@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from eventsh.core.broker.keys import KeyTable
 from eventsh.core.broker.state import UniqueFate
-from eventsh.protocol.frame import Flag
+from eventsh.protocol.frame import Flag, shorten_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -92,7 +92,7 @@ class UniqueAssigner:
         for (origin, number, _, key), age_s in zip(taken.events, ages_s, strict=True):
             self._inherited[origin, number] = slot
             if age_s < self.keys.timeout_s and not self.keys.is_full(now):
-                self.keys.take(bytes.fromhex(key), now, age_s=age_s)
+                self.keys.take(shorten_key(bytes.fromhex(key)), now, age_s=age_s)
         while len(self._inherited) > _INHERITED:
             del self._inherited[next(iter(self._inherited))]
 
@@ -111,7 +111,7 @@ class UniqueAssigner:
                 self._parked_again += 1
             else:
                 self._assign(post, other, now)
-        self._sequencer.note_room(slot)
+        self._sequencer.note_room(slot, now)
 
     def unpark(self, now: float) -> None:
         """Assign waiting events: a worker came, or can take events again."""
