@@ -75,8 +75,13 @@ def test_a_reload_of_the_only_worker_under_load_loses_no_post(start: Start, dire
 
 @pytest.mark.parametrize(
     ("server", "arguments"),
-    [(gunicorn, ("--workers", "4")), (uvicorn, ("wrapped", "--workers", "2"))],
-    ids=["gunicorn", "uvicorn"],
+    [
+        (gunicorn, ("--workers", "4")),
+        # Successors attach before the workers that they replace have ended.
+        (gunicorn, ("--preload", "--workers", "4")),
+        (uvicorn, ("wrapped", "--workers", "2")),
+    ],
+    ids=["gunicorn", "gunicorn-preload", "uvicorn"],
 )
 def test_ten_reloads_leave_the_workers_that_there_are(
     start: Start, directory: Path, server: Callable[..., Server], arguments: tuple[str, ...]
