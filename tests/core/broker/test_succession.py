@@ -24,6 +24,7 @@ def say_goodbye(net: Net, process: Process) -> None:
     """The broker has its goodbye; the process drains."""
     process.session.leave(leave=False)
     net.flush(process)
+    assert process.channel is not None
     net.up(process.channel)
 
 
@@ -136,7 +137,7 @@ def test_a_kept_slot_is_taken_before_one_that_expired():
 def test_a_newcomer_gets_what_came_since_the_goodbye_of_a_process_that_still_drains():
     net, (first, second) = pool(2)
     post(net, first, "before")
-    net.down(second.channel)
+    ack(net, second)
     net.take(second)
     say_goodbye(net, second)
     post(net, first, "since")
