@@ -95,7 +95,7 @@ class Questions:
             return Reply(request.id, None, str(error)), []
         question = _Question(asker, request.id, now + ANSWER_TIMEOUT_S)
         for slot in slots:
-            if slot.connection is not None:
+            if slot.connection is not None and slot.goodbye is None:
                 question.expect(slot.connection, slot)
         if not question.waiting:
             return question.reply(), []
@@ -120,11 +120,16 @@ class Questions:
 
     def lose(self, connection: ClientConnection) -> list[tuple[ClientConnection, Reply]]:
         """A connection is gone: nobody waits for its answers, and what it asked is forgotten."""
-        ended = []
         for number, question in list(self._open.items()):
             if question.asker is connection:
                 del self._open[number]
-            elif question.waiting.pop(connection, None) is not None and not question.waiting:
+        return self.excuse(connection)
+
+    def excuse(self, connection: ClientConnection) -> list[tuple[ClientConnection, Reply]]:
+        """Wait no longer for the answers of this connection; return the replies for which it was the last one."""
+        ended = []
+        for number, question in list(self._open.items()):
+            if question.waiting.pop(connection, None) is not None and not question.waiting:
                 ended.append(self._end(number))
         return ended
 

@@ -197,7 +197,8 @@ def test_a_body_nested_a_million_deep_is_refused():
 
 def test_a_hello_that_knows_as_much_as_is_told_fits_into_what_a_broker_accepts_before_it():
     hello = Hello(
-        "x" * 100, 2**32 - 1, 2**31, "observer", 65535, True, 2**63, 2**63, 2**63, [65535] * 8192, False,
+        "x" * 100, 2**32 - 1, 2**31, "observer", 65535, True, 2**63, 2**63, 2**63, [65535] * 4096, False,
+        assigned=True, assigned_slots=[65535] * 4096, left_slots=[65535] * 128,
         places=[[2**63] * 3] * 16, vacant=[[65535, 2**63, 2**63]] * 128,
     )  # fmt: skip
     assert decode_header(hello.encode()).length < PRE_HELLO_BODY_BYTES

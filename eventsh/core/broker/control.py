@@ -61,6 +61,10 @@ class Control:
                 if slot.connection is not None and script.is_for(slot.worker_id):
                     self._outgoing.send(slot.connection, Ask(0, REMOVE_SCRIPT, {"name": script.name}).encode())
 
+    def excuse(self, connection: ClientConnection) -> None:
+        """Wait no longer for the answers of a process that said goodbye."""
+        self._reply(self._questions.excuse(connection))
+
     def tick(self, now: float) -> None:
         """End the questions that have waited long enough."""
         self._reply(self._questions.tick(now))

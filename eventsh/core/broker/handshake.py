@@ -134,21 +134,37 @@ class Handshake:
         if hello.role == "poster":
             return None, False
         try:
-            return self._slots.assign(hello, now)
+            slot, resumed = self._slots.assign(hello, now)
         except SlotTaken:
             raise Rejected("slot_taken", f"another process is worker {hello.worker_id}") from None
         except SlotTableFull:
             limit = self._slots.max_slots
             message = f"{limit} workers and observers are known, the limit of max_slots"
             raise Rejected("too_many", message) from None
+        if not resumed and not slot.is_observer and hello.worker_id is None and not hello.epoch:
+            resumed = self._succeed(slot, now)
+        return slot, resumed
+
+    def _succeed(self, slot: Slot, now: float) -> bool:
+        """Begin a new slot with what is queued for the successor of a process that still drains; return whether there is one.
+
+        The successor gets a slot of its own, because acks of both come meanwhile. To let it wait until the other has ended would
+        keep a reload waiting for the longest handler."""
+        ceding = self._slots.ceding()
+        if ceding is None:
+            return False
+        slot.start_from(ceding, self._sequencer.posts, now, after=ceding.sent)
+        ceding.cede()
+        self._sequencer.forget(ceding, now)
+        self._recovery.forget(ceding)
+        return True
 
     def _expect_others(self, hello: Hello, now: float) -> None:
         """Keep the slots of the workers of the broker that this client had before this one."""
         state = self._state
         if hello.epoch in (0, state.epoch) or now - state.started_at > state.options.timeout:
             return
-        mine = [hello.worker_id] if hello.role == "worker" and hello.worker_id is not None else []
-        self._slots.expect(set(hello.slots + mine), self._sequencer.startup_backlog, self._sequencer.posts, now)
+        self._slots.expect(hello, self._sequencer.startup_backlog, self._sequencer.posts, now)
 
     def _reject(self, connection: ClientConnection, error: Rejected, now: float) -> None:
         self._outgoing.refuse(connection, error.code, str(error))
@@ -174,7 +190,7 @@ class Handshake:
     def _welcome(self, connection: ClientConnection, slot: Slot | None, resumed: bool) -> Welcome:
         options, window = self._state.options, connection.window
         assert window is not None
-        held = [number for number, slot in self._slots.workers.items() if not slot.is_free]
+        held = {number: slot for number, slot in self._slots.workers.items() if not slot.is_free}
         return Welcome(
             epoch=self._state.epoch,
             pid=self._state.pid,
@@ -184,7 +200,8 @@ class Handshake:
             timeout=options.timeout,
             max_queue_len=window.events,
             max_payload_len=options.max_payload_len,
-            slots=held,
+            slots=list(held),
+            assigned_slots=[number for number, slot in held.items() if slot.is_assigned],
             # What it missed may be more than that, for some of it was eventsh's own.
             posts=max(0, self._sequencer.posts - slot.posts_behind) if slot is not None else 0,
             features=sorted(self._agreement.features),
@@ -224,7 +241,9 @@ class Handshake:
         if slot.is_dropping:
             sequencer.resume(slot, now)
         if not slot.is_observer:
-            sequencer.announce("worker_joined", slot, now)
+            # Only where it holds: the first version's brokers never say it.
+            assigned = {"assigned": True} if slot.is_assigned else {}
+            sequencer.announce("worker_joined", slot, now, **assigned)
         unique.unpark(now)
 
     def take_taken(self, connection: ClientConnection, frame: bytearray, now: float) -> None:
@@ -255,6 +274,7 @@ class Handshake:
         self._sequencer.forget(slot, now)
         if not slot.is_observer and not slot.is_leaving:
             self._recovery.leave(slot)
+        self._control.excuse(connection)
         self._outgoing.send(connection, Goodbye(slot.is_leaving).encode())
         self._agreement.settle()
 
@@ -293,6 +313,10 @@ class Handshake:
         for slot in self._slots.expire(now, timeout):
             self._sequencer.forget(slot, now)
             self._unique.reassign(slot, now)
-            if not slot.is_observer and (slot.missed or slot.doubts):
+            if slot.is_observer:
+                continue
+            if slot.worker_id not in self._slots.workers:
+                self._recovery.forget(slot)
+            elif slot.missed or slot.doubts:
                 self._outgoing.warn(f"slot {slot.worker_id} was not taken for {timeout:g} s: its events are dropped")
         self._agreement.settle()

@@ -28,7 +28,7 @@ from eventsh.protocol.frame import (
     read_key,
     shorten_key,
 )
-from eventsh.protocol.messages import Gap
+from eventsh.protocol.messages import Gap, Goodbye
 
 if TYPE_CHECKING:
     from eventsh.core.broker.budget import Budget
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from eventsh.core.proof import BrokerProof
     from eventsh.core.queue import Queue
     from eventsh.options import Options
-    from eventsh.protocol.messages import Goodbye, Hello
+    from eventsh.protocol.messages import Hello
 
 __all__ = [
     "TRANSITIONS",
@@ -488,6 +488,7 @@ class Slot:
         "goodbye",
         "handled",
         "identity",
+        "is_assigned",
         "is_muted",
         "is_observer",
         "last_seq",
@@ -501,6 +502,7 @@ class Slot:
         "queue",
         "received",
         "resyncing_since",
+        "sent",
         "since",
         "state",
         "takes_unique",
@@ -522,8 +524,12 @@ class Slot:
         self.since = now
         # Who may come for it; None while it has a connection.
         self.absence: Absence | None = Absence.VACANT
-        # What its process said when it began to drain.
+        # What its process said when it began to drain. Kept while the slot is absent.
         self.goodbye: Goodbye | None = None
+        # The last event that was sent to a process that drains: what follows is for its successor.
+        self.sent = 0
+        # Whether it is a broker's choice for processes that asked for no number. Once one asked for it, it never is again.
+        self.is_assigned = False
         # Since when the broker waits for its process's list of the unique events of an earlier broker; None: it does not. Kept
         # while the process is away, for it still has them.
         self.resyncing_since: float | None = None
@@ -600,6 +606,22 @@ class Slot:
     def holds_posters(self) -> bool:
         """Whether posters wait, within its budget, while its queue is full. None does for an observer, or from a goodbye on."""
         return not self.is_observer and self.goodbye is None
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether the slot ends unless another process takes it: its process said goodbye, and no process asks for its number."""
+        return self.is_assigned and self.goodbye is not None
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no process has held it at this broker, and none is awaited."""
+        return self.identity is None and self.goodbye is None and self.is_free
+
+    @property
+    def can_be_succeeded(self) -> bool:
+        """Whether a process that asks for no number may take it, with its queue: its process has ended. One that expired goes on
+        only for the processes that ask for its number, who are to be told what it dropped, if there are such."""
+        return self.is_free and not self.is_unused and (self.is_assigned or not self.is_expired)
 
     @property
     def is_expired(self) -> bool:
@@ -753,20 +775,32 @@ class Slot:
 
     # --- its process ---
 
-    def expect(self) -> None:
-        """Wait for a worker of an earlier broker, unless somebody has held the slot since or it has expired."""
-        if self.state is SlotState.STARTING:
-            self.absence = Absence.AWAITED
+    def expect(self, *, is_assigned: bool, has_left: bool) -> None:
+        """Wait for a worker of an earlier broker, unless a process has held the slot since or it has expired.
+
+        Args:
+            is_assigned: No process has asked for its number, as far as the client knows that names it.
+            has_left: Its process said goodbye to that broker: the slot is kept for a successor, and awaits none. Of two
+                clients that differ in this, one has not heard the last of it; a process that comes back must find its slot.
+        """
+        if self.state is not SlotState.STARTING:
+            return
+        self.is_assigned = self.is_assigned or is_assigned
+        if not has_left:
+            self.absence, self.goodbye = Absence.AWAITED, None
+        elif self.absence is not Absence.AWAITED:
+            self.goodbye = Goodbye(leave=False)
 
     def start_at(self, seq: int) -> None:
         """Begin after all events up to `seq`."""
         self.received = self.last_seq = seq
 
-    def start_from(self, other: Slot, posts: int, now: float) -> None:
-        """Begin, as a new slot, with everything that `other` was offered and got or missed."""
-        self.received, self.last_seq = 0, other.last_seq
+    def start_from(self, other: Slot, posts: int, now: float, *, after: int = 0) -> None:
+        """Begin, as a new slot, with everything after `after` that `other` was offered and got or missed."""
+        self.received, self.last_seq = after, other.last_seq
         for entry in other.queue:
-            self.queue.append(entry)
+            if entry.last > after:
+                self.queue.append(entry)
         if other.missed:
             self.drop_reason = other.drop_reason
             self.miss(other.missed, other.missed_first, other.missed_last)
@@ -795,6 +829,10 @@ class Slot:
             self.unread_before = self.unread
         self.identity, self.pid = hello.identity, connection.pid or hello.pid
         self.takes_unique = hello.take_unique
+        if not hello.wants_any_slot:
+            self.is_assigned = False
+        elif self.state is SlotState.STARTING and self.goodbye is None and self.absence is not Absence.AWAITED:
+            self.is_assigned = True
         self.absence = self.goodbye = None
         self.resyncing_since = now if is_resyncing else None
         self.transition(self._arrival, now)
@@ -831,8 +869,16 @@ class Slot:
 
     def drain(self, goodbye: Goodbye, now: float) -> None:
         """Send it nothing more: its process said goodbye and finishes what it has."""
+        if self.state is not SlotState.DRAINING:
+            self.sent = self.last_seq
         self.goodbye = goodbye
         self.transition(SlotState.DRAINING, now)
+
+    def cede(self) -> None:
+        """End with the connection: the slot of a successor began with what was queued since the goodbye."""
+        self.goodbye = Goodbye(leave=True)
+        self.missed = 0
+        self.queue.discard({entry.last for entry in self.queue if entry.last > self.sent})
 
     def detach(self, now: float) -> None:
         """Note that its connection has ended. What it had not handled stays queued."""
