@@ -200,6 +200,7 @@ class Inbox:
         if unknown := flags & ~self._readable:
             raise ProtocolError(f"{name_flags(unknown)} not known here: a newer version of eventsh posted the batch")
         delivery.is_replayed = bool(flags & Flag.REPLAYED)
+        delivery.is_redelivered = bool(flags & Flag.RESENT)
         start = HEADER_BYTES
         if flags & Flag.UNIQUE:
             delivery.is_unique = True
