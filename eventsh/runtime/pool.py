@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from eventsh.runtime.backoff import MAX_RESTARTS, Backoff
 from eventsh.runtime.child import EXIT_FAILED, EXIT_OK
-from eventsh.runtime.process import Process, Program, describe_status
+from eventsh.runtime.process import Process, Program, describe_status, name_end
 
 __all__ = ["Plan", "Pool", "Slot", "SlotState"]
 
@@ -71,6 +71,7 @@ class Slot:
         program: Callable[[], Program],
         on_ready: Callable[[Process], None],
         on_exhausted: Callable[[Slot, str], bool],
+        on_end: Callable[[Process, bool], None] = lambda process, meant: None,
     ) -> None:
         self.name = name
         self.state = SlotState.STARTING
@@ -80,10 +81,15 @@ class Slot:
         self._on_ready = on_ready
         # Told when every restart has failed; gives True if the slot is to go on trying.
         self._on_exhausted = on_exhausted
+        # Told of the end of each process, and whether it was meant.
+        self._on_end = on_end
         self._backoff = Backoff()
         self._applicant: Process | None = None  # imports its handlers; not yet sure that it can
         self._successor: Process | None = None  # stands by; takes over when the present process has ended
         self._wake = asyncio.Event()
+        # Of the process that died last, and of one that an event killed.
+        self._died_pid: int | None = None
+        self._excused_pid: int | None = None
         self._shown_detail: str | None = None
         self.task = asyncio.create_task(self._keep(), name=f"keep {name}")
 
@@ -100,6 +106,13 @@ class Slot:
             process.terminate()
         await asyncio.gather(*(process.end_within(timeout_s) for process in processes))
         await asyncio.wait((self.task,))
+
+    def excuse(self, pid: int) -> None:
+        """Forgive a death: an event killed the process with this pid, so it did not fail to start. Before its end or after it."""
+        if pid == self._died_pid:
+            self._backoff.forgive()
+        elif self.process is not None and self.process.pid == pid:
+            self._excused_pid = pid
 
     def kill(self) -> None:
         for process in self._processes():
@@ -169,7 +182,9 @@ class Slot:
             self._on_ready(process)
             self.was_ready.set()
         status = await asyncio.shield(process.ended)
-        if not self.is_stopping() and self._successor is None:
+        was_meant = self.is_stopping() or self._successor is not None
+        self._on_end(process, was_meant)
+        if not was_meant:
             return False
         # By SIGTERM before it could take signals, or by SIGKILL, which was told when it was sent.
         if status not in (EXIT_OK, -signal.SIGTERM, -signal.SIGKILL):
@@ -185,6 +200,9 @@ class Slot:
         process = self.process
         delay_s = self._backoff.delay_s(asyncio.get_running_loop().time(), process.ready_at if process else None)
         reason = self._reason(process) if process else "it can't be started"
+        self._died_pid = process.pid if process else None
+        if process is not None and process.pid == self._excused_pid:
+            self._backoff.forgive()
         if self._backoff.exhausted and not self._on_exhausted(self, reason):
             return None
         if process is not None:
@@ -343,6 +361,7 @@ class Pool:
             lambda: self._plan.worker_program(worker_id),
             lambda process: _log.info("worker %d (pid %d) is ready", worker_id, process.pid),
             self._go_on,
+            self._worker_ended,
         )
         self._workers[worker_id] = slot
         self._watched(slot.task)
@@ -362,6 +381,17 @@ class Pool:
     def _broker_ready(self, process: Process) -> None:
         _log.info("broker (pid %d) is ready", process.pid)
         self._plan.broker_ready(process.facts)
+        process.on_in_hand = self._excuse
+
+    def _worker_ended(self, process: Process, was_meant: bool) -> None:
+        """Report to the broker how a worker ended: it knows which event the worker had in hand."""
+        if self._broker is not None and self._broker.process is not None:
+            ended = name_end(process.ended.result())
+            self._broker.process.tell("ended", pid=process.pid, ended=ended, meant=was_meant)
+
+    def _excuse(self, pid: int) -> None:
+        for slot in self._workers.values():
+            slot.excuse(pid)
 
     def _go_on(self, slot: Slot, reason: str) -> bool:
         # One worker that can't start again must not end those that work: after a bad edit of the handlers, say.

@@ -9,14 +9,14 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-__all__ = ["Process", "Program", "describe_status"]
+__all__ = ["Process", "Program", "describe_status", "name_end"]
 
 # A child that writes a line longer than this to its report pipe is not speaking the protocol; bounds what is held of it.
 REPORT_LINE_BYTES = 256 * 1024
@@ -48,6 +48,8 @@ class Process:
         self.ready_at: float | None = None
         self.facts: dict[str, Any] = {}
         """What came with the last report: `error` after "failed", whatever the program tells with "ready"."""
+        self.on_in_hand: Callable[[int], None] | None = None
+        """Called with the pid of a worker that died while it handled events, as a broker reports it."""
         self._loop = loop
         self._process = process
         self._control_fd = control_fd
@@ -94,12 +96,12 @@ class Process:
         error = self.facts.get("error")
         return error if isinstance(error, str) else None
 
-    def tell(self, command: str) -> None:
+    def tell(self, command: str, **facts: Any) -> None:
         """Send a command; a child that is gone is no error."""
         if self._control_fd < 0:
             return
         try:
-            os.write(self._control_fd, orjson.dumps({"do": command}) + b"\n")
+            os.write(self._control_fd, orjson.dumps({"do": command, **facts}) + b"\n")
         except OSError as error:
             _log.debug("%s does not take %r: %s", self.name, command, error)
 
@@ -172,12 +174,26 @@ class Process:
         except (orjson.JSONDecodeError, KeyError, TypeError):
             _log.warning("%s (pid %d) reported what is no report: %.100r", self.name, self.pid, line)
             return
+        if state == "in_hand":
+            if self.on_in_hand is not None:
+                self.on_in_hand(report["pid"])
+            return
         self.facts = report
         if state == "standby" and not self.standby.done():
             self.standby.set_result(True)
         elif state == "ready" and not self.ready.done():
             self.ready_at = self._loop.time()
             self.ready.set_result(True)
+
+
+def name_end(status: int) -> str:
+    """How a process ended, in a word or two for programs: SIGKILL, or exit 3."""
+    if status >= 0:
+        return f"exit {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
 
 
 def describe_status(status: int) -> str:
