@@ -99,7 +99,8 @@ def _list_lines(answer: dict[str, Any]) -> Iterator[str]:
             for letter in letters
         ]
         names = ("id", "time", "source", "event", "unique", "deaths", "ended")
-        yield from columns([names, *rows], left=("time", "source", "event", "unique", "ended"))
+        lines = columns([names, *rows], left=("time", "source", "event", "unique", "ended"))
+        yield from (line.rstrip() for line in lines)
     else:
         yield "no dead letters"
     if discarded:

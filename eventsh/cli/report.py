@@ -109,10 +109,11 @@ def show_status(status: dict[str, Any], *, as_json: bool) -> None:
         f"         pid {broker['pid']}, up {_duration(broker['uptime_s'])}",
         f"events   {_number(broker['events'], 'event')} crossed it, {broker['unconfirmed']:,} unconfirmed, {broker['held']:,} held",
         f"unique   {_number(broker['unique_keys'], 'key')} taken, {_number(broker['ignored_repeats'], 'repeat')} ignored",
-        f"dead     {_number(broker['dead_letters'], 'dead letter')} (eventsh dead list)",
         f"clients  {_number(broker['connections'], 'connection')}, {_number(broker['observers'], 'observer')}",
         "",
     ]
+    if broker.get("dead_letters"):
+        lines[-1:] = [f"dead     {_number(broker['dead_letters'], 'dead letter')}, see eventsh dead list", ""]
     if status.get("recording") is not None:
         lines[-1:] = [*_recording_lines(status["recording"]), ""]
     say("\n".join(lines))
