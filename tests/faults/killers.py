@@ -70,7 +70,7 @@ class ServedWorkers:
     def __init__(self, directory: Path, workers: int) -> None:
         self.directory = directory
         self.address = f"unix:{directory}/run/e.sock"
-        self._served = Served(directory, self.address, workers, handlers=HANDLERS)
+        self._served = Served(directory, self.address, workers, "--timeout", "60", handlers=HANDLERS)
 
     def keep(self) -> str | None:
         status = self._served.process.poll()

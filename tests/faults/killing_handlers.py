@@ -50,5 +50,5 @@ eventsh.register(_handle, "kill")
 
 if __name__ == "__main__":
     # A worker of its own, for a pool without a supervisor of eventsh's.
-    eventsh.configure(sys.argv[1], worker_id=int(sys.argv[2]), broker="auto")
+    eventsh.configure(sys.argv[1], worker_id=int(sys.argv[2]), broker="auto", timeout=60.0)
     signal.pause()
