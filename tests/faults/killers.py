@@ -53,8 +53,10 @@ class Workers(Protocol):
 
     address: str
     directory: Path
-    ends: frozenset[str] | None
-    """How its processes end, as the broker is to know it; None: as each case says."""
+
+    @property
+    def ends(self) -> frozenset[str] | None:
+        """How its processes end, as the broker is to know it; None: as each case says."""
 
     def keep(self) -> str | None:
         """Replace what has ended; return why the pool is no more, if it is not."""
@@ -83,7 +85,7 @@ class ServedWorkers:
 class OwnWorkers:
     """Processes that attach by themselves, with the broker that the first of them starts."""
 
-    ends: frozenset[str] | None = frozenset({"gone"})
+    ends = frozenset({"gone"})
 
     def __init__(self, directory: Path, workers: int) -> None:
         self.directory = directory
@@ -132,11 +134,7 @@ def kill_by_events(pool: Workers, workers: int, cases: tuple[Case, ...], say: Ca
         for number, case in enumerate(cases, 1):
             say(str(case))
             _post(pool.address, number, case)
-            _wait(
-                pool,
-                lambda number=number: len(_letters(pool)) == number and _is_whole(pool, workers),
-                f"{case}: a dead letter, and all workers are back: {_calls(pool)[-12:]}",
-            )
+            _wait_for_letter(pool, workers, number)
             _look(pool, number, case, report)
     except (AssertionError, TimeoutError) as error:
         report.faults.append(str(error))
@@ -152,6 +150,14 @@ def _wait(pool: Workers, condition: Callable[[], bool], what: str) -> None:
         return condition()
 
     wait_until(is_so, what, DEADLINE_S)
+
+
+def _wait_for_letter(pool: Workers, workers: int, number: int) -> None:
+    _wait(
+        pool,
+        lambda: len(_letters(pool)) == number and _is_whole(pool, workers),
+        f"{number} dead letters, and all workers are back",
+    )
 
 
 def _is_whole(pool: Workers, workers: int) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from eventsh.protocol.messages import Reply
+from eventsh.protocol.frame import Kind, decode_header
+from eventsh.protocol.messages import Gap, Reply
 from tests.core.net import Net, Process, ack, observer, post, post_unique, poster, slot_of, worker, workers
 
 
@@ -23,6 +24,8 @@ class Pool:
         self.net = net
         self.number = 0
         self.deaths = 0
+        # Slots whose handlers do not kill.
+        self.mended: set[int] = set()
         self.everybody: list[tuple[int, Process]] = []
         self.holders = {slot: self.start(slot) for slot in range(count)}
 
@@ -33,7 +36,9 @@ class Pool:
         return process
 
     def kills(self, slot, delivery):
-        return any("kill" in str(data) for run in delivery.runs if run[0] != "eventsh" for data in run[2])
+        return slot not in self.mended and any(
+            "kill" in str(data) for run in delivery.runs if run[0] != "eventsh" for data in run[2]
+        )
 
     def run(self, rounds=400):
         for _ in range(rounds):
@@ -341,8 +346,41 @@ def test_a_redelivered_unique_event_waits_for_all_before_it_and_holds_all_after_
     post(net, posting, "after")
     ack(net, other)
     assert [run[2] for d in other.busy for run in d.runs if run[0] == "app"] == [["before"]]
+    while other.busy:
+        net.complete(other)
+    for _ in range(3):
+        net.flush(other)
+        net.up(other.channel)
+        net.down(other.channel)
+    net.take(other)
+    ack(net, other)
+    assert net.take(other) is None
     net.run(other)
     assert other.data_of("app") == ["before", "suspect", "after"]
+
+
+def test_between_two_redelivered_unique_events_others_are_sent_and_handled_before_the_second():
+    net = Net()
+    first, second = workers(net, 2)
+    posting = poster(net)
+    for number in range(4):
+        post_unique(net, posting, f"suspect {number}", f"key {number}")
+    ack(net, first), ack(net, second)
+    net.take(first), net.take(second)
+    post(net, posting, "between")
+    die(net, first)
+    post(net, posting, "after")
+    seen = []
+    for _ in range(30):
+        ack(net, second)
+        while (delivery := net.take(second)) is not None:
+            seen.extend(data for source, _, datas in delivery.runs if source == "app" for data in datas)
+        suspects = [d for d in second.busy if d.is_redelivered]
+        assert not suspects or len(second.busy) == 1
+        if second.busy:
+            net.complete(second)
+    # All but the one that the second worker had in hand before.
+    assert len(seen) == len(set(seen)) == 5
 
 
 def test_a_process_that_comes_back_while_it_has_an_event_alone_gets_no_other():
@@ -453,9 +491,9 @@ def test_a_retried_broadcast_goes_to_those_that_lacked_it_at_the_end_of_the_orde
     pool.run()
     post(net, posting, "kill", "next")
     # One of the two can handle it.
-    pool.kills = lambda slot, delivery: slot == 0 and Pool.kills(pool, slot, delivery)
+    pool.mended = {1}
     pool.run()
-    pool.kills = lambda slot, delivery: False
+    pool.mended = {0, 1}
     assert ask(net, posting, "dead_retry", id=1).data == {"ids": [1]}
     pool.run()
     assert pool.handled(0) == ["next", "kill"]
@@ -485,7 +523,7 @@ def test_a_retried_unique_event_runs_in_one_worker(mended):
     post_unique(net, posting, "kill", "key")
     pool.run()
     if mended:
-        pool.kills = lambda slot, delivery: False
+        pool.mended = {0, 1}
     ask(net, posting, "dead_retry")
     pool.run()
     assert pool.handled(0) + pool.handled(1) == (["kill"] if mended else [])
@@ -505,6 +543,72 @@ def test_a_dead_letter_in_the_queue_of_a_slot_that_is_empty_never_leaves_it():
     assert late.data_of("app") == [1, 2]
     assert [gap["missed"] for gap in late.gaps] == [1]
     assert pool.deaths == deaths
+
+
+def test_slots_that_are_empty_or_have_yet_to_get_a_dead_letter_lack_it_at_once():
+    net = Net(slots=3, max_deliveries=1)
+    first, second = workers(net, 2)
+    posting = poster(net)
+    post(net, posting, "innocent", "suspect")
+    in_hand(net, second)
+    die(net, second)
+    # Has the first of its suspects alone, and the dead letter waits behind it.
+    second = worker(net, 3, 1)
+    in_hand(net, second)
+    post(net, posting, 1, "kill", 2)
+    ack(net, first)
+    net.run(first)
+    held = slot_of(net, 1)
+    seq = max(entry.last for entry in held.queue if decode_header(entry.frame).count == 3) - 1
+    third = worker(net, 4, 2)
+    net.run(third)
+    post(net, posting, "kill alone")
+    in_hand(net, third)
+    die(net, third)
+    assert ask(net, posting, "dead_show", id=1).data["missing"] == [1, 2]
+    gaps = [Gap.decode(entry.frame) for entry in held.queue if decode_header(entry.frame).kind == Kind.GAP]
+    assert [(gap.missed, gap.reason) for gap in gaps] == [(1, "dead letter")]
+    assert gaps[0].first_seq > seq
+    net.run(second)
+    assert second.data_of("app") == ["innocent", "suspect", 1, "kill", 2]
+
+
+def test_the_gap_of_a_dead_letter_in_a_batch_counts_the_posts_up_to_it():
+    net = Net(max_deliveries=1)
+    process, posting = worker(net, 1, 0), poster(net)
+    net.run()
+    post(net, posting, 1, "kill", 2, 3)
+    for number in range(2, 5):
+        in_hand(net, process)
+        if process.data_of("app")[-1:] == ["kill"]:
+            die(net, process)
+            break
+        if number == 2:
+            die(net, process)
+            process = worker(net, number, 0)
+        else:
+            net.complete(process)
+            for _ in range(2):
+                net.flush(process)
+                net.up(process.channel)
+                net.down(process.channel)
+    (gap,) = [Gap.decode(entry.frame) for entry in slot_of(net, 0).queue if decode_header(entry.frame).kind == Kind.GAP]
+    assert (gap.missed, gap.posts) == (1, 2)
+
+
+def test_a_dead_letter_that_a_live_process_has_in_hand_is_left_to_it():
+    net = Net(max_deliveries=1)
+    first, second = workers(net, 2)
+    posting = poster(net)
+    post(net, posting, "slow")
+    in_hand(net, first), in_hand(net, second)
+    # The second one has only lost its connection.
+    net.disconnect(second)
+    die(net, first)
+    assert ask(net, posting, "dead_show", id=1).data["missing"] == [0]
+    net.attach(second)
+    net.run(second)
+    assert (second.data_of("app"), second.gaps) == (["slow"], [])
 
 
 def test_a_worker_that_had_a_dead_letter_under_way_when_it_died_gets_it_no_more():
