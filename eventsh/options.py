@@ -152,6 +152,21 @@ class Options:
         default=1_000_000,
         metadata=_about("count", BROKER, "How many unique keys are remembered at once.", minimum=1),
     )
+    max_deliveries: int = field(
+        default=3,
+        metadata=_about(
+            "count",
+            BROKER,
+            "How many processes may die in an event until it is a dead letter, which is delivered to nobody again.",
+            minimum=1,
+        ),
+    )
+    max_dead_letters: int = field(
+        default=100,
+        metadata=_about(
+            "count", BROKER, "How many dead letters are kept to be looked at, retried or dropped.", minimum=1
+        ),
+    )
     hello_timeout: float = field(
         default=2.0,
         metadata=_seconds(BROKER, "How long a new connection may take to say hello.", above=0),

@@ -112,6 +112,8 @@ def show_status(status: dict[str, Any], *, as_json: bool) -> None:
         f"clients  {_number(broker['connections'], 'connection')}, {_number(broker['observers'], 'observer')}",
         "",
     ]
+    if broker.get("dead_letters"):
+        lines[-1:] = [f"dead     {_number(broker['dead_letters'], 'dead letter')}, see eventsh dead list", ""]
     if status.get("recording") is not None:
         lines[-1:] = [*_recording_lines(status["recording"]), ""]
     say("\n".join(lines))

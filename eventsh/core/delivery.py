@@ -40,6 +40,8 @@ class Delivery:
     # For an event whose poster waits for the handlers.
     trace: Trace | None = None
     is_replayed: bool = False
+    # It was sent before, or a process died that had it.
+    is_redelivered: bool = False
     # For a session that reads frames whole: this one, which is not decoded.
     frame: bytearray | None = None
     # Set by the inbox: every handler has returned.

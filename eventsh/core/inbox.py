@@ -217,6 +217,7 @@ class Inbox:
         if unknown := flags & ~self._readable:
             raise UnknownForm(f"{name_flags(unknown)} not known here: a newer version of eventsh posted the batch")
         delivery.is_replayed = bool(flags & Flag.REPLAYED)
+        delivery.is_redelivered = bool(flags & Flag.RESENT)
         start = HEADER_BYTES
         if delivery.is_unique:
             start += 2 + len(read_key(frame))

@@ -15,8 +15,9 @@ import os
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from eventsh.core.broker.deaths import GONE
 from eventsh.core.broker.router import Router
 from eventsh.core.heartbeat import Heartbeat
 from eventsh.errors import EventError, TransportError
@@ -53,6 +54,10 @@ _LAST_LOOK_S = 0.25
 # The longest message is the list of the unique events that a worker has from an earlier broker: 16,384 of them, and 2 MiB of
 # keys as hexadecimal.
 _MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+# How long the supervisor has to report how a process ended, after its end. It reports only its own workers, and at once.
+_REPORT_S = 0.25
+# Ends that were reported and not yet looked for.
+_MAX_ENDS = 1024
 # What the last frames may take to leave, when a broker stops.
 _CLOSE_TIMEOUT_S = 0.5
 # A broker whose loop does not turn for longer than this, and than two of its own ticks, stands still itself. Shorter is
@@ -148,7 +153,13 @@ class Broker:
     """
 
     def __init__(
-        self, transport: Transport, address: Address, options: Options, *, supervisor: int | None = None
+        self,
+        transport: Transport,
+        address: Address,
+        options: Options,
+        *,
+        supervisor: int | None = None,
+        on_in_hand: Callable[[int], None] | None = None,
     ) -> None:
         self.transport = transport
         self.address = address
@@ -169,6 +180,11 @@ class Broker:
             new_proof=broker_proofs(options.token_file),
             on_rival=self.presence.answer,
         )
+        # Called with the pid of each process that died while it handled events.
+        self._on_in_hand = on_in_hand
+        self._supervisor = supervisor
+        # How processes ended, by pid, and whether that was meant, as the supervisor reports it.
+        self._ends: dict[int, tuple[str, bool]] = {}
         self._listener: Listener | None = None
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -230,9 +246,11 @@ class Broker:
         self.router.settle(self.clock())
         self.flush()
 
-    def command(self, command: str) -> None:
+    def command(self, command: str, **facts: Any) -> None:
         """Do what the supervisor says."""
-        if command != "dump":
+        if command == "ended":
+            self._take_end(**facts)
+        elif command != "dump":
             self.stopping.set()
         elif self._recording is not None:
             self._recording.dump("SIGUSR2")
@@ -320,18 +338,36 @@ class Broker:
             self._alone_since = self.clock()
             self._alone.set()
         if slot is not None and slot.pid is not None and is_here:
-            self._watch_end(slot, slot.pid, slot.identity, _FIRST_LOOK_S)
+            wait_s = _REPORT_S if self._supervisor is not None else 0.0
+            self._watch_end(slot, slot.pid, slot.identity, _FIRST_LOOK_S, wait_s)
 
-    def _watch_end(self, slot: Slot, pid: int, identity: str | None, delay_s: float) -> None:
-        """Tell the router when the process that held `slot` has ended, unless somebody holds the slot again."""
+    def _watch_end(self, slot: Slot, pid: int, identity: str | None, delay_s: float, wait_s: float) -> None:
+        """Report the end of the process that held `slot` to the router, unless another process holds the slot by then. Wait up to
+        `wait_s` after the end for the supervisor's report of it."""
         if slot.connection is not None or slot.identity != identity or slot.is_expired or self.stopping.is_set():
             return
-        if _has_ended(pid):
-            self.router.end_process(slot, self.clock())
-            self.flush()
+        has_ended = _has_ended(pid)
+        if has_ended and (wait_s <= 0 or pid in self._ends):
+            self._end(slot, pid)
         else:
             later = min(delay_s * 2, _LAST_LOOK_S)
-            self._loop.call_later(delay_s, self._watch_end, slot, pid, identity, later)
+            wait_s -= delay_s if has_ended else 0.0
+            self._loop.call_later(delay_s, self._watch_end, slot, pid, identity, later, wait_s)
+
+    def _take_end(self, pid: int, ended: str, meant: bool) -> None:
+        """Note how a process ended, as the supervisor reports it: before its connection ends, or after that."""
+        self._ends[pid] = (ended, meant)
+        while len(self._ends) > _MAX_ENDS:
+            del self._ends[next(iter(self._ends))]
+        for slot in self.router.slots.workers.values():
+            if slot.pid == pid and slot.connection is None and not slot.is_expired:
+                self._end(slot, pid)
+
+    def _end(self, slot: Slot, pid: int) -> None:
+        ended, meant = self._ends.pop(pid, (GONE, False))
+        if self.router.end_process(slot, self.clock(), ended=ended, counts=not meant) and self._on_in_hand is not None:
+            self._on_in_hand(pid)
+        self.flush()
 
     def _tick(self) -> None:
         # Set first: whatever goes wrong here, time must go on.
@@ -389,7 +425,13 @@ async def _serve(known: argparse.Namespace, options: Options, supervisor: Superv
         lock = _lock_for(transport, address, known.lock_fd)
         log = Log(transport, address, sys.stderr.fileno())
         try:
-            broker = Broker(transport, address, options, supervisor=known.supervisor_pid)
+            broker = Broker(
+                transport,
+                address,
+                options,
+                supervisor=known.supervisor_pid,
+                on_in_hand=lambda pid: supervisor.report("in_hand", pid=pid),
+            )
             await broker.start()
         except EventError:
             _release(transport, address, known, lock, log)

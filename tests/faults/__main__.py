@@ -22,6 +22,7 @@ from tests.faults.garbage import Storm, storm_broker, storm_session
 from tests.faults.heavy import GrowthReport, abuse, hang_workers, take_keys
 from tests.faults.interruptions import WAYS, interrupt_posts
 from tests.faults.jsons import TEXTS, abuse_json, draw_text
+from tests.faults.killers import CASES, OwnWorkers, ServedWorkers, kill_by_events
 from tests.faults.processes import TRANSPORTS, Served, ask, endpoint
 from tests.faults.reloads import ReloadReport, reload_workers
 from tests.faults.removals import remove_files, split_brokers
@@ -44,7 +45,7 @@ def main() -> int:
     parser.add_argument(
         "--row",
         type=int,
-        choices=(*ROWS, 7, 8, 12, 13, 15, 17, 18, 19, 26),
+        choices=(*ROWS, 7, 8, 12, 13, 15, 16, 17, 18, 19, 26),
         required=True,
         help="which row of FAULTS.md",
     )
@@ -99,6 +100,8 @@ def main() -> int:
         cycles = run_cycles(known.kills, known.seed, say)
         print(cycles, flush=True)
         return 1 if cycles.faults else 0
+    if known.row == 16:
+        return kill_each(known.workers)
     if known.row == 15:
         return interrupt(known.kills)
     if known.row == 17:
@@ -162,6 +165,17 @@ def interrupt(interruptions: int) -> int:
             report = interrupt_posts(2000 * interruptions, interruptions, by, path, timeout_s=60 + 2 * interruptions)
         print(report, flush=True)
         faults += report.faults
+    return 1 if faults else 0
+
+
+def kill_each(workers: int) -> int:
+    """Every event that kills, in a pool of `serve` and in processes of a program's own."""
+    faults = 0
+    for start in (ServedWorkers, OwnWorkers):
+        with directory() as path:
+            report = kill_by_events(start(path, workers), workers, CASES, say)
+        print(report, flush=True)
+        faults += len(report.faults)
     return 1 if faults else 0
 
 

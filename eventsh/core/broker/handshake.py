@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from eventsh.core.broker.agreement import Agreement
     from eventsh.core.broker.confirms import Confirms
     from eventsh.core.broker.control import Control
+    from eventsh.core.broker.deaths import Deaths
     from eventsh.core.broker.recovery import Recovery
     from eventsh.core.broker.sequencer import Sequencer
     from eventsh.core.broker.state import BrokerState, ClientConnection, Poster, Slot
@@ -77,6 +78,7 @@ class Handshake:
         authentication: Authentication,
         sequencer: Sequencer,
         unique: UniqueAssigner,
+        deaths: Deaths,
         confirms: Confirms,
         control: Control,
         recovery: Recovery,
@@ -88,6 +90,7 @@ class Handshake:
         self._authentication = authentication
         self._sequencer = sequencer
         self._unique = unique
+        self._deaths = deaths
         self._confirms = confirms
         self._control = control
         self._recovery = recovery
@@ -216,6 +219,7 @@ class Handshake:
             previous.release_slot()
             self._outgoing.close(previous)
         elif slot.identity != hello.identity:
+            self._deaths.note(slot, now)
             unique.reassign(slot, now)
         if not resumed:
             slot.start_at(sequencer.seq)
@@ -297,21 +301,24 @@ class Handshake:
         self._agreement.settle()
         return None if slot.is_leaving else slot
 
-    def end_process(self, slot: Slot, now: float) -> None:
-        """Give what a process had to others: it lost its connection, and has ended."""
+    def end_process(self, slot: Slot, now: float, *, ended: str, counts: bool) -> bool:
+        """Give what a process had to others: it lost its connection, and has ended. Return whether it had events in hand."""
         if slot.connection is not None:
-            return
+            return False
+        had_any = self._deaths.note(slot, now, ended=ended, counts=counts)
         slot.end_process(now)
         self._unique.reassign(slot, now)
         if slot.is_observer and slot in self._slots.observers:
             self._slots.remove(slot)
             self._agreement.settle()
+        return had_any
 
     def expire(self, now: float) -> None:
         """Give up slots that no process took in time."""
         timeout = self._state.options.timeout
         for slot in self._slots.expire(now, timeout):
             self._sequencer.forget(slot, now)
+            self._deaths.note(slot, now)
             self._unique.reassign(slot, now)
             if slot.is_observer:
                 continue

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from eventsh.core.broker.agreement import Agreement
 from eventsh.core.broker.confirms import Confirms
 from eventsh.core.broker.control import Control
+from eventsh.core.broker.deaths import GONE, Deaths
 from eventsh.core.broker.handshake import Authentication, Handshake
 from eventsh.core.broker.outgoing import Outgoing
 from eventsh.core.broker.posters import Posters
@@ -82,7 +83,8 @@ class Router:
         self._sequencer = Sequencer(self._state, wall_clock_ns=wall_clock_ns)
         self._unique = UniqueAssigner(self._state, self._sequencer)
         self._confirms = Confirms(self._state, self._sequencer)
-        self._control = Control(self._state, self._sequencer, status=self.status, on_rival=on_rival)
+        self._deaths = Deaths(self._state, self._sequencer, self._unique)
+        self._control = Control(self._state, self._sequencer, self._deaths, status=self.status, on_rival=on_rival)
         self._recovery = Recovery(self._state, self._sequencer)
         self._agreement = Agreement(self._state, features)
         self._handshake = Handshake(
@@ -90,6 +92,7 @@ class Router:
             Authentication(new_proof),
             self._sequencer,
             self._unique,
+            self._deaths,
             self._confirms,
             self._control,
             self._recovery,
@@ -228,10 +231,19 @@ class Router:
         self.settle(now)
         return slot
 
-    def end_process(self, slot: Slot, now: float) -> None:
-        """Note that the process that held this slot, and lost its connection, has ended."""
-        self._handshake.end_process(slot, now)
+    def end_process(self, slot: Slot, now: float, *, ended: str = GONE, counts: bool = True) -> bool:
+        """Note that the process that held this slot, and lost its connection, has ended.
+
+        Args:
+            ended: How: the name of a signal, "exit 3", or GONE.
+            counts: False: its supervisor ended it, so that no event is to blame.
+
+        Returns:
+            Whether it had begun to handle events and not finished.
+        """
+        had_any = self._handshake.end_process(slot, now, ended=ended, counts=counts)
         self.settle(now)
+        return had_any
 
     def meet_rival(self, epoch: int, age_s: float, confirmed: int, now: float) -> bool:
         """Learn of another broker, which began `age_s` ago and has `confirmed` broadcast posts: it has served the same address
@@ -366,6 +378,8 @@ class Router:
             raise ProtocolError(f"acked {received} and {handled}, but only {self.seq} was sent")
         slot.take_ack(received, handled, now)
         self._sequencer.note_room(slot, now)
+        if slot.receiver is None:
+            self._sequencer.send_on(slot)
         if slot.drop_reason is not None:
             self._sequencer.resume(slot, now)
             self._recovery.report(slot, now)
@@ -401,6 +415,7 @@ class Router:
                 "held": sum(post.count for post in self._held),
                 "unique_keys": len(self._unique.keys),
                 "ignored_repeats": self._unique.ignored_repeats,
+                "dead_letters": self._deaths.total,
                 "all_know": sorted(self._agreement.all_know),
             },
             "recording": None if self.sink is None else self.sink.status(),

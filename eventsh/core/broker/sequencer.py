@@ -15,11 +15,14 @@ from eventsh.protocol.codec import encode_data
 from eventsh.protocol.frame import (
     FIRST_FLAGS,
     FLAGS_OFFSET,
+    HEADER_BYTES,
     ORIGIN,
     ORIGIN_OFFSET,
     STAMP,
     STAMP_OFFSET,
+    Flag,
     Kind,
+    decode_header,
     encode_frame,
 )
 from eventsh.protocol.messages import Gap
@@ -32,6 +35,8 @@ __all__ = ["Sequencer"]
 
 # What a new broker routes before the first worker of the one before it is back: short, for these come in milliseconds.
 _BACKLOG_EVENTS = 256
+# What a poster wants to be told of an event: it was answered when the event was posted.
+_ANSWERED = Flag.RECEIPT | Flag.TRACE
 
 
 class Sequencer:
@@ -98,6 +103,23 @@ class Sequencer:
         frame = encode_frame(Kind.EVENTS, body, count=1, pid=self._pid, origin_seq=seq, seq=seq, time_ns=stamp)
         self._offer(Entry(seq, 1, frame), seq, slots, now)
 
+    def enqueue_again(self, frame: bytearray, slots: Iterable[Slot], now: float) -> None:
+        """Enqueue an event anew, as one of the broker's own that names its first poster's process: it is not one of the posts that
+        are counted, for its place among those was reported as a gap."""
+        self.seq = seq = self.seq + 1
+        header = decode_header(frame)
+        again = encode_frame(
+            Kind.EVENTS,
+            memoryview(frame)[HEADER_BYTES:],
+            flags=header.flags & ~_ANSWERED | Flag.RESENT,
+            count=header.count,
+            pid=header.pid,
+            origin_seq=seq,
+            seq=seq,
+            time_ns=self.wall_clock_ns(),
+        )
+        self._offer(Entry(seq, header.count, again), seq, slots, now)
+
     def announce(self, event: str, slot: Slot, now: float, **more: Any) -> None:
         """Enqueue a lifecycle event about a worker for all."""
         self.enqueue_own(event, {"worker_id": slot.worker_id, "pid": slot.pid, **more}, None, now)
@@ -139,6 +161,17 @@ class Sequencer:
                 f"{slot.label} gets gaps in the place of batches that it or this broker can't read: a process with a newer"
                 " version of eventsh posts them; update all processes of the pool"
             )
+
+    def send_alone(self, post: Post, slot: Slot) -> None:
+        """Send a unique event that was queued for a slot on hold once all before it is handled, and nothing after it until then."""
+        assert post.last_seq is not None
+        if slot.send_carefully(post.last_seq) and slot.connection is not None:
+            self._changed[slot.connection] = None
+
+    def send_on(self, slot: Slot) -> None:
+        """Send what waits for a slot on hold, as far as its last ack allows."""
+        if slot.send_queued() and slot.connection is not None:
+            self._changed[slot.connection] = None
 
     # --- gaps ---
 

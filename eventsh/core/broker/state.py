@@ -286,6 +286,7 @@ class Post:
         "flags",
         "frame",
         "is_done",
+        "is_suspect",
         "key",
         "last_seq",
         "position",
@@ -310,6 +311,8 @@ class Post:
         # How many broadcast posts there were with it; 0: it is not one.
         self.position = 0
         self.is_done = False
+        # A process ended that had received it and not handled it: it is sent alone from then on.
+        self.is_suspect = False
         # For a receipt: the slots that were to get it, and what became of its key.
         self.targets: list[Slot] = []
         self.unique: UniqueFate | None = None
@@ -350,6 +353,10 @@ class Post:
         assert self.frame is not None
         self.frame = bytearray(self.frame)
         self.frame[FLAGS_OFFSET] |= Flag.RESENT
+
+    def suspect(self) -> None:
+        """Note that it may have killed a process."""
+        self.is_suspect = True
 
     def finish(self) -> None:
         """Note that nothing is to be done with it any more."""
@@ -478,6 +485,7 @@ class Slot:
     __slots__ = (
         "absence",
         "budget",
+        "careful",
         "connection",
         "doubts",
         "drop_reason",
@@ -493,6 +501,7 @@ class Slot:
         "is_observer",
         "last_seq",
         "logged_at",
+        "lost",
         "missed",
         "missed_first",
         "missed_last",
@@ -501,6 +510,7 @@ class Slot:
         "progress_at",
         "queue",
         "received",
+        "receiver",
         "resyncing_since",
         "sent",
         "since",
@@ -519,6 +529,8 @@ class Slot:
         self.identity: str | None = None
         self.pid: int | None = None
         self.connection: ClientConnection | None = None
+        # Where an offered event is sent at once: the connection, but while its process drains or an event is sent alone.
+        self.receiver: ClientConnection | None = None
         self.state = SlotState.STARTING
         # When it entered its state.
         self.since = now
@@ -526,8 +538,6 @@ class Slot:
         self.absence: Absence | None = Absence.VACANT
         # What its process said when it began to drain. Kept while the slot is absent.
         self.goodbye: Goodbye | None = None
-        # The last event that was sent to a process that drains: what follows is for its successor.
-        self.sent = 0
         # Whether it is a broker's choice for processes that asked for no number. Once one asked for it, it never is again.
         self.is_assigned = False
         # Since when the broker waits for its process's list of the unique events of an earlier broker; None: it does not. Kept
@@ -539,6 +549,13 @@ class Slot:
         # It has everything up to here. Exact also where it got nothing for a while: see `offer`.
         self.received = 0
         self.last_seq = 0
+        # The last event that was sent. Read it only without a receiver: with one, that is the last event of all.
+        self.sent = 0
+        # Queued events that a process had received and not handled when it ended, by seq, in order. Each is sent alone, once
+        # all before it are handled, and nothing after it until it is handled: if it kills, the broker knows that it was it.
+        self.careful: dict[int, None] = {}
+        # Events that its process had received and not handled when its connection ended, until it is back or known to be dead.
+        self.lost: list[Entry] = []
         self.takes_unique = False
         # The unique events that it was given and has not handled, by seq.
         self.uniques: dict[int, Post] = {}
@@ -680,9 +697,9 @@ class Slot:
             self.progress_at = now
         self.last_seq = entry.last
         self.queue.append(entry)
-        if self.connection is None or self.state is _DRAINING:
+        if self.receiver is None:
             return False
-        self.connection.output.append(entry.frame)
+        self.receiver.output.append(entry.frame)
         return True
 
     def miss(self, count: int, first: int, last: int) -> None:
@@ -744,6 +761,8 @@ class Slot:
             self.handled += released
             self.progress_at = now
         # In the order of seq, as they were given.
+        while self.careful and (seq := next(iter(self.careful))) <= handled:
+            del self.careful[seq]
         while self.uniques and (seq := next(iter(self.uniques))) <= handled:
             del self.uniques[seq]
 
@@ -760,8 +779,18 @@ class Slot:
         posts = list(self.uniques.values())
         if posts:
             self.queue.discard(set(self.uniques))
+            for seq, post in self.uniques.items():
+                self.careful.pop(seq, None)
+                if seq <= self.received:
+                    post.suspect()
             self.uniques.clear()
         return posts
+
+    def take_unique(self, seq: int) -> Post:
+        """Return one of the unique events that it did not handle, taken out of its queue."""
+        self.queue.discard({seq})
+        self.careful.pop(seq, None)
+        return self.uniques.pop(seq)
 
     def take_unreceived_uniques(self) -> list[Post]:
         """Return the unique events whose confirmation was put off by `detach` and that the process did not get, taken out of
@@ -769,6 +798,7 @@ class Slot:
         again = {seq: post for seq, post in self.uniques.items() if post.last_seq is None and seq > self.received}
         for seq in again:
             del self.uniques[seq]
+            self.careful.pop(seq, None)
         if again:
             self.queue.discard(set(again))
         return list(again.values())
@@ -824,6 +854,8 @@ class Slot:
         """
         connection.attach(self)
         self.connection = connection
+        self.receiver = None
+        self.lost = []
         self.features = connection.features
         if self.identity != hello.identity:
             self.unread_before = self.unread
@@ -845,14 +877,50 @@ class Slot:
         elif self.queue:
             first = self.queue.peek()
             self.received = first.last - max(first.events, 1)
+        self.sent = self.received
 
     def send_backlog(self) -> None:
         """Send what is queued and the attached process does not have, before anything new."""
-        assert self.connection is not None
-        backlog = [entry.frame for entry in self.queue if entry.last > self.received]
-        self.connection.output.extend(backlog)
-        if not backlog:
+        if not any(entry.last > self.received for entry in self.queue):
             self.received = self.last_seq
+        self.send_queued()
+
+    def hold(self) -> None:
+        """Only queue the events that are offered from now on, until `send_queued` has sent all of them."""
+        if self.receiver is not None:
+            self.sent = self.last_seq
+            self.receiver = None
+
+    def send_carefully(self, seq: int) -> bool:
+        """Send an event of the queue alone, as soon as everything before it is handled. Call `hold` before it is queued. Return
+        whether its connection has something to send."""
+        self.careful[seq] = None
+        return self.send_queued()
+
+    def send_queued(self) -> bool:
+        """Send queued events up to the next that has to wait. Return whether its connection has something to send.
+
+        Call it at each ack while there is no receiver."""
+        if self.connection is None or self.state is SlotState.DRAINING:
+            return False
+        before = self.sent
+        is_busy = bool(self.queue) and self.queue.peek().last <= before
+        if is_busy and self.queue.peek().last in self.careful:
+            return False
+        for entry in self.queue:
+            if entry.last <= before:
+                continue
+            is_careful = entry.last in self.careful
+            if is_careful and is_busy:
+                break
+            self.connection.output.append(entry.frame)
+            self.sent = entry.last
+            if is_careful:
+                break
+            is_busy = True
+        else:
+            self.receiver = self.connection
+        return self.sent > before
 
     @property
     def _arrival(self) -> SlotState:
@@ -869,9 +937,8 @@ class Slot:
 
     def drain(self, goodbye: Goodbye, now: float) -> None:
         """Send it nothing more: its process said goodbye and finishes what it has."""
-        if self.state is not SlotState.DRAINING:
-            self.sent = self.last_seq
         self.goodbye = goodbye
+        self.hold()
         self.transition(SlotState.DRAINING, now)
 
     def cede(self) -> None:
@@ -882,7 +949,9 @@ class Slot:
 
     def detach(self, now: float) -> None:
         """Note that its connection has ended. What it had not handled stays queued."""
+        self.hold()
         self.connection = None
+        self.lost = [entry for entry in self.queue if entry.events and entry.last <= self.received]
         if self.state is SlotState.DRAINING:
             self.absence = Absence.VACANT
         elif self.state is SlotState.STALLED:
@@ -893,6 +962,11 @@ class Slot:
         for post in self.uniques.values():
             if post.last_seq is not None and post.last_seq > self.received:
                 post.defer()
+
+    def take_lost(self) -> list[Entry]:
+        """Return the events that its process had received and not handled, once it is known to be dead; after that none."""
+        lost, self.lost = self.lost, []
+        return lost
 
     def end_process(self, now: float) -> None:
         """Note that the process that lost its connection has ended: it won't come back."""
@@ -926,6 +1000,7 @@ class Slot:
                 elif not gap.epoch:
                     self.doubts.append((gap.first_seq, gap.last_seq, gap.missed, 0))
         self.queue.clear()
+        self.careful.clear()
         self.received = self.last_seq
 
     def _settle_doubts(self, received: int) -> None:
@@ -965,9 +1040,13 @@ class Slot:
     def gap_for(self, entry: Entry, posts: int) -> Entry:
         """Make the gap that the attached process gets in the place of a frame that it can't read. `posts` broadcast ones have
         been made with it."""
-        header = decode_header(entry.frame)
-        reason = f"{name_flags(header.flags)} not known to the broker or to {self.label}: a newer version of eventsh posted it"
-        gap = Gap(entry.events, header.seq, entry.last, reason, posts=posts)
+        flags = name_flags(entry.frame[FLAGS_OFFSET])
+        reason = f"{flags} not known to the broker or to {self.label}: a newer version of eventsh posted it"
+        return self.gap_in_place(entry, posts, reason)
+
+    def gap_in_place(self, entry: Entry, posts: int, reason: str) -> Entry:
+        """Make a gap for the place of an entry, and count its events as dropped. `posts` broadcast ones have been made with it."""
+        gap = Gap(entry.events, decode_header(entry.frame).seq, entry.last, reason, posts=posts)
         self.dropped += entry.events
         return Entry(entry.last, 0, gap.encode(seq=entry.last))
 
@@ -979,15 +1058,30 @@ class Slot:
         backlog = [entry for entry in self.queue if entry.last > self.received]
         if all(self.can_read(entry.frame[FLAGS_OFFSET]) for entry in backlog):
             return False
-        posts -= self.missed
-        entries: list[Entry] = []
-        for entry in reversed(list(self.queue)):
+
+        def read(entry: Entry, posts: int) -> list[Entry]:
             is_unread = entry.last > self.received and not self.can_read(entry.frame[FLAGS_OFFSET])
-            entries.append(self.gap_for(entry, posts) if is_unread else entry)
+            return [self.gap_for(entry, posts) if is_unread else entry]
+
+        self.rewrite(read, posts)
+        return True
+
+    def rewrite(self, change: Callable[[Entry, int], list[Entry]], posts: int) -> None:
+        """Put the entries that `change` returns into the place of each queued one. It gets the entry, and how many broadcast posts
+        have been made with it; `posts` have been made with the last one of the queue."""
+        posts -= self.missed
+        rewritten: list[list[Entry]] = []
+        for entry in reversed(list(self.queue)):
+            rewritten.append(change(entry, posts))
             posts -= _posts_in(entry)
         self.queue.clear()
-        self.queue.put_back(entries[::-1])
-        return True
+        self.queue.put_back([entry for entries in reversed(rewritten) for entry in entries])
+
+    def suspect(self, entries: Iterable[Entry]) -> None:
+        """Have these queued events sent alone to the next process."""
+        suspects = {entry.last for entry in entries} | self.careful.keys()
+        # In the order of the queue: `take_ack` looks at the first alone.
+        self.careful = {entry.last: None for entry in self.queue if entry.last in suspects}
 
 
 @dataclass(frozen=True, slots=True)
