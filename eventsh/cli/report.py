@@ -211,8 +211,8 @@ def columns(rows: Sequence[Sequence[str]], *, left: Sequence[str]) -> list[str]:
 def _table(workers: Sequence[dict[str, Any]]) -> list[str]:
     """Columns as wide as they must be. Not rich's table: it breaks numbers where it is narrow, and 80 columns in a
     pipe, and takes longer to import than the broker to answer."""
-    # What its host is called says something to programs alone.
-    names = [name for name in workers[0] if name != "host"]
+    # For programs alone, which have more than 80 columns.
+    names = [name for name in workers[0] if name not in ("host", "since_s")]
     rows = [["worker", *names[1:]]] + [[_cell(worker[name]) for name in names] for worker in workers]
     widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
     return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
