@@ -63,6 +63,10 @@ class Memory:
         while len(known) > _REMEMBERED_UNIQUES or self._key_bytes > _REMEMBERED_KEY_BYTES:
             self._key_bytes -= len(known.pop(next(iter(known)))[0])
 
+    def note_told(self, epoch: int) -> None:
+        """Note that the broker of this epoch knows of the unique events."""
+        self.told = epoch
+
     def recount(self) -> None:
         """Count the keys anew, after an exception that may have interrupted `note_unique`."""
         self._key_bytes = sum(len(key) for key, *_ in self._uniques.values())

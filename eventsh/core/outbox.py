@@ -30,6 +30,7 @@ from eventsh.protocol.frame import FLAGS_OFFSET, HEADER_BYTES, Flag, batch_limit
 
 if TYPE_CHECKING:
     from eventsh.core.trace import Wait
+    from eventsh.protocol.messages import Welcome
 
 __all__ = ["RESERVE", "Outbox"]
 
@@ -63,6 +64,10 @@ class _Batch(NamedTuple):
     """Bytes of all frames up to this one, counted from some batch before it. Only differences mean something, and those
     are no smaller than what they stand for: `withdraw` makes frames shorter."""
 
+    def mark_resent(self) -> None:
+        """Mark it as sent again, so that a receiver that has it drops it."""
+        self.frame[FLAGS_OFFSET] |= Flag.RESENT
+
 
 _Head = tuple[int, "deque[_Batch]", int]
 
@@ -85,6 +90,20 @@ class _Room:
     def has_credit(self, length: int, size: int = 0) -> bool:
         """Whether `_posted`, of this length, may grow by an event, and by `size` bytes of long data."""
         return length <= self.full_at and length <= self.credit_stop and size <= self.long_credit
+
+    def spend(self, size: int) -> None:
+        """Take long data from the credit."""
+        self.long_credit -= size
+
+    def give_credit(self, length: int, size: int, rest: int) -> None:
+        """Give half of the `rest` of the bytes for short data beside a queue of this length, and half for long data beside one
+        of `size`."""
+        self.credit_stop = length + rest // 2 // SURE_BYTES * _PAIR
+        self.long_credit = size + rest // 2
+
+    def move_credit(self, places: int) -> None:
+        """Note that `_posted` has lost so many places: as many more as before are free."""
+        self.credit_stop -= places
 
 
 class Outbox:
@@ -302,7 +321,7 @@ class Outbox:
         room = self._common
         if size > room.long_credit:
             room = self._extend_credit(size)
-        room.long_credit -= size
+        room.spend(size)
 
     def _extend_credit(self, size: int) -> _Room:
         """Find credit for `size` bytes of long data in the room of the caller. Raises QueueOverflow."""
@@ -327,10 +346,7 @@ class Outbox:
         # With less than a hundredth left every post would count again.
         if waiting and left < max(size, room.max_bytes // 100):
             raise QueueOverflow(waiting, room.max_bytes, unit="bytes", of_handlers=of_handlers)
-        # Half of what is left beside this one for short data, and half for long data.
-        rest = max(0, left - size)
-        room.credit_stop = len(self._posted) + rest // 2 // SURE_BYTES * _PAIR
-        room.long_credit = size + rest // 2
+        room.give_credit(len(self._posted), size, max(0, left - size))
         return room
 
     def _check(self, source: str, event: str, data: Any, encoded: bytes) -> tuple[Facts, bytes]:
@@ -506,9 +522,8 @@ class Outbox:
         confirmed, batches, origin = posted[1]
         if number > confirmed:
             posted[: (number - confirmed + 1) * _PAIR] = (None, (number, batches, origin))
-            # Fewer places are in use, and as many more as before are free.
-            self._common.credit_stop -= (number - confirmed) * _PAIR
-            self._reserve.credit_stop -= (number - confirmed) * _PAIR
+            for room in (self._common, self._reserve):
+                room.move_credit((number - confirmed) * _PAIR)
         while batches and batches[0].last <= number:
             batches.popleft()
         # A batch that an earlier broker confirmed just before it died may still wait to be sent again.
@@ -520,7 +535,7 @@ class Outbox:
         confirmed, batches, _ = self._posted[1]
         for batch in batches:
             if batch.last <= self._sent:
-                batch.frame[FLAGS_OFFSET] |= Flag.RESENT
+                batch.mark_resent()
         self._sent = confirmed
 
     def withdraw(self, readable: int) -> int:
@@ -551,9 +566,15 @@ class Outbox:
                 withdrawn += 1
         return withdrawn
 
+    def keep_to(self, welcome: Welcome) -> None:
+        """Keep to the limits of a broker from now on."""
+        self.window = welcome.max_queue_len
+        self.window_bytes = welcome.window_bytes
+        self.max_payload_len = min(self.max_payload_len, welcome.max_payload_len)
+
     def forget(self, wait: Wait) -> None:
         """Nobody waits for this post any more."""
-        wait.is_abandoned = True
+        wait.abandon()
         for number, other in list(self.waits.items()):
             if other is wait:
                 del self.waits[number]

@@ -197,7 +197,7 @@ class Session:
     def become(self, role: str) -> None:
         """Be a worker, an observer or a poster, from the next connection on."""
         self.role = role
-        self.inbox.is_worker = role == "worker"
+        self.inbox.set_role(is_worker=role == "worker")
 
     # --- attaching ---
 
@@ -327,7 +327,7 @@ class Session:
         """Note that a batch was received. Repeating the call changes nothing."""
         _, _, flags, count, _, origin, number, _, time_ns = HEADER.unpack_from(frame)
         self.received = last
-        self._standing.posts = posts
+        self._standing.reach(posts)
         if not origin:
             self._note_workers(frame)
         elif is_repeat:
@@ -364,7 +364,7 @@ class Session:
             # The next hello repeats it, and a broker would refuse that.
             raise ProtocolError(f"{posts} posts were confirmed, over the limit of {MAX_COUNT}")
         self.outbox.confirm(number)
-        self._standing.confirmed = max(self._standing.confirmed, posts)
+        self._standing.confirm(posts)
 
     def _take_message(self, message: Message) -> None:
         if isinstance(message, Welcome):
@@ -375,7 +375,7 @@ class Session:
             message.check()
             self.all_know = frozenset(message.all_know)
         elif isinstance(message, Taken):
-            self._memory.told = self.inbox.epoch
+            self._memory.note_told(self.inbox.epoch)
         elif isinstance(message, Goodbye):
             self.state = SessionState.DRAINED
         elif isinstance(message, Ask):
@@ -410,9 +410,7 @@ class Session:
         self.state = SessionState.ATTACHED
         self._broker_features = frozenset(welcome.features)
         self.worker_id = welcome.worker_id
-        self.outbox.window = welcome.max_queue_len
-        self.outbox.window_bytes = welcome.window_bytes
-        self.outbox.max_payload_len = min(self.outbox.max_payload_len, welcome.max_payload_len)
+        self.outbox.keep_to(welcome)
         # Posted while another broker was there, or none.
         self.withdrawn += self.outbox.withdraw(readable_flags(self._broker_features))
         self._standing.begin_slots(welcome.slots, welcome.assigned_slots)

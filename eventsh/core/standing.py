@@ -51,6 +51,14 @@ class Standing:
         """Posts to everybody of the present epoch: received or reported as missed, and confirmed."""
         return min(self.posts, MAX_COUNT), self.confirmed
 
+    def reach(self, posts: int) -> None:
+        """Note that this process has, or was told of as missed, so many posts of the present epoch."""
+        self.posts = posts
+
+    def confirm(self, posts: int) -> None:
+        """Note that so many posts of the present epoch are confirmed."""
+        self.confirmed = max(self.confirmed, posts)
+
     def begin(self, posts: int, before: int, place: tuple[int, int]) -> None:
         """Begin an epoch after `posts` of its posts; the one `before` ended at `place`. Repeating the call changes nothing."""
         if before:
