@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from eventsh.core.outbox import Outbox
+from eventsh.core.trace import Wait
 from eventsh.errors import NotSerializable, PayloadTooLarge, QueueOverflow, UsageError
 from eventsh.protocol.codec import SURE_BYTES
 from eventsh.protocol.frame import BATCH_EVENTS, HEADER_BYTES, Flag, decode_header
@@ -392,16 +392,16 @@ def test_a_batch_that_ends_with_an_event_alone_does_not_wait():
 
 def test_who_waits_for_a_post_is_known_by_its_number_until_forgotten():
     outbox = make()
-    first, second, gone = (SimpleNamespace(is_abandoned=False) for _ in range(3))
+    first, second, gone = Wait(), Wait(), Wait()
     post(outbox)
-    outbox.post_receipt("s", "e", 1, wait=first)  # type: ignore[arg-type]
-    outbox.post_unique("s", "e", 1, "k", wait=second)  # type: ignore[arg-type]
-    outbox.post_receipt("s", "e", 1, wait=gone)  # type: ignore[arg-type]
-    outbox.forget(gone)  # type: ignore[arg-type]
+    outbox.post_receipt("s", "e", 1, wait=first)
+    outbox.post_unique("s", "e", 1, "k", wait=second)
+    outbox.post_receipt("s", "e", 1, wait=gone)
+    outbox.forget(gone)
     assert outbox.waits == {}
     outbox.take()
     assert outbox.waits == {2: first, 3: second}
-    outbox.forget(first)  # type: ignore[arg-type]
+    outbox.forget(first)
     assert outbox.waits == {3: second}
     assert (first.is_abandoned, second.is_abandoned) == (True, False)
     outbox.renew(6, 43)

@@ -75,7 +75,7 @@ def test_a_host_and_slots_are_in_the_hello_up_to_their_limit(monkeypatch):
     session.disconnected()
     hello = Hello.decode(session.connected())
     assert hello.host == "here"
-    assert hello.slots == list(range(1, 8193))
+    assert hello.slots == list(range(1, 4097))
 
 
 @pytest.mark.parametrize("kind", [Kind.EVENTS, Kind.CONFIRM, Kind.PING, Kind.PONG, Kind.GAP, Kind.REPLY, Kind.ASK])
