@@ -97,9 +97,12 @@ class UniqueAssigner:
             del self._inherited[next(iter(self._inherited))]
 
     def assign_again(self, posts: Iterable[Post], slot: Slot, now: float) -> None:
-        """Give a process that came back to its slot what it was given before and did not receive."""
+        """Give a process that came back to its slot what it was given before and did not receive, unless its slot is dropping."""
         for post in posts:
-            self._assign(post, slot, now)
+            if slot.can_take_unique:
+                self._assign(post, slot, now)
+            else:
+                self.retry(post, now)
 
     def reassign(self, slot: Slot, now: float) -> None:
         """Give the unique events that a lost worker did not handle to others. Their keys stay taken."""

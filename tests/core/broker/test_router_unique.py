@@ -294,6 +294,29 @@ def test_a_process_that_lost_its_unique_event_and_is_given_it_again_runs_it_once
     assert ran(process) == [["u"]]
 
 
+def test_a_unique_event_that_a_process_did_not_get_goes_to_another_if_its_slot_is_dropping():
+    net = Net(max_queue_len=4)
+    first, second = workers(net, 2)
+    posting = poster(net)
+    post(net, posting, 1)
+    net.run(posting, second)
+    # The first is busy with the broadcast.
+    post_unique(net, posting, "unique", "key")
+    assert slot_of(net, 1).uniques
+    for value in range(2, 7):
+        post(net, posting, value)
+        net.run(first, posting)
+    net.advance(6)
+    post(net, posting, 7)
+    net.run(first, posting)
+    assert slot_of(net, 1).is_dropping
+    net.disconnect(second)
+    net.attach(second)
+    net.run()
+    assert ran(first, second)[0].count("unique") == 1
+    assert "unique" not in ran(second)[0]
+
+
 def test_a_successor_that_takes_no_unique_events_does_not_inherit_any():
     net = Net()
     everybody = workers(net, 2)
