@@ -274,6 +274,9 @@ class Handshake:
             self._outgoing.send(connection, goodbye.encode())
             return
         slot.drain(goodbye, now)
+        # They wait for a handler, perhaps for long, and a successor that gets this queue must not run them too.
+        for post in slot.take_unsent_uniques():
+            self._unique.retry(post, now)
         # No poster waits until it has room: nothing more is kept for it, or its successor gets a gap for what has no room.
         self._sequencer.forget(slot, now)
         if not slot.is_observer and not slot.is_leaving:

@@ -660,6 +660,11 @@ class Slot:
         return self.drop_reason is not None
 
     @property
+    def takes_events(self) -> bool:
+        """Whether an event that is offered to it is queued."""
+        return not (self.is_dropping or self.is_leaving)
+
+    @property
     def may_hold_uniques(self) -> bool:
         """Whether its process may have unique events of an earlier broker that the broker does not know of yet."""
         if self.is_expired:
@@ -795,13 +800,18 @@ class Slot:
     def take_unreceived_uniques(self) -> list[Post]:
         """Return the unique events whose confirmation was put off by `detach` and that the process did not get, taken out of
         the queue; they have to be given again. Those that it did get are left, with their seq."""
-        again = {seq: post for seq, post in self.uniques.items() if post.last_seq is None and seq > self.received}
-        for seq in again:
-            del self.uniques[seq]
+        return self._take_out([s for s, post in self.uniques.items() if post.last_seq is None and s > self.received])
+
+    def take_unsent_uniques(self) -> list[Post]:
+        """Return the unique events that wait to be sent alone, taken out of the queue of a process that gets nothing more."""
+        return self._take_out([seq for seq in self.uniques if seq > self.sent])
+
+    def _take_out(self, seqs: list[int]) -> list[Post]:
+        for seq in seqs:
             self.careful.pop(seq, None)
-        if again:
-            self.queue.discard(set(again))
-        return list(again.values())
+        if seqs:
+            self.queue.discard(set(seqs))
+        return [self.uniques.pop(seq) for seq in seqs]
 
     # --- its process ---
 

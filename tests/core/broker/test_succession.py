@@ -12,6 +12,7 @@ from tests.core.net import (
     ack,
     observer,
     post,
+    post_unique,
     poster,
     ran,
     slot_of,
@@ -152,6 +153,30 @@ def test_a_newcomer_gets_what_came_since_the_goodbye_of_a_process_that_still_dra
     net.disconnect(second)
     assert 1 not in net.router.slots.workers
     assert newcomer.gaps == []
+
+
+def test_a_unique_event_that_waits_behind_one_in_hand_goes_to_another_worker_at_a_goodbye():
+    net, (first, second) = pool(2)
+    posting, idle = poster(net), worker(net, 9, take_unique=False)
+    post(net, posting, "slow")
+    ack(net, second)
+    net.take(second)
+    post_unique(net, posting, "unique", "key")
+    ack(net, first)
+    # It had both in hand: the unique event is sent alone to the next worker that takes it.
+    net.router.end_process(net.kill(first), net.now)
+    net.collect()
+    assert slot_of(net, 1).uniques
+    say_goodbye(net, second)
+    successors = [worker(net, 3), worker(net, 4)]
+    post_unique(net, posting, "other", "other key")
+    net.run(posting, idle, *successors)
+    net.run()
+    net.disconnect(second)
+    net.run()
+    assert [p.session.worker_id for p in successors] == [0, 3]
+    assert ran(*successors)[1].count("unique") + ran(*successors)[0].count("unique") == 1
+    assert ran(second) == [["slow"]]
 
 
 def test_a_process_that_comes_back_succeeds_no_other():
