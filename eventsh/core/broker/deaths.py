@@ -8,7 +8,7 @@ alone (`Post.is_suspect`). An event in which `max_deliveries` processes have die
 processes that have it already: a frame under way can't be recalled.
 
 The broker's own events are innocent as long as an event of a poster is among the suspects: each death makes such events, and
-they would hide the one that it was.
+they would hide the one that it was. A retried dead letter counts as its poster's, though the broker numbers it anew.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Deaths:
             Whether it had events of posters in hand.
         """
         lost = slot.take_lost()
-        suspects = [entry for entry in lost if _header(entry).origin]
+        suspects = [entry for entry in lost if _is_of_poster(entry)]
         had_any = bool(suspects)
         suspects = suspects or lost
         # A goodbye was said before an intended end.
@@ -250,7 +250,10 @@ class Deaths:
         if what == "dead_retry":
             letters = [letter for letter in letters if self._retry(letter, now)]
             if number is not None and not letters:
-                raise UsageError(f"no worker lacks dead letter {number}: 'eventsh dead drop {number}' removes it")
+                raise UsageError(
+                    f"no worker that lacks dead letter {number} can get it now: retry it when such a worker is attached,"
+                    f" or remove it with 'eventsh dead drop {number}'"
+                )
         for letter in letters:
             del self._letters[letter.id]
         return {"ids": [letter.id for letter in letters]}
@@ -262,13 +265,14 @@ class Deaths:
         return letter
 
     def _retry(self, letter: _Letter, now: float) -> bool:
-        """Post a dead letter anew, at the end of the order, to those that lacked it. Return whether there are any."""
+        """Post a dead letter anew, at the end of the order, to those that lacked it and can get it. Return whether there are any."""
         if letter.post is not None:
             self._dead.pop(letter.key, None)
             self._deaths.pop(letter.key, None)
             self._unique.retry(letter.post, now)
             return True
-        slots = [slot for number in sorted(letter.lacking) if (slot := self._slots.workers.get(number)) is not None]
+        lacking = [slot for number, slot in self._slots.workers.items() if number in letter.lacking]
+        slots = [slot for slot in lacking if slot.takes_events]
         if slots:
             self._sequencer.enqueue_again(letter.frame, slots, now)
         return bool(slots)
@@ -328,6 +332,13 @@ def _read(entry: Entry) -> tuple[str, str, Any]:
 
 def _header(entry: Entry) -> Header:
     return decode_header(entry.frame)
+
+
+def _is_of_poster(entry: Entry) -> bool:
+    """Whether a poster made the event. Of the broker's own ones, those that were sent again count too: retried dead letters, and
+    suspects, each of which is in hand alone."""
+    header = _header(entry)
+    return bool(header.origin or header.flags & Flag.RESENT)
 
 
 def _key(entry: Entry) -> _Key:

@@ -515,6 +515,49 @@ def test_a_retried_one_that_kills_again_becomes_a_dead_letter_again():
     assert [letter["id"] for letter in letters(net, posting)["dead"]] == [2]
 
 
+def test_a_retried_one_that_kills_again_blames_no_event_after_it():
+    net = Net()
+    pool, posting = Pool(net, 4), poster(net)
+    pool.run()
+    post(net, posting, "kill")
+    pool.run()
+    ask(net, posting, "dead_retry", id=1)
+    # Each of the four processes has both in hand when it dies.
+    post(net, posting, "innocent")
+    pool.run()
+    found = [ask(net, posting, "dead_show", id=letter["id"]).data["data"] for letter in letters(net, posting)["dead"]]
+    assert found == ["kill"]
+    assert [pool.handled(slot) for slot in range(4)] == [["innocent"]] * 4
+
+
+def test_a_process_that_a_retried_one_killed_had_an_event_in_hand():
+    net = Net()
+    pool, posting = dead(net)
+    ask(net, posting, "dead_retry", id=1)
+    in_hand(net, pool.holders[0])
+    assert die(net, pool.holders[0])
+
+
+@pytest.mark.parametrize("gone", ["expired", "leaving"])
+def test_one_that_no_worker_can_get_now_is_kept(gone):
+    net = Net()
+    pool, posting = dead(net)
+    last = pool.holders[0]
+    if gone == "leaving":
+        last.session.leave()
+        net.flush(last)
+        net.up(last.channel)
+    else:
+        die(net, last)
+        net.advance(6)
+    assert ask(net, posting, "dead_retry", id=1).error == (
+        "no worker that lacks dead letter 1 can get it now: retry it when such a worker is attached,"
+        " or remove it with 'eventsh dead drop 1'"
+    )
+    assert ask(net, posting, "dead_retry").data == {"ids": []}
+    assert [letter["id"] for letter in letters(net, posting)["dead"]] == [1]
+
+
 @pytest.mark.parametrize("mended", [True, False])
 def test_a_retried_unique_event_runs_in_one_worker(mended):
     net = Net()
