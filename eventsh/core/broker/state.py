@@ -1056,7 +1056,8 @@ class Slot:
 
     def gap_in_place(self, entry: Entry, posts: int, reason: str) -> Entry:
         """Make a gap for the place of an entry, and count its events as dropped. `posts` broadcast ones have been made with it."""
-        gap = Gap(entry.events, decode_header(entry.frame).seq, entry.last, reason, posts=posts)
+        # At least: some of what the slot missed after this, and `rewrite` took from its count, was eventsh's own.
+        gap = Gap(entry.events, decode_header(entry.frame).seq, entry.last, reason, posts=max(0, posts))
         self.dropped += entry.events
         return Entry(entry.last, 0, gap.encode(seq=entry.last))
 

@@ -639,6 +639,23 @@ def test_the_gap_of_a_dead_letter_in_a_batch_counts_the_posts_up_to_it():
     assert (gap.missed, gap.posts) == (1, 2)
 
 
+def test_the_gap_of_a_dead_letter_can_be_read_where_the_slot_misses_many_events_of_the_brokers_own():
+    net = Net(max_deliveries=1, max_queue_len=1)
+    process, posting = worker(net, 1, 0), poster(net)
+    net.run()
+    post(net, posting, "kill")
+    in_hand(net, process)
+    net.advance(6)
+    assert slot_of(net, 0).is_dropping
+    for number in range(2, 5):
+        net.run(worker(net, number, number))
+    die(net, process)
+    successor = worker(net, 9, 0)
+    net.run()
+    assert successor.is_attached
+    assert [gap["reason"] for gap in successor.gaps][:1] == ["dead letter"]
+
+
 def test_a_dead_letter_that_a_live_process_has_in_hand_is_left_to_it():
     net = Net(max_deliveries=1)
     first, second = workers(net, 2)
