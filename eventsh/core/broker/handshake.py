@@ -137,7 +137,7 @@ class Handshake:
         if hello.role == "poster":
             return None, False
         try:
-            slot, resumed = self._slots.assign(hello, now)
+            slot, resumed = self._find_slot(hello, now)
         except SlotTaken:
             raise Rejected("slot_taken", f"another process is worker {hello.worker_id}") from None
         except SlotTableFull:
@@ -147,6 +147,19 @@ class Handshake:
         if not resumed and not slot.is_observer and hello.worker_id is None and not hello.epoch:
             resumed = self._succeed(slot, now)
         return slot, resumed
+
+    def _find_slot(self, hello: Hello, now: float) -> tuple[Slot, bool]:
+        try:
+            return self._slots.assign(hello, now)
+        except SlotTableFull:
+            empty = self._slots.dispensable()
+            if empty is None:
+                raise
+        # Posters may wait for room in its queue.
+        self._sequencer.forget(empty, now)
+        self._slots.remove(empty)
+        self._recovery.forget(empty)
+        return self._slots.assign(hello, now)
 
     def _succeed(self, slot: Slot, now: float) -> bool:
         """Begin a new slot with what is queued for the successor of a process that still drains; return whether there is one.
@@ -167,7 +180,9 @@ class Handshake:
         state = self._state
         if hello.epoch in (0, state.epoch) or now - state.started_at > state.options.timeout:
             return
-        self._slots.expect(hello, self._sequencer.startup_backlog, self._sequencer.posts, now)
+        for slot in self._slots.expect(hello, self._sequencer.startup_backlog, self._sequencer.posts, now):
+            # Posters may wait for room in its queue, and wait for none from a goodbye on.
+            self._sequencer.forget(slot, now)
 
     def _reject(self, connection: ClientConnection, error: Rejected, now: float) -> None:
         self._outgoing.refuse(connection, error.code, str(error))

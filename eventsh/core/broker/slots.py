@@ -93,13 +93,15 @@ class SlotTable:
         draining = [slot for slot in self.workers.values() if slot.connection and slot.is_spare and not slot.is_leaving]
         return min(draining, key=lambda slot: slot.since, default=None)
 
+    def dispensable(self) -> Slot | None:
+        """Return the slot that gives way to a process when the table is full: one that has expired, or that a client named and no
+        process has taken."""
+        empty = [slot for slot in self if slot.is_expired] or [slot for slot in self if slot.is_expected]
+        return min(empty, key=lambda slot: slot.since, default=None)
+
     def _new(self, number: int | None, now: float) -> Slot:
         if len(self) >= self.max_slots:
-            # A slot that a client named, and that no process has taken, keeps no process that is there from attaching.
-            empty = [slot for slot in self if slot.is_expired] or [slot for slot in self if slot.is_expected]
-            if not empty:
-                raise SlotTableFull
-            self.remove(min(empty, key=lambda slot: slot.since))
+            raise SlotTableFull
         return self._make(number, now)
 
     def _make(self, number: int | None, now: float) -> Slot:
@@ -107,12 +109,15 @@ class SlotTable:
         queue = Queue(options.max_queue_len, options.max_queue_bytes)
         return Slot(number, queue, Budget(options.timeout, now), now)
 
-    def expect(self, hello: Hello, backlog: Slot | None, posts: int, now: float) -> None:
+    def expect(self, hello: Hello, backlog: Slot | None, posts: int, now: float) -> list[Slot]:
         """Keep the slots that a client names for the workers of an earlier broker, which miss nothing that is posted before
         they come.
 
         Args:
             backlog: Everything since this broker's start, `posts` broadcast posts among it; None: no longer known.
+
+        Returns:
+            Those for which no process is expected, but perhaps a successor.
         """
         numbers, assigned, left = set(hello.slots), set(hello.assigned_slots), set(hello.left_slots)
         if hello.role == "worker" and hello.worker_id is not None:
@@ -124,11 +129,12 @@ class SlotTable:
             slot = self.workers.get(number)
             if slot is None:
                 if len(self) >= self.max_slots:
-                    return
+                    break
                 slot = self.workers[number] = self._make(number, now)
                 if backlog is not None:
                     slot.start_from(backlog, posts, now)
             slot.expect(is_assigned=number in assigned, has_left=number in left)
+        return [slot for number in left if (slot := self.workers.get(number)) is not None and slot.goodbye is not None]
 
     @property
     def is_complete(self) -> bool:

@@ -20,6 +20,7 @@ from tests.core.net import (
     ack,
     confirmed,
     error_codes,
+    post,
     poster,
     ran,
     slot_of,
@@ -355,6 +356,24 @@ def test_slots_that_only_a_hello_names_keep_no_worker_from_attaching():
     for number in range(2, 9):
         assert net.attach(Process(number, worker_id=100 + number)).is_attached
     assert len(net.router.slots) == 8
+
+
+def test_a_slot_that_gives_way_to_a_worker_holds_no_posters_up():
+    net = Net(max_slots=2, max_queue_len=4)
+    first = worker(net, 1, 0)
+    net.run()
+    net.replace_broker()
+    first.session._standing._slots = {0, 1}
+    net.attach(first)
+    posting = poster(net)
+    for value in range(5):
+        post(net, posting, value)
+        net.run(first, posting)
+    assert slot_of(net, 1).queue.is_full
+    net.attach(Process(3, worker_id=9))
+    net.run()
+    assert 1 not in net.router.slots.workers
+    assert ran(first) == [[0, 1, 2, 3, 4]]
 
 
 def test_the_startup_backlog_is_bounded_in_bytes():

@@ -247,6 +247,22 @@ def test_a_new_broker_waits_for_no_process_that_said_goodbye_and_queues_for_its_
     assert (successor.session.worker_id, ran(successor)) == (1, [[1]])
 
 
+def test_no_poster_waits_for_a_process_that_left_before_this_broker_came():
+    net = Net(slots=2, max_queue_len=4)
+    first, second = workers(net, 2)
+    leave(net, second)
+    net.run()
+    net.replace_broker()
+    posting = poster(net)
+    for value in range(5):
+        post(net, posting, value)
+        net.run(posting)
+    assert slot_of(net, 1).queue.is_full
+    net.attach(first)
+    net.run()
+    assert ran(first) == [[0, 1, 2, 3, 4]]
+
+
 def test_a_removed_slot_is_not_named_to_the_next_broker():
     net, (first, second) = pool(2)
     leave(net, second)
