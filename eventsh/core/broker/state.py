@@ -565,6 +565,10 @@ class Slot:
         # A full observer would lose it; a full worker's queue takes one frame more.
         return not (self.is_observer and self.queue.is_full)
 
+    def oldest_s(self, now: float) -> float:
+        """Return the age of the oldest event that it has not handled, in seconds; 0.0 without one."""
+        return now - self.queue.peek().since if self.queue else 0.0
+
     @property
     def posts_behind(self) -> int:
         """How many broadcast posts are not handled here, sent or not. At most: of what it missed, some was eventsh's own."""
@@ -626,7 +630,7 @@ class Slot:
         gap = Gap(self.missed, self.missed_first, self.missed_last, reason, posts=posts)
         last, first = self.missed_last, self.missed_first
         self.missed = 0
-        return self.offer(Entry(last, 0, gap.encode(seq=last)), first, now)
+        return self.offer(Entry(last, 0, gap.encode(seq=last), now), first, now)
 
     def stall(self, now: float) -> None:
         """Stop waiting for it: it has received nothing for `timeout`."""
@@ -844,7 +848,7 @@ class Slot:
         reason = f"{name_flags(header.flags)} not known to the broker or to {self.label}: a newer version of eventsh posted it"
         gap = Gap(entry.events, header.seq, entry.last, reason, posts=posts)
         self.dropped += entry.events
-        return Entry(entry.last, 0, gap.encode(seq=entry.last))
+        return Entry(entry.last, 0, gap.encode(seq=entry.last), entry.since)
 
     def replace_unreadable(self, posts: int) -> bool:
         """Put gaps in the places of queued frames that the attached process did not receive and can't read; return whether

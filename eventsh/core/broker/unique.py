@@ -20,6 +20,9 @@ __all__ = ["UniqueAssigner"]
 
 # How many of an earlier broker's events are known at most: those of a whole pool, 100 bytes each.
 _INHERITED = 65536
+# A handler that has not returned for this long may not return for long: its process has no more unhandled events than others,
+# and runs the next one last of all. Longer than an ack of handled events may wait for others (20 ms).
+_BUSY_S = 0.05
 
 
 class UniqueAssigner:
@@ -55,7 +58,7 @@ class UniqueAssigner:
         if holder is not None:
             # The process that has it drops it, and acknowledges it as if it were new. The key is its own, so it is not a repeat,
             # and if its worker has died since, another one gets it.
-            slot = holder if holder.connection is not None else self._choose(post)
+            slot = holder if holder.connection is not None else self._choose(post, now)
             if slot is None:
                 self._parked.append(post)
             else:
@@ -68,7 +71,7 @@ class UniqueAssigner:
             return True
         if self.keys.is_full(now):
             return False
-        slot = self._choose(post)
+        slot = self._choose(post, now)
         if slot is not None:
             # Only now: an event that nobody gets, or that is a gap for the one who does, must not keep its key from the next.
             if slot.can_read(post.flags):
@@ -100,7 +103,7 @@ class UniqueAssigner:
     def reassign(self, slot: Slot, now: float) -> None:
         """Give the unique events that a lost worker did not handle to others. Their keys stay taken."""
         for post in slot.take_uniques():
-            other = self._choose(post)
+            other = self._choose(post, now)
             if other is None:
                 post.defer()
                 self._parked.append(post)
@@ -116,7 +119,7 @@ class UniqueAssigner:
             return
         parked, self._parked = self._parked, deque()
         for post in parked:
-            slot = self._choose(post)
+            slot = self._choose(post, now)
             if slot is not None and post.unique is not None:
                 self._parked_again -= 1
                 self._assign(post, slot, now)
@@ -130,15 +133,22 @@ class UniqueAssigner:
             self._parked.remove(post)
             poster.take_back(post)
 
-    def _choose(self, post: Post) -> Slot | None:
-        """Return the preferred worker of an event if it is live, else the one with the least to do; of equals, the one that was
-        given the fewest. One that can't read it only if there is no other: the event is a gap for that one, and waits for none."""
+    def _choose(self, post: Post, now: float) -> Slot | None:
+        """Return the preferred worker of an event if it is live, else the one with the fewest unhandled events; of equals, the
+        one that was assigned the fewest unique events.
+
+        A worker whose oldest unhandled event is older than `_BUSY_S` comes after all others. A worker that can't read the event
+        is chosen only if there is no other: the event is a gap for that one, and waits for none."""
         preferred = None if post.preferred is None else self._slots.workers.get(post.preferred)
         if preferred is not None and preferred.can_take_unique and preferred.can_read(post.flags):
             return preferred
         able = [slot for slot in self._slots if slot.can_take_unique]
         able = [slot for slot in able if slot.can_read(post.flags)] or able
-        return min(able, key=lambda slot: (slot.queue.events, slot.uniques_given), default=None)
+
+        def load(slot: Slot) -> tuple[bool, int, int]:
+            return slot.oldest_s(now) > _BUSY_S, slot.queue.events, slot.uniques_given
+
+        return min(able, key=load, default=None)
 
     def _assign(self, post: Post, slot: Slot, now: float) -> None:
         if post.unique is not None:
