@@ -5,6 +5,8 @@ Knows no broker's death: what was sent again is marked.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from eventsh.protocol.frame import Flag, read_key
 from eventsh.protocol.messages import Taken
 
@@ -63,11 +65,17 @@ class Memory:
         """Count the keys anew, after an exception that may have interrupted `note_unique`."""
         self._key_bytes = sum(len(key) for key, _ in self._uniques.values())
 
-    def tell(self, epoch: int) -> Taken | None:
+    def tell(self, epoch: int, unhandled: Callable[[], set[tuple[int, int]]]) -> Taken | None:
         """For the broker of `epoch`: which unique events others before it gave out; again, if the last time it may not have
-        heard. None if there is nothing to tell."""
+        heard. None if there is nothing to tell.
+
+        `unhandled` returns those whose handlers have not returned."""
         if not self._uniques:
             self.told = epoch
         elif self.told != epoch:
-            return Taken([[*name, time_ns, key.hex()] for name, (key, time_ns) in self._uniques.items()])
+            names = unhandled()
+            return Taken(
+                [[*name, time_ns, key.hex()] for name, (key, time_ns) in self._uniques.items()],
+                handled=[int(name not in names) for name in self._uniques],
+            )
         return None

@@ -14,6 +14,9 @@ by the next call:
 - `confirm` replaces the head and the confirmed pairs by one slice assignment, so the length of the list is the length
   of the queue at every moment, for every thread.
 - `rewind` marks what may have left, and lets it leave again.
+
+A unique event is kept, beside the queue, from its batch until the broker reports that its handlers have returned: until
+then it may exist nowhere else but in its worker and its broker, which may end together.
 """
 
 from __future__ import annotations
@@ -77,9 +80,12 @@ class Outbox:
     """
 
     __slots__ = (
+        "_again",
         "_batcher",
         "_credit_stop",
         "_full_at",
+        "_keeps",
+        "_kept",
         "_known_names",
         "_long_credit",
         "_max_payload_len",
@@ -89,6 +95,7 @@ class Outbox:
         "_on_many",
         "_on_post",
         "_posted",
+        "_resent",
         "_sent",
         "_stop_at",
         "is_awake",
@@ -120,6 +127,13 @@ class Outbox:
         self._posted: list[Any] = [None, (0, deque(), origin)]
         # The last number that left on the present connection.
         self._sent = 0
+        # Frames of unique events by number, until they are settled. Whether the broker reports that; if it does not, until they
+        # are confirmed.
+        self._kept: dict[int, bytearray] = {}
+        self._keeps = False
+        # The confirmed ones of them that are still to leave on the present connection, and those that have left.
+        self._again: deque[int] = deque()
+        self._resent: set[int] = set()
         self._batcher = Batcher()
         # Names of the last post, and of earlier ones.
         self._names = _NO_NAMES
@@ -210,16 +224,27 @@ class Outbox:
         return len(self._posted) // _PAIR - 1
 
     @property
+    def kept(self) -> int:
+        """Unique events that are in a batch and whose handlers have not returned, as far as is known."""
+        return len(self._kept)
+
+    @property
     def unconfirmed(self) -> int:
         """Posts that are in a batch and not confirmed. In the thread of the owner's loop only."""
         return self.numbered - self.confirmed
 
     @property
     def queued_bytes(self) -> int:
-        """Encoded bytes of the posts that are not confirmed. Counted at each call."""
+        """Encoded bytes of the posts that are not confirmed, and of kept unique events. Counted at each call."""
         posted = self._posted
         # Copies, made by one call: another thread may post, or batch and confirm, meanwhile.
-        return sum(map(len, posted[_PAIR + 1 :: _PAIR])) + sum(len(batch.frame) for batch in list(posted[1][1]))
+        unbatched, batches, kept = posted[_PAIR + 1 :: _PAIR], list(posted[1][1]), list(self._kept.items())
+        confirmed = batches[0].last - batches[0].events if batches else posted[1][0]
+        return (
+            sum(map(len, unbatched))
+            + sum(len(batch.frame) for batch in batches)
+            + sum(len(frame) for number, frame in kept if number <= confirmed)
+        )
 
     @property
     def is_half_empty(self) -> bool:
@@ -389,6 +414,8 @@ class Outbox:
     def take(self, *, linger: bool = False) -> list[bytearray]:
         """Frames that may leave now, in order, as far as the broker's window allows. They count as sent.
 
+        Kept events leave first, beside the window, and as many at once as it has places.
+
         The owner must rewind, by a new connection, when it could not hand all of them over.
 
         Args:
@@ -396,6 +423,8 @@ class Outbox:
                 call again soon: `has_unbatched` says whether something waits.
         """
         frames: list[bytearray] = []
+        if self._again:
+            self._take_kept(frames)
         posted = self._posted
         confirmed, batches, origin = posted[1]
         if batches and batches[-1].last > self._sent and not self._take_again(batches, frames):
@@ -417,6 +446,16 @@ class Outbox:
         self._set_stop()
         return frames
 
+    def _take_kept(self, frames: list[bytearray]) -> None:
+        """Take kept events that wait since a rewind."""
+        again = self._again
+        while again and len(self._resent) < self.window:
+            frame = self._kept.get(again[0])
+            if frame is not None:
+                frames.append(frame)
+                self._resent.add(again[0])
+            again.popleft()
+
     def _take_again(self, batches: deque[_Batch], frames: list[bytearray]) -> bool:
         """Take batches that wait since a rewind. False: the window is full."""
         for batch in batches:
@@ -437,8 +476,11 @@ class Outbox:
         posted = self._posted
         facts, datas = posted[start:stop:_PAIR], posted[start + 1 : stop : _PAIR]
         events, frame = self._batcher.build(facts, datas, first, pid=self.pid, origin=origin)
-        if type(facts[0]) is Alone and facts[0].wait is not None and not facts[0].wait.is_abandoned:
-            self.waits[first] = facts[0].wait
+        if type(facts[0]) is Alone:
+            if facts[0].wait is not None and not facts[0].wait.is_abandoned:
+                self.waits[first] = facts[0].wait
+            if facts[0].flags & Flag.UNIQUE:
+                self._kept[first] = frame
         batches.append(_Batch(first + events - 1, events, frame))
         self._sent = first + events - 1
         # The bytes are in the frame now.
@@ -455,13 +497,39 @@ class Outbox:
             self._credit_stop -= (number - confirmed) * _PAIR
         while batches and batches[0].last <= number:
             batches.popleft()
+        if self._kept and not self._keeps:
+            self._forget_kept()
         # A batch that an earlier broker confirmed just before it died may still wait to be sent again.
         self._sent = max(self._sent, number)
         self._set_stop()
 
+    def settle(self, first: int, last: int) -> None:
+        """Let go of the kept events with these numbers: their handlers have returned, or they are repeats."""
+        kept = self._kept
+        many = last - first > len(kept)
+        for number in [number for number in kept if first <= number <= last] if many else range(first, last + 1):
+            kept.pop(number, None)
+            self._resent.discard(number)
+
+    def keep_uniques(self, keeps: bool) -> None:
+        """Note whether the broker of a new connection reports settled events. Events that an earlier broker confirmed are
+        forgotten if it does not."""
+        self._keeps = keeps
+        if not keeps:
+            self._forget_kept()
+
+    def _forget_kept(self) -> None:
+        confirmed = self.confirmed
+        for number in [number for number in self._kept if number <= confirmed]:
+            self._kept.pop(number, None)
+
     def rewind(self) -> None:
-        """A new connection: everything unconfirmed leaves again, marked, so that whoever has it drops it."""
+        """A new connection: everything unconfirmed leaves again, marked, so that whoever has it drops it; kept events too."""
         confirmed, batches, _ = self._posted[1]
+        self._resent = set()
+        self._again = deque(number for number in self._kept if number <= confirmed)
+        for number in self._again:
+            self._kept[number][FLAGS_OFFSET] |= Flag.RESENT
         for batch in batches:
             if batch.last <= self._sent:
                 batch.frame[FLAGS_OFFSET] |= Flag.RESENT
@@ -485,7 +553,11 @@ class Outbox:
                     Kind.EVENTS, b"[]", flags=flags & kept, count=count, pid=pid, origin=origin, origin_seq=first
                 )
                 batches[place] = batch._replace(frame=empty)
+                self._kept.pop(batch.last, None)
                 withdrawn += count
+        for number in [number for number, frame in self._kept.items() if frame[FLAGS_OFFSET] & ~readable]:
+            del self._kept[number]
+            withdrawn += 1
         # And those that have no frame yet.
         for place in range(_PAIR, len(posted), _PAIR):
             facts = posted[place]
@@ -515,6 +587,7 @@ class Outbox:
         posted = self._posted
         self.pid = pid
         self.waits.clear()
+        self._kept, self._again, self._resent = {}, deque(), set()
         dropped = self.numbered - self.confirmed if keep_last is None else self.queued - keep_last
         posted[: (dropped + 1) * _PAIR] = (None, (0, deque(), origin))
         self._sent = 0

@@ -1,7 +1,7 @@
 """The messages that are not events, as values: what each says, and its frame.
 
-Every message but Ack, Confirm, Ping and Pong is a small JSON object in the body of its frame. Ack and Confirm are headers alone, for
-they travel as often as batches do. Unknown members of a body are ignored, so that later versions can add some; a missing
+Every message but Ack, Confirm, Settled, Ping and Pong is a small JSON object in the body of its frame. Those are headers alone:
+the first three travel as often as batches do. Unknown members of a body are ignored, so that later versions can add some; a missing
 or mistyped one is a ProtocolError, but for those that were added since: who does not say them does not know them.
 """
 
@@ -145,9 +145,14 @@ class Hello(Message):
     """Slots that it knows to be kept for nobody, each as [slot, epoch, how many of that epoch's posts were handled there]."""
     features: list[str] = field(default_factory=list, metadata=_LATER)
     """The features of the wire that the client knows: see protocol/features.py. The first version names none."""
+    confirmed: int = field(default=0, metadata=_LATER)
+    """Number up to which its posts are confirmed. Unique events up to there that it sends are kept ones: an earlier broker had
+    assigned them to a worker, and their handlers had not returned."""
 
     def check(self) -> None:
-        """Raise ProtocolError unless its lists are what they should be."""
+        """Raise ProtocolError unless its lists and numbers are as they should be."""
+        if not 0 <= self.confirmed < _MAX_COUNT:
+            raise ProtocolError(f"a hello of a client with {self.confirmed} confirmed posts")
         check_features(self.features, "hello")
         for row in self.places + self.vacant:
             match row:
@@ -284,9 +289,13 @@ class Taken(Message):
     kind: ClassVar[Kind] = Kind.TAKEN
     events: list[list[Any]]
     """Each as [origin, number, when the broker stamped it in ns since 1970, its key in hexadecimal]."""
+    handled: list[int] = field(default_factory=list, metadata=_LATER)
+    """For each event 1 if its handlers have returned, else 0. Empty from version 0.1.0: not known."""
 
     def check(self) -> None:
         """Raise ProtocolError unless each event is what it should be."""
+        if self.handled and len(self.handled) != len(self.events):
+            raise ProtocolError(f"a taken frame with {len(self.events)} events, and {len(self.handled)} marks of handled ones")
         for event in self.events:
             match event:
                 case [int(), int(), int(), str(key)] if _HEX.fullmatch(key):

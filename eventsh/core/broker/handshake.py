@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from eventsh.core.broker.slots import SlotTableFull, SlotTaken
 from eventsh.errors import AuthenticationError, ProtocolError
+from eventsh.protocol.features import KEPT_UNIQUE
 from eventsh.protocol.frame import KIND_OFFSET, PROTOCOL_VERSION, Kind
 from eventsh.protocol.messages import Challenge, Goodbye, Hello, Proof, Taken, Welcome
 
@@ -124,7 +125,9 @@ class Handshake:
         self._confirms.greet(poster)
 
     def _identify(self, connection: ClientConnection, hello: Hello) -> Poster:
-        poster = self._state.posters.attach(hello.origin, hello.identity, connection)
+        knows = KEPT_UNIQUE in self._agreement.features and KEPT_UNIQUE in hello.features
+        confirmed = hello.confirmed if knows else 0
+        poster = self._state.posters.attach(hello.origin, hello.identity, connection, confirmed)
         if poster is None:
             raise Rejected("origin_taken", f"another process posts as origin {hello.origin}: draw another")
         connection.identify(poster)
@@ -208,7 +211,8 @@ class Handshake:
         # Before the events that wait for it: it handles them as the one before it did.
         self._control.welcome(connection, slot)
         is_resyncing = hello.tells and hello.epoch != 0 and hello.told != epoch
-        slot.attach(connection, hello, had, now, is_resyncing=is_resyncing)
+        for post in slot.attach(connection, hello, had, now, is_resyncing=is_resyncing):
+            self._confirms.settle_unique(post)
         sequencer.note_room(slot)
         again = slot.take_unreceived_uniques()
         given_again = set(again)
@@ -235,7 +239,7 @@ class Handshake:
         taken = Taken.decode(frame)
         taken.check()
         slot.end_resync(now)
-        self._unique.inherit(taken.events, slot, now, self._sequencer.wall_clock_ns())
+        self._unique.inherit(taken, slot, now, self._sequencer.wall_clock_ns())
         # So that the worker knows that it need not send it again.
         self._outgoing.send(connection, Taken([]).encode())
         self._unique.unpark(now)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from eventsh.core.queue import Entry, Queue
 from eventsh.errors import ProtocolError
-from eventsh.protocol.features import name_flags, readable_flags
+from eventsh.protocol.features import KEPT_UNIQUE, name_flags, readable_flags
 from eventsh.protocol.frame import (
     FIRST_FLAGS,
     FLAGS_OFFSET,
@@ -263,6 +263,7 @@ class Post:
         "flags",
         "frame",
         "is_done",
+        "is_kept",
         "key",
         "last_seq",
         "position",
@@ -272,7 +273,11 @@ class Post:
         "unique",
     )
 
-    def __init__(self, poster: Poster, first: int, count: int, flags: int, frame: bytearray) -> None:
+    def __init__(
+        self, poster: Poster, first: int, count: int, flags: int, frame: bytearray, *, is_kept: bool = False
+    ) -> None:
+        # A unique event that an earlier broker confirmed: its key is its own, and nobody waits for its confirmation.
+        self.is_kept = is_kept
         self.poster = poster
         self.first = first
         self.count = count
@@ -344,15 +349,37 @@ _MAX_NUMBER = 1 << 64
 class Poster:
     """One origin of events, over all its connections to this broker."""
 
-    __slots__ = ("confirmed", "connection", "identity", "number", "origin", "pending", "pending_events", "returned")
+    __slots__ = (
+        "base",
+        "confirmed",
+        "connection",
+        "identity",
+        "kept",
+        "kept_events",
+        "number",
+        "origin",
+        "pending",
+        "pending_events",
+        "returned",
+        "settled",
+        "unsettled",
+    )
 
-    def __init__(self, origin: int, identity: str) -> None:
+    def __init__(self, origin: int, identity: str, confirmed: int = 0) -> None:
         self.origin = origin
         self.identity = identity
         self.connection: ClientConnection | None = None
         # The last number that was accepted, and the last up to which everything is confirmed.
-        self.number = 0
-        self.confirmed = 0
+        self.number = confirmed
+        self.confirmed = confirmed
+        # What earlier brokers confirmed. Unique events up to there are kept ones: the last that was accepted, and how many are
+        # not settled.
+        self.base = confirmed
+        self.kept = 0
+        self.kept_events = 0
+        # Unique events by number whose handlers have not returned, and the numbers of settled ones still to be reported.
+        self.unsettled: dict[int, Post] = {}
+        self.settled: list[int] = []
         self.pending: deque[Post] = deque()
         self.pending_events = 0
         # Posts by their first number that were accepted, could be given to nobody, and are the poster's to send again.
@@ -367,7 +394,14 @@ class Poster:
         if self.connection is not connection:
             return False
         self.connection = None
+        # It sends again what it keeps, and then gets the report.
+        self.settled.clear()
         return True
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether posts of it are under way, which a new poster of this origin must not be taken for having."""
+        return bool(self.pending_events or self.unsettled)
 
     def accept(self, frame: bytearray, window: int) -> Post | None:
         """Accept a frame of this poster; None when it is known already. Raises ProtocolError."""
@@ -375,7 +409,7 @@ class Poster:
         if not count or not 0 < first <= _MAX_NUMBER - count:
             raise ProtocolError(f"a batch of {count} events from number {first}")
         if first <= self.number:
-            return self._accept_again(first, flags, frame)
+            return self._accept_again(first, count, flags, frame, window)
         if self.number and first != self.number + 1:
             raise ProtocolError(f"post {first} came after post {self.number}")
         if flags & (Flag.UNIQUE | Flag.RECEIPT) and count != 1:
@@ -387,20 +421,69 @@ class Poster:
         post = Post(self, first, count, flags, frame)
         self.number = first + count - 1
         self.pending.append(post)
-        self.pending_events += count
+        self._hold(post)
         return post
 
-    def _accept_again(self, first: int, flags: int, frame: bytearray) -> Post | None:
+    def _accept_again(self, first: int, count: int, flags: int, frame: bytearray, window: int) -> Post | None:
         post = self.returned.get(first)
         if post is not None:
             post.send_again(flags, frame)
             del self.returned[first]
-            self.pending_events += post.count
+            self._hold(post)
+        elif not flags & Flag.UNIQUE:
+            pass
+        elif self.kept < first <= self.base:
+            # Kept events come in the order of their numbers.
+            post = self._accept_kept(first, count, flags, frame, window)
+        elif first not in self.unsettled:
+            self.settled.append(first)
         return post
+
+    def _accept_kept(self, first: int, count: int, flags: int, frame: bytearray, window: int) -> Post:
+        if count != 1:
+            raise ProtocolError(f"a unique event travels alone, not in a batch of {count}")
+        if self.kept_events >= window:
+            raise ProtocolError(f"more than {window} kept unique events are under way (max_queue_len of the broker)")
+        post = Post(self, first, count, flags, frame, is_kept=True)
+        self.kept = first
+        self._hold(post)
+        return post
+
+    def _hold(self, post: Post) -> None:
+        """Count a post that was accepted."""
+        if post.is_kept:
+            self.kept_events += 1
+        else:
+            self.pending_events += post.count
+        if post.flags & Flag.UNIQUE:
+            self.unsettled[post.first] = post
+
+    def settle(self, post: Post) -> bool:
+        """Note that the handlers of a unique event have returned, or that it is a repeat; return whether to report that."""
+        if self.unsettled.pop(post.first, None) is None:
+            return False
+        self.kept_events -= post.is_kept
+        if self.connection is None or KEPT_UNIQUE not in self.connection.features:
+            return False
+        self.settled.append(post.first)
+        return True
+
+    def take_settled(self) -> list[tuple[int, int]]:
+        """Return the settled events to report, as ranges of numbers."""
+        ranges: list[tuple[int, int]] = []
+        for number in sorted(self.settled):
+            if ranges and number == ranges[-1][1] + 1:
+                ranges[-1] = (ranges[-1][0], number)
+            else:
+                ranges.append((number, number))
+        self.settled.clear()
+        return ranges
 
     def confirm(self, post: Post) -> bool:
         """Finish a post; return whether that confirms something to the poster."""
         post.finish()
+        if post.is_kept:
+            return False
         self.pending_events -= post.count
         pending = self.pending
         before = self.confirmed
@@ -412,7 +495,11 @@ class Poster:
     def take_back(self, post: Post) -> None:
         """Let go of a post that nobody could take; the poster still has it and sends it again if it comes back."""
         post.release_frame()
-        self.pending_events -= post.count
+        if post.is_kept:
+            self.kept_events -= 1
+        else:
+            self.pending_events -= post.count
+        self.unsettled.pop(post.first, None)
         self.returned[post.first] = post
 
 
@@ -637,8 +724,9 @@ class Slot:
         self.end_resync(now)
         self.transition(SlotState.STALLED, now)
 
-    def take_ack(self, received: int, handled: int, now: float) -> None:
-        """Note that the receiver has everything up to `received` and has handled everything up to `handled`."""
+    def take_ack(self, received: int, handled: int, now: float) -> list[Post]:
+        """Note that the receiver has everything up to `received` and has handled everything up to `handled`; return the unique
+        events that it has handled by that."""
         if received > self.received:
             self.received = received
             self.progress_at = now
@@ -649,8 +737,10 @@ class Slot:
             self.handled += released
             self.progress_at = now
         # In the order of seq, as they were given.
+        posts: list[Post] = []
         while self.uniques and (seq := next(iter(self.uniques))) <= handled:
-            del self.uniques[seq]
+            posts.append(self.uniques.pop(seq))
+        return posts
 
     # --- unique events ---
 
@@ -707,8 +797,8 @@ class Slot:
         now: float,
         *,
         is_resyncing: bool = False,
-    ) -> None:
-        """Give the slot to the process that said `hello`.
+    ) -> list[Post]:
+        """Give the slot to the process that said `hello`; return the unique events that it has handled, as it now says.
 
         Args:
             had: What it has received and handled of this epoch before; None for a process to which this epoch is new: that
@@ -728,10 +818,11 @@ class Slot:
         if had is not None:
             # Its own word counts, though another process may have held the slot meanwhile and have got further.
             self.received = min(had[0], self.last_seq)
-            self.take_ack(self.received, min(had[1], self.received), now)
-        elif self.queue:
+            return self.take_ack(self.received, min(had[1], self.received), now)
+        if self.queue:
             first = self.queue.peek()
             self.received = first.last - max(first.events, 1)
+        return []
 
     def send_backlog(self) -> None:
         """Send what is queued and the attached process does not have, before anything new."""
