@@ -23,6 +23,7 @@ from tests.faults.processes import TRANSPORTS, Served, ask, endpoint
 from tests.faults.reloads import ReloadReport, reload_workers
 from tests.faults.soak import run_soak
 from tests.faults.stops import StopReport, rss_bytes, stop_brokers, stop_workers
+from tests.faults.uniques import kill_broker_and_workers
 
 ROWS: dict[int, Callable[[Plan, Path, Callable[[str], None]], Report | StopReport | ReloadReport]] = {
     1: kill_workers,
@@ -36,7 +37,7 @@ ROWS: dict[int, Callable[[Plan, Path, Callable[[str], None]], Report | StopRepor
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument(
-        "--row", type=int, choices=(*ROWS, 7, 8, 12, 13, 15), required=True, help="which row of FAULTS.md"
+        "--row", type=int, choices=(*ROWS, 7, 8, 12, 13, 15, 21), required=True, help="which row of FAULTS.md"
     )
     parser.add_argument(
         "--kills",
@@ -87,6 +88,8 @@ def main() -> int:
         cycles = run_cycles(known.kills, known.seed, say)
         print(cycles, flush=True)
         return 1 if cycles.faults else 0
+    if known.row == 21:
+        return kill_both(plan)
     if known.row == 15:
         return interrupt(known.kills)
     return campaign(known.row, plan)
@@ -101,6 +104,19 @@ def interrupt(interruptions: int) -> int:
         print(report, flush=True)
         faults += report.faults
     return 1 if faults else 0
+
+
+def kill_both(plan: Plan) -> int:
+    """Kill the broker together with workers; the ledgers are kept where an event was lost or ran again without a reason."""
+    keep = Path(tempfile.mkdtemp(prefix="evf-", dir="/tmp"))
+    with directory(keep) as path:
+        report = kill_broker_and_workers(plan, path, say)
+    print(report, flush=True)
+    if report.faults:
+        print(f"FAULTS: the ledgers are in {keep}", flush=True)
+        return 1
+    shutil.rmtree(keep)
+    return 0
 
 
 def say(text: str) -> None:
