@@ -160,7 +160,7 @@ def _is_idle(address: str) -> bool:
 
 def _account(path: Path, posted: dict[int, int], killed: dict[int, int], report: UniqueReport) -> None:
     """Find what was lost, and what ran again without a reason."""
-    # Of each event: the process that ran it, and when that run returned.
+    # Of each event: when a run began, its process, and when it returned.
     runs: dict[tuple[int, int], list[list[int]]] = defaultdict(list)
     for life in read_lives(path):
         own: dict[tuple[int, int], list[int]] = {}
@@ -169,20 +169,20 @@ def _account(path: Path, posted: dict[int, int], killed: dict[int, int], report:
             if record.kind == Kind.UNIQUE:
                 if name in own:
                     report.faults["twice in one process"].append(f"{name} in {life.pid}")
-                own[name] = [life.pid, 0]
+                own[name] = [record.time_ns, life.pid, 0]
                 runs[name].append(own[name])
             elif record.kind == Kind.UNIQUE_ENDED:
-                own[name][1] = record.time_ns
+                own[name][2] = record.time_ns
     report.posted = sum(posted.values())
     report.runs = sum(map(len, runs.values()))
     for poster, count in posted.items():
         for number in range(1, count + 1):
-            of_event = runs.get((poster, number), [])
-            if not any(ended_ns for _, ended_ns in of_event):
+            of_event = sorted(runs.get((poster, number), []))
+            if not any(ended_ns for _, _, ended_ns in of_event):
                 report.faults["lost"].append(f"{poster}/{number}: {of_event}")
             report.again += max(0, len(of_event) - 1)
             # The last run needs no reason, the others do: their process was killed at once, or as good as.
-            for pid, ended_ns in of_event[:-1]:
+            for _, pid, ended_ns in of_event[:-1]:
                 if pid not in killed:
                     report.faults["again beside a living worker"].append(f"{poster}/{number}: {of_event}")
                 elif ended_ns and killed[pid] - ended_ns > _KNOWN_S * 1e9:
