@@ -159,7 +159,7 @@ class ClientConnection:
         self.pid = pid
         # Of the process, as its hello says it.
         self.host = ""
-        # The features of the wire that its hello names, and the flags of a frame that it and the broker can read.
+        # The features of the wire that its hello names and the broker knows, and the flags of a frame that both can read.
         self.features: frozenset[str] = frozenset()
         self.readable = FIRST_FLAGS
         # Whether a warning was logged that this client gets gaps for frames that it cannot read.
@@ -214,8 +214,8 @@ class ClientConnection:
         """Accept its hello. `features` are the broker's."""
         self.is_greeted = True
         self.host = hello.host
-        self.features = frozenset(hello.features)
-        self.readable = readable_flags(features & self.features)
+        self.features = features & frozenset(hello.features)
+        self.readable = readable_flags(self.features)
 
     def attach(self, slot: Slot) -> None:
         self.slot = slot

@@ -154,14 +154,19 @@ def test_a_report_of_an_event_that_was_sent_again_is_repeated_too():
     net.attach(posting)
     net.flush(posting)
     net.up(posting.channel)
-    other = worker(net, 50, 0)
-    net.run(other)
-    assert ran(other) == [["u", "v"]]
+    others = [worker(net, 50, 0), worker(net, 51, 1)]
+    net.run(*others)
+    assert sorted(value for data in ran(*others) for value in data) == ["u", "v"]
     assert posting.outbox.kept == 2
     net.disconnect(posting)
+    # They would be assigned to the other one each.
+    for value in "xyz":
+        post_unique(net, net.attach(Process(70 + ord(value), role="poster")), value, value)
+        net.run(*others)
     net.attach(posting)
     net.run()
-    assert (ran(other), posting.outbox.kept) == ([["u", "v"]], 0)
+    assert sorted(value for data in ran(*others) for value in data) == ["u", "v", "x", "y", "z"]
+    assert posting.outbox.kept == 0
 
 
 def test_kept_events_leave_in_the_order_of_their_numbers_before_the_window():
@@ -298,7 +303,8 @@ def test_beside_a_broker_or_a_poster_that_does_not_know_kept_events_nothing_is_k
     (first,) = workers(net, 1)
     posting = net.attach(Process(80, role="poster", features=without if old == "poster" else FEATURES))
     post_unique(net, posting, "u", "key")
-    ack(net, first)
+    net.run(first)
+    assert [header.kind for header in headers(posting.channel.down)][-1] == Kind.CONFIRM
     assert Kind.SETTLED not in {header.kind for header in headers(posting.channel.down)}
     net.down(posting.channel)
     assert (posting.outbox.queued, posting.outbox.kept) == (0, 0)
