@@ -295,7 +295,9 @@ class Taken(Message):
     def check(self) -> None:
         """Raise ProtocolError unless each event is what it should be."""
         if self.handled and len(self.handled) != len(self.events):
-            raise ProtocolError(f"a taken frame with {len(self.events)} events, and {len(self.handled)} marks of handled ones")
+            raise ProtocolError(
+                f"a taken frame with {len(self.events)} events, and {len(self.handled)} marks of handled ones"
+            )
         for event in self.events:
             match event:
                 case [int(), int(), int(), str(key)] if _HEX.fullmatch(key):

@@ -117,7 +117,10 @@ def kill_broker_and_workers(plan: Plan, path: Path, say: Callable[[str], None]) 
             stack.callback(poster.close)
             poster.start()
         while report.kills < plan.kills:
-            broker, pids = _await_well(pool, plan, epochs, killed)
+            broker, pids = _await_well(pool, plan, epochs)
+            for poster in posters:
+                # While it is away, it can't learn that a handler has returned.
+                poster.events.wait_ready(DEADLINE_S)
             time.sleep(draw.uniform(0.0, plan.pause_s))
             victims = draw.sample(pids, draw.randint(1, len(pids)))
             everybody = draw.sample([broker, *victims], len(victims) + 1)
@@ -137,7 +140,7 @@ def kill_broker_and_workers(plan: Plan, path: Path, say: Callable[[str], None]) 
     return report
 
 
-def _await_well(pool: Served, plan: Plan, epochs: set[int], killed: dict[int, int]) -> tuple[int, list[int]]:
+def _await_well(pool: Served, plan: Plan, epochs: set[int]) -> tuple[int, list[int]]:
     """Wait until a new broker and all workers have run for so long that their supervisor restarts them at once; their pids."""
     facts = await_broker(pool.address, epochs, plan.workers)
     state = ask(pool.address)

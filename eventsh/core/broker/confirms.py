@@ -107,9 +107,7 @@ class Confirms:
         for poster in settled:
             if poster.connection is not None:
                 for first, last in poster.take_settled():
-                    self._outgoing.send(
-                        poster.connection, encode_frame(Kind.SETTLED, origin_seq=first, seq=last)
-                    )
+                    self._outgoing.send(poster.connection, encode_frame(Kind.SETTLED, origin_seq=first, seq=last))
 
     def greet(self, poster: Poster) -> None:
         """Send a client that attached how much is confirmed, where that matters."""
