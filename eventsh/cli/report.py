@@ -66,6 +66,9 @@ def _describe(posted: Posted) -> str:
     if posted.missing:
         slots = ", ".join(str(number) for number in posted.missing)
         text += f"; not yet to {slots}: not attached or stuck, gets it or is told of a gap"
+    if posted.unique == "given":
+        # Once this process has ended, only the broker and that worker have the event.
+        text += "; its handlers may not have returned (--wait waits for them)"
     return f"{text}; {repeats}" if posted.repeats else text
 
 

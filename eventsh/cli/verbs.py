@@ -59,6 +59,8 @@ def post(
 ) -> int:
     """Post an event, and wait until every live worker has it; with --wait, until their handlers have returned.
 
+    Without --wait a unique event is lost if its worker and the broker are killed together before its handlers returned.
+
     Exit status: 0 every live worker has it, 2 refused, 3 no broker there, 4 not confirmed in time, 5 no worker is
     attached. With --wait: 4 not all workers answered in time, 6 a handler failed. DATA that begins with a dash goes
     behind two dashes.

@@ -43,6 +43,10 @@ class Delivery:
     is_replayed: bool = False
     # It was sent before, or a process died that had it.
     is_redelivered: bool = False
+    # The poster's origin and number of a unique event; and of the one that an empty delivery stands for, which this process
+    # has already.
+    unique: tuple[int, int] | None = None
+    repeat_of: tuple[int, int] | None = None
     # For a session that reads frames whole: this one, which is not decoded.
     frame: bytearray | None = None
     # Set by the inbox: every handler has returned.

@@ -15,7 +15,7 @@ from eventsh.core.trace import Trace
 from eventsh.errors import ProtocolError, QueueOverflow
 from eventsh.event import LIFECYCLE_SOURCE, check_name
 from eventsh.protocol.features import name_flags
-from eventsh.protocol.frame import HEADER, HEADER_BYTES, Flag, read_key
+from eventsh.protocol.frame import FLAGS_OFFSET, HEADER, HEADER_BYTES, Flag, read_key
 
 if TYPE_CHECKING:
     from eventsh.core.registry import Registry
@@ -53,6 +53,9 @@ class Inbox:
         self._open: deque[Delivery] = deque()
         # The same of earlier epochs: their brokers are gone, so that no ack is owed for them.
         self._stale: list[Delivery] = []
+        # The open ones of both that are unique events, by origin and number; and the repeats that end with them.
+        self._uniques: dict[tuple[int, int], Delivery] = {}
+        self._repeats: dict[tuple[int, int], Delivery] = {}
         # Local deliveries that were set aside.
         self._local_aside: set[Delivery] = set()
         # Events wait for the first handler: a program that calls configure() and then register() must not lose what
@@ -84,8 +87,11 @@ class Inbox:
 
     def begin(self, epoch: int, start: int) -> None:
         """Begin another epoch, after the event `start`. Repeating the call changes nothing."""
-        self._stale = [delivery for delivery in dict.fromkeys((*self._stale, *self._open)) if not delivery.done]
+        former = dict.fromkeys((*self._stale, *self._open))
+        # A repeat has nothing but its ack.
+        self._stale = [delivery for delivery in former if not delivery.done and delivery.repeat_of is None]
         self._open.clear()
+        self._repeats.clear()
         self.epoch = epoch
         self.handled = start
 
@@ -161,17 +167,32 @@ class Inbox:
         A batch that can't be read becomes a gap in its place: nothing is lost without a report to the handlers.
         """
         waiting = self.waiting
-        if not waiting or (self._holding and self._holds(now)):
-            return None
-        item = waiting[0]
-        delivery = self._open_batch(*item) if type(item) is tuple else item
-        assert isinstance(delivery, Delivery)
-        if delivery.last_seq:
-            self._track(delivery)
-        return delivery
+        while waiting and not (self._holding and self._holds(now)):
+            item = waiting[0]
+            delivery = self._open_batch(*item) if type(item) is tuple else item
+            assert isinstance(delivery, Delivery)
+            if delivery.last_seq:
+                self._track(delivery)
+            if delivery.repeat_of is None or not self._join_original(delivery, delivery.repeat_of):
+                return delivery
+        return None
+
+    def _join_original(self, repeat: Delivery, unique: tuple[int, int]) -> bool:
+        """Have a repeat end with its original, and set it aside; return False if the original is over.
+
+        The broker must not read in an ack that a unique event is handled while an async handler still has it."""
+        original = self._uniques.get(unique)
+        if original is None or repeat.epoch != self.epoch:
+            return False
+        repeat.add_share(original)
+        self._repeats[unique] = repeat
+        self.set_aside(repeat)
+        return True
 
     def _track(self, delivery: Delivery) -> None:
         """Note that the first delivery is begun."""
+        if delivery.unique is not None:
+            self._uniques[delivery.unique] = delivery
         if delivery.epoch != self.epoch:
             if delivery not in self._stale:
                 self._stale.append(delivery)
@@ -195,7 +216,8 @@ class Inbox:
     def _open_batch(self, epoch: int, frame: bytearray | memoryview) -> Delivery:
         """Put the delivery of the first batch into the place of its frame."""
         _, _, flags, count, pid, origin, number, seq, time_ns = HEADER.unpack_from(frame)
-        delivery = Delivery(seq + count - 1, count, pid, [], epoch=epoch, first_seq=seq, time_ns=time_ns)
+        unique = (origin, number) if flags & Flag.UNIQUE else None
+        delivery = Delivery(seq + count - 1, count, pid, [], epoch=epoch, first_seq=seq, time_ns=time_ns, unique=unique)
         if self._reads_whole and not flags & ~self._readable:
             delivery.hold(frame)
         else:
@@ -237,17 +259,36 @@ class Inbox:
                 self._local_out += 1
         self._local_aside.discard(delivery)
         self.set_aside(delivery)
+        if delivery.unique is not None:
+            self._end_unique(delivery, delivery.unique)
         if self._stale:
             self._stale = [stale for stale in self._stale if not stale.done]
         while self._open and self._open[0].done:
             self.handled = self._open[0].last_seq
             self._open.popleft()
 
+    def _end_unique(self, delivery: Delivery, unique: tuple[int, int]) -> None:
+        repeat = self._repeats.get(unique)
+        if repeat is not None:
+            repeat.end_share(delivery)
+            repeat.finish()
+        self._uniques.pop(unique, None)
+        self._repeats.pop(unique, None)
+
     def owed(self) -> list[Delivery]:
         """The deliveries that were set aside and are over, but not completed: an exception interrupted that."""
         aside = (*self._stale, *self._open, *self._local_aside)
         first = self.waiting[0] if self.waiting else None
         return [delivery for delivery in aside if delivery is not first and (delivery.done or delivery.is_over)]
+
+    def unhandled_uniques(self) -> set[tuple[int, int]]:
+        """The unique events whose handlers have not all returned, as origin and number."""
+        names = set(self._uniques)
+        for item in list(self.waiting):
+            if type(item) is tuple and item[1][FLAGS_OFFSET] & Flag.UNIQUE:
+                _, _, _, _, _, origin, number, _, _ = HEADER.unpack_from(item[1])
+                names.add((origin, number))
+        return names
 
     @property
     def is_idle(self) -> bool:

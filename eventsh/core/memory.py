@@ -71,15 +71,19 @@ class Memory:
         """Count the keys anew, after an exception that may have interrupted `note_unique`."""
         self._key_bytes = sum(len(key) for key, *_ in self._uniques.values())
 
-    def tell(self, epoch: int) -> Taken | None:
+    def tell(self, epoch: int, unhandled: Callable[[], set[tuple[int, int]]]) -> Taken | None:
         """For the broker of `epoch`: which unique events others before it gave out; again, if the last time it may not have
-        heard. None if there is nothing to tell."""
+        heard. None if there is nothing to tell.
+
+        `unhandled` returns those whose handlers have not returned."""
         if not self._uniques:
             self.told = epoch
         elif self.told != epoch:
+            names = unhandled()
             now = self._clock()
             return Taken(
                 [[*name, time_ns, key.hex()] for name, (key, time_ns, _) in self._uniques.items()],
-                [int((now - received_at) * 1000) for _, _, received_at in self._uniques.values()],
+                ages_ms=[int((now - received_at) * 1000) for _, _, received_at in self._uniques.values()],
+                handled=[int(name not in names) for name in self._uniques],
             )
         return None

@@ -14,6 +14,9 @@ by the next call:
 - `confirm` replaces the head and the confirmed pairs by one slice assignment, so the length of the list is the length
   of the queue at every moment, for every thread.
 - `rewind` marks what may have left, and lets it leave again.
+
+A unique event is kept, beside the queue, from its batch until the broker reports that its handlers have returned: until
+then it may exist nowhere else but in its worker and its broker, which may end together.
 """
 
 from __future__ import annotations
@@ -123,8 +126,11 @@ class Outbox:
     """
 
     __slots__ = (
+        "_again",
         "_batcher",
         "_common",
+        "_keeps",
+        "_kept",
         "_known_names",
         "_many_at",
         "_max_payload_len",
@@ -132,6 +138,8 @@ class Outbox:
         "_on_many",
         "_on_post",
         "_posted",
+        "_resent",
+        "_resent_bytes",
         "_reserve",
         "_sent",
         "_stop_at",
@@ -170,6 +178,14 @@ class Outbox:
         self._posted: list[Any] = [None, (0, deque(), origin)]
         # The last number that left on the present connection.
         self._sent = 0
+        # Frames of unique events by number, until they are settled. Whether the broker reports that; if it does not, until they
+        # are confirmed.
+        self._kept: dict[int, bytearray] = {}
+        self._keeps = False
+        # The confirmed ones of them that are still to leave on the present connection, and those that have left.
+        self._again: deque[int] = deque()
+        self._resent: set[int] = set()
+        self._resent_bytes = 0
         self._batcher = Batcher()
         # Names of the last post, and of earlier ones.
         self._names = _NO_NAMES
@@ -259,16 +275,27 @@ class Outbox:
         return len(self._posted) // _PAIR - 1
 
     @property
+    def kept(self) -> int:
+        """Unique events that are in a batch and whose handlers have not returned, as far as is known."""
+        return len(self._kept)
+
+    @property
     def unconfirmed(self) -> int:
         """Posts that are in a batch and not confirmed. In the thread of the owner's loop only."""
         return self.numbered - self.confirmed
 
     @property
     def queued_bytes(self) -> int:
-        """Encoded bytes of the posts that are not confirmed. Counted at each call."""
+        """Encoded bytes of the posts that are not confirmed, and of kept unique events. Counted at each call."""
         posted = self._posted
         # Copies, made by one call: another thread may post, or batch and confirm, meanwhile.
-        return sum(map(len, posted[_PAIR + 1 :: _PAIR])) + sum(len(batch.frame) for batch in list(posted[1][1]))
+        unbatched, batches, kept = posted[_PAIR + 1 :: _PAIR], list(posted[1][1]), list(self._kept.items())
+        confirmed = batches[0].last - batches[0].events if batches else posted[1][0]
+        return (
+            sum(map(len, unbatched))
+            + sum(len(batch.frame) for batch in batches)
+            + sum(len(frame) for number, frame in kept if number <= confirmed)
+        )
 
     @property
     def is_half_empty(self) -> bool:
@@ -447,6 +474,8 @@ class Outbox:
     def take(self, *, linger: bool = False) -> list[bytearray]:
         """Frames that may leave now, in order, as far as the broker's window allows. They count as sent.
 
+        Kept events leave first, beside the window, and as many at once as it has places.
+
         The owner must rewind, by a new connection, when it could not hand all of them over.
 
         Args:
@@ -454,6 +483,8 @@ class Outbox:
                 call again soon: `has_unbatched` says whether something waits.
         """
         frames: list[bytearray] = []
+        if self._again:
+            self._take_kept(frames)
         posted = self._posted
         confirmed, batches, origin = posted[1]
         if batches and batches[-1].last > self._sent and not self._take_again(batches, frames):
@@ -473,6 +504,19 @@ class Outbox:
             frames.append(self._batch(start, stop, number + 1, batches, origin))
         self._set_stop()
         return frames
+
+    def _take_kept(self, frames: list[bytearray]) -> None:
+        """Take kept events that wait since a rewind."""
+        again = self._again
+        while again and len(self._resent) < self.window:
+            if self.window_bytes and self._resent_bytes >= self.window_bytes:
+                return
+            frame = self._kept.get(again[0])
+            if frame is not None:
+                frames.append(frame)
+                self._resent.add(again[0])
+                self._resent_bytes += len(frame)
+            again.popleft()
 
     def _take_again(self, batches: deque[_Batch], frames: list[bytearray]) -> bool:
         """Take batches that wait since a rewind. False: the window is full."""
@@ -507,8 +551,11 @@ class Outbox:
         posted = self._posted
         facts, datas = posted[start:stop:_PAIR], posted[start + 1 : stop : _PAIR]
         events, frame = self._batcher.build(facts, datas, first, pid=self.pid, origin=origin)
-        if type(facts[0]) is Alone and facts[0].wait is not None and not facts[0].wait.is_abandoned:
-            self.waits[first] = facts[0].wait
+        if type(facts[0]) is Alone:
+            if facts[0].wait is not None and not facts[0].wait.is_abandoned:
+                self.waits[first] = facts[0].wait
+            if facts[0].flags & Flag.UNIQUE:
+                self._kept[first] = frame
         end_bytes = (batches[-1].end_bytes if batches else 0) + len(frame)
         batches.append(_Batch(first + events - 1, events, frame, end_bytes))
         self._sent = first + events - 1
@@ -526,13 +573,41 @@ class Outbox:
                 room.move_credit((number - confirmed) * _PAIR)
         while batches and batches[0].last <= number:
             batches.popleft()
+        if self._kept and not self._keeps:
+            self._forget_kept()
         # A batch that an earlier broker confirmed just before it died may still wait to be sent again.
         self._sent = max(self._sent, number)
         self._set_stop()
 
+    def settle(self, first: int, last: int) -> None:
+        """Let go of the kept events with these numbers: their handlers have returned, or they are repeats."""
+        kept = self._kept
+        many = last - first > len(kept)
+        for number in [number for number in kept if first <= number <= last] if many else range(first, last + 1):
+            frame = kept.pop(number, None)
+            if frame is not None and number in self._resent:
+                self._resent.remove(number)
+                self._resent_bytes -= len(frame)
+
+    def keep_uniques(self, keeps: bool) -> None:
+        """Note whether the broker of a new connection reports settled events. Events that an earlier broker confirmed are
+        forgotten if it does not."""
+        self._keeps = keeps
+        if not keeps:
+            self._forget_kept()
+
+    def _forget_kept(self) -> None:
+        confirmed = self.confirmed
+        for number in [number for number in self._kept if number <= confirmed]:
+            self._kept.pop(number, None)
+
     def rewind(self) -> None:
-        """A new connection: everything unconfirmed leaves again, marked, so that whoever has it drops it."""
+        """A new connection: everything unconfirmed leaves again, marked, so that whoever has it drops it; kept events too."""
         confirmed, batches, _ = self._posted[1]
+        self._resent, self._resent_bytes = set(), 0
+        self._again = deque(number for number in self._kept if number <= confirmed)
+        for number in self._again:
+            self._kept[number][FLAGS_OFFSET] |= Flag.RESENT
         for batch in batches:
             if batch.last <= self._sent:
                 batch.mark_resent()
@@ -549,10 +624,13 @@ class Outbox:
         posted = self._posted
         _, batches, _ = posted[1]
         for place, batch in enumerate(batches):
-            body_bytes = len(batch.frame) - HEADER_BYTES
-            if batch.frame[FLAGS_OFFSET] & ~readable or body_bytes > batch_limit(self._max_payload_len, batch.events):
+            if self._must_withdraw(batch.frame, batch.events, readable):
                 batches[place] = batch._replace(frame=without_events(batch.frame))
+                self._kept.pop(batch.last, None)
                 withdrawn += batch.events
+        for number in [number for number, frame in self._kept.items() if self._must_withdraw(frame, 1, readable)]:
+            del self._kept[number]
+            withdrawn += 1
         # And those that have no frame yet.
         kept = Flag.RECEIPT | Flag.TRACE
         for place in range(_PAIR, len(posted), _PAIR):
@@ -565,6 +643,10 @@ class Outbox:
                 posted[place : place + _PAIR] = (Alone(0), b"[]")
                 withdrawn += 1
         return withdrawn
+
+    def _must_withdraw(self, frame: bytearray, events: int, readable: int) -> bool:
+        body_bytes = len(frame) - HEADER_BYTES
+        return bool(frame[FLAGS_OFFSET] & ~readable) or body_bytes > batch_limit(self._max_payload_len, events)
 
     def keep_to(self, welcome: Welcome) -> None:
         """Keep to the limits of a broker from now on."""
@@ -593,6 +675,8 @@ class Outbox:
         posted = self._posted
         self.pid = pid
         self.waits.clear()
+        self._kept, self._again = {}, deque()
+        self._resent, self._resent_bytes = set(), 0
         dropped = self.numbered - self.confirmed if keep_last is None else self.queued - keep_last
         posted[: (dropped + 1) * _PAIR] = (None, (0, deque(), origin))
         self._sent = 0

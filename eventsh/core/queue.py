@@ -17,6 +17,8 @@ class Entry(NamedTuple):
     events: int
     """How many events it counts for; 0 for a gap's notice."""
     frame: bytearray
+    since: float = 0.0
+    """When it was enqueued. One entry is shared by all queues, so that this costs nothing in each."""
 
 
 class Queue:
@@ -80,7 +82,7 @@ class Queue:
         entries = self._entries
         before = self.events
         while entries and entries[0].last <= last:
-            _, events, frame = entries.popleft()
+            _, events, frame, _ = entries.popleft()
             self.events -= events
             self.bytes -= len(frame)
         return before - self.events

@@ -26,7 +26,7 @@ from eventsh.core.standing import SLOT_HOLDER, Standing
 from eventsh.errors import ProtocolError
 from eventsh.escape import expressible
 from eventsh.event import LIFECYCLE_SOURCE
-from eventsh.protocol.features import FEATURES, UNREADABLE_GAP, readable_flags
+from eventsh.protocol.features import FEATURES, KEPT_UNIQUE, UNREADABLE_GAP, readable_flags
 from eventsh.protocol.frame import (
     HEADER,
     HEADER_BYTES,
@@ -237,6 +237,7 @@ class Session:
             assigned=self.wants_any_slot and self.worker_id is not None,
             assigned_slots=self._standing.assigned_slots[:_MAX_HELLO_SLOTS],
             left_slots=self._standing.left_slots,
+            confirmed=self.outbox.confirmed,
         )
         return hello.encode()
 
@@ -292,6 +293,8 @@ class Session:
                 self._take_events(frame)
             elif kind == _CONFIRM:
                 self._take_confirm(frame)
+            elif kind == Kind.SETTLED:
+                self._take_settled(frame)
             elif kind in _DECODERS:
                 message = _DECODERS[kind](bytearray(frame))
                 self._take_message(message)
@@ -310,7 +313,8 @@ class Session:
         inbox = self.inbox
         is_repeat = flags and self._memory.is_repeat(flags, origin, number)
         # Passed on empty, so that it is acknowledged in its turn.
-        item = Delivery(last, 0, pid, [], epoch=inbox.epoch) if is_repeat else (inbox.epoch, frame)
+        repeat_of = (origin, number) if flags & Flag.UNIQUE else None
+        item = Delivery(last, 0, pid, [], epoch=inbox.epoch, repeat_of=repeat_of) if is_repeat else (inbox.epoch, frame)
         posts = self._standing.posts + (count if origin and not flags & Flag.UNIQUE else 0)
         try:
             # This is what receives the batch. An exception before it loses the connection, and the broker sends the batch
@@ -366,6 +370,12 @@ class Session:
         self.outbox.confirm(number)
         self._standing.confirm(posts)
 
+    def _take_settled(self, frame: bytearray | memoryview) -> None:
+        _, _, _, _, _, _, first, last, _ = HEADER.unpack_from(frame)
+        if not 0 < first <= last <= self.outbox.numbered:
+            raise ProtocolError(f"posts {first} to {last} were settled, but the last one was {self.outbox.numbered}")
+        self.outbox.settle(first, last)
+
     def _take_message(self, message: Message) -> None:
         if isinstance(message, Welcome):
             self._take_welcome(message)
@@ -410,11 +420,12 @@ class Session:
         self.state = SessionState.ATTACHED
         self._broker_features = frozenset(welcome.features)
         self.worker_id = welcome.worker_id
+        self.outbox.keep_uniques(KEPT_UNIQUE in self._broker_features & self._features)
         self.outbox.keep_to(welcome)
         # Posted while another broker was there, or none.
         self.withdrawn += self.outbox.withdraw(readable_flags(self._broker_features))
         self._standing.begin_slots(welcome.slots, welcome.assigned_slots)
-        if (taken := self._memory.tell(welcome.epoch)) is not None:
+        if (taken := self._memory.tell(welcome.epoch, self.inbox.unhandled_uniques)) is not None:
             self._control.append(taken.encode())
         if welcome.epoch == self.inbox.epoch:
             first, missed = self.received + 1, welcome.seq - self.received

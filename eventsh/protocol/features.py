@@ -19,6 +19,7 @@ __all__ = [
     "BYTE_WINDOW",
     "FEATURES",
     "FLAG_FEATURES",
+    "KEPT_UNIQUE",
     "MAX_FEATURES",
     "MAX_FEATURE_CHARS",
     "UNREADABLE_GAP",
@@ -32,12 +33,15 @@ ALL_KNOW = "all-know"
 UNREADABLE_GAP = "unreadable-gap"
 """A receiver reports a batch that it cannot read as a gap. A broker does so for a batch that a receiver cannot read, and
 accepts a Report of unread events."""
+KEPT_UNIQUE = "kept-unique"
+"""A poster keeps each unique event until a Settled frame names it, and sends it again to the next broker, also after its
+confirmation. A broker sends Settled frames to no other client, and accepts kept events from no other."""
 
 BYTE_WINDOW = "byte-window"
 """A poster keeps to the window in bytes that a welcome names. The broker lets any other poster have fewer events under
 way."""
 
-FEATURES = frozenset({ALL_KNOW, BYTE_WINDOW, UNREADABLE_GAP})
+FEATURES = frozenset({ALL_KNOW, BYTE_WINDOW, KEPT_UNIQUE, UNREADABLE_GAP})
 """The features that this version knows."""
 
 FLAG_FEATURES = {64: "metadata", 128: "flat-names"}

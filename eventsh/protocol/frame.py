@@ -107,6 +107,8 @@ class Kind(IntEnum):
     PONG = 20  # either way: this
     OUTPUT = 21  # worker: what a script of an operator's wrote
     FEATURES = 22  # broker: the features of the wire that it and all receivers know
+    # broker: your unique events from `origin_seq` to `seq` need not be kept: their handlers have returned, or they are repeats
+    SETTLED = 23
 
 
 class Flag:

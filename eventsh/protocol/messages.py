@@ -1,7 +1,7 @@
 """The messages that are not events, as values: what each says, and its frame.
 
-Every message but Ack, Confirm, Ping and Pong is a small JSON object in the body of its frame. Ack and Confirm are headers alone, for
-they travel as often as batches do. Unknown members of a body are ignored, so that later versions can add some; a missing
+Every message but Ack, Confirm, Settled, Ping and Pong is a small JSON object in the body of its frame. Those are headers alone:
+the first three travel as often as batches do. Unknown members of a body are ignored, so that later versions can add some; a missing
 or mistyped one is a ProtocolError, but for those that were added since: who does not say them does not know them.
 
 Every number of a message is within a limit of its own, which `decode` checks, so that no code behind it meets a number that
@@ -194,6 +194,9 @@ class Hello(Message):
     """Those of `slots` that no process has asked for by number."""
     left_slots: list[int] = field(default_factory=list, metadata=_LATER | _SLOT)
     """Those of `slots` whose process has said goodbye: a new broker queues for a successor, and waits for nobody."""
+    confirmed: int = field(default=0, metadata=_LATER)
+    """Number up to which its posts are confirmed. Unique events up to there that it sends are kept ones: an earlier broker had
+    assigned them to a worker, and their handlers had not returned."""
 
     @property
     def wants_any_slot(self) -> bool:
@@ -365,11 +368,17 @@ class Taken(Message):
     ages_ms: list[int] = field(default_factory=list, metadata=_LATER)
     """How long ago the worker received each event, by its monotonic clock. Empty from version 0.1.0: only the stamps, which are
     wall-clock times, show the age then."""
+    handled: list[int] = field(default_factory=list, metadata=_LATER)
+    """For each event 1 if its handlers have returned, else 0. Empty from version 0.1.0: not known."""
 
     def check(self) -> None:
-        """Raise ProtocolError unless each event is what it should be, and has an age if any has one."""
+        """Raise ProtocolError unless each event is what it should be, and has an age and a mark if any has one."""
         if self.ages_ms and (len(self.ages_ms) != len(self.events) or min(self.ages_ms) < 0):
             raise ProtocolError(f"a taken frame with {len(self.events)} events and {len(self.ages_ms)} ages")
+        if self.handled and len(self.handled) != len(self.events):
+            raise ProtocolError(
+                f"a taken frame with {len(self.events)} events, and {len(self.handled)} marks of handled ones"
+            )
         for event in self.events:
             match event:
                 case [origin, number, time_ns, str(key)] if _HEX.fullmatch(key):

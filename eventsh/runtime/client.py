@@ -431,6 +431,13 @@ class Client:
         if outbox.has_unbatched:
             waiting = outbox.queued - outbox.unconfirmed
             _log.warning("%s: closed with %d posts that were not sent: configure() sends them", self.address, waiting)
+        if outbox.kept:
+            _log.warning(
+                "%s: closed with %d unique events whose handlers have not returned: if the broker and their workers end"
+                " together, they are lost",
+                self.address,
+                outbox.kept,
+            )
         if not self.is_idle:
             _log.warning("%s: closed while handlers were still at work", self.address)
 

@@ -38,9 +38,9 @@ class Farewell:
         with contextlib.suppress(EventError):
             session.inbox.post_local(LIFECYCLE_SOURCE, "stopping", {"worker_id": session.worker_id})
         await self._finish()
-        if outbox.queued:
+        if outbox.queued or outbox.kept:
             self._client.sender.flush()
-            await self._try(lambda: not outbox.queued)
+            await self._try(lambda: not (outbox.queued or outbox.kept))
         if session.state in (SessionState.PROVING, SessionState.GREETING, SessionState.ATTACHED):
             # Attached since, perhaps for just these posts.
             await self._say_goodbye()

@@ -218,8 +218,12 @@ class Net:
         delivery = process.session.inbox.next_delivery(self.now)
         if delivery is not None:
             process.session.inbox.set_aside(delivery)
-            process.busy.append(delivery)
             process.handled.append(delivery)
+            if delivery.runs:
+                process.busy.append(delivery)
+            else:
+                # There is no handler to call.
+                process.session.inbox.complete(delivery)
         return delivery
 
     def complete(self, process: Process, index: int = 0) -> None:

@@ -20,7 +20,7 @@ def remember() -> Memory:
 
 
 def keys_of(memory: Memory) -> list[str]:
-    taken = memory.tell(memory.told + 1)
+    taken = memory.tell(memory.told + 1, set)
     return [] if taken is None else [row[3] for row in taken.events]
 
 
@@ -48,19 +48,20 @@ def test_only_what_is_marked_as_resent_is_a_repeat():
 def test_a_broker_hears_of_unique_events_until_it_has_answered():
     memory = remember()
     had = memory.has_uniques
-    assert memory.tell(1) is None
+    assert memory.tell(1, set) is None
     assert memory.told == 1
     memory.note_unique(7, 9, 123, unique(b"ab"))
     memory.note_unique(8, 2, 124, unique(b"c"))
     assert [had, memory.has_uniques] == [False, True]
     # The broker that gave them out knows.
-    assert memory.tell(1) is None
+    assert memory.tell(1, set) is None
     for _ in range(2):
-        taken = memory.tell(2)
+        taken = memory.tell(2, lambda: {(8, 2)})
         assert isinstance(taken, Taken)
         assert taken.events == [[7, 9, 123, "6162"], [8, 2, 124, "63"]]
+        assert taken.handled == [1, 0]
     memory.told = 2
-    assert memory.tell(2) is None
+    assert memory.tell(2, set) is None
     assert memory.told == 2
 
 
@@ -73,7 +74,7 @@ def test_the_oldest_unique_events_are_forgotten_by_number(monkeypatch):
     # One that comes again is the newest.
     memory.note_unique(7, 1, 10, unique(b"new"))
     memory.note_unique(7, 4, 11, unique(b"k"))
-    taken = memory.tell(5)
+    taken = memory.tell(5, set)
     assert taken is not None
     assert taken.events == [[7, 3, 3, "6b"], [7, 1, 10, "6e6577"], [7, 4, 11, "6b"]]
 

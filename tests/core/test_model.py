@@ -458,6 +458,121 @@ class HostsThatRestart(BrokersThatDieBesideTheSlow):
             assert bool(unsure) == bool(self.boots)
 
 
+class BrokersThatDieWithTheirWorkers(Delivering):
+    """Brokers and workers die, together or one by one, under unique events of a poster that lives: none is lost, and each runs
+    again only where the process that ran it died before a broker knew that it had returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.poster = Process(99, max_queue_len=QUEUE, role="poster", take_unique=False)
+        self.everybody.append(self.poster)
+
+    @rule(events=few)
+    def post_uniques(self, events: int) -> None:
+        for _ in range(events):
+            self.number += 1
+            try:
+                self.poster.outbox.post_unique("app", "unique", [99, self.number], f"key {self.number}")
+            except QueueOverflow:
+                return
+            self.uniques[99].append((99, self.number))
+
+    @rule(slot=slots)
+    def post(self, slot: int, events: int = 1) -> None:
+        """Post between the unique events: their order must stay."""
+        self.number += 1
+        try:
+            self.poster.outbox.post("app", "broadcast", [99, self.number])
+        except QueueOverflow:
+            return
+        self.posted[99].append((99, self.number))
+
+    @rule()
+    def lose_poster(self) -> None:
+        if self.poster.channel is not None:
+            self.net.cut(self.poster)
+
+    @rule()
+    def poster_talks(self) -> None:
+        poster, net = self.poster, self.net
+        if poster.channel is None:
+            net.connect(poster)
+        for _ in range(2):
+            net.flush(poster)
+            if poster.channel is not None:
+                net.up(poster.channel)
+            if poster.channel is not None:
+                net.down(poster.channel)
+
+    @rule(events=few)
+    def post_uniques_and_have_them_confirmed(self, events: int) -> None:
+        self.post_uniques(events)
+        self.poster_talks()
+        self.talk_all()
+        self.poster_talks()
+
+    @rule(data=st.data())
+    def everybody_comes_back(self, data: st.DataObject) -> None:
+        for slot in data.draw(st.permutations((*SLOTS, 99))):
+            if slot == 99:
+                self.poster_talks()
+            else:
+                self.respawn(slot)
+                self.reconnect(slot)
+                self.talk(slot)
+
+    @rule(data=st.data(), with_broker=st.booleans())
+    def kill(self, data: st.DataObject, with_broker: bool) -> None:
+        victims = data.draw(st.lists(slots, unique=True, min_size=0 if with_broker else 1))
+        if with_broker:
+            self.net.replace_broker()
+        for slot in victims:
+            process = self.holders[slot]
+            if process.is_alive:
+                process.is_alive = False
+                ended = self.net.disconnect(process) if process.channel is not None else None
+                if ended is not None:
+                    self.net.router.end_process(ended, self.net.now)
+                    self.net.collect()
+
+    @rule(slot=slots)
+    def respawn(self, slot: int) -> None:
+        if not self.holders[slot].is_alive:
+            self.new_process(slot)
+
+    @rule(seconds=st.sampled_from([1.0, 6.0]))
+    def time_passes(self, seconds: float) -> None:
+        # Not longer than a process is waited for, while one lives without a connection: it would be given up.
+        away = any(process.is_alive and not process.is_attached for process in self.holders.values())
+        for _ in range(1 if away else int(seconds * 2)):
+            self.net.advance(0.5)
+            self.witness_keeps_up()
+
+    def teardown(self) -> None:
+        self.poster_comes_back()
+        self.bring_everybody_back()
+        self.net.advance(TIMEOUT_S + 1)
+        self.poster_comes_back()
+        self.bring_everybody_back()
+        self.assert_everything_was_handled_or_confirmed()
+        assert (self.poster.outbox.queued, self.poster.outbox.kept) == (0, 0)
+        for post in self.uniques[99]:
+            ran_in = [process for process in self.everybody if post in self.had[process.number]]
+            # A dead process may not have come to the end of its handlers.
+            assert any(post in self.done(process) for process in ran_in), f"{post} was lost"
+            assert sum(process.is_alive for process in ran_in) <= 1, f"{post} ran in {ran_in}"
+
+    def poster_comes_back(self) -> None:
+        if self.poster.channel is None:
+            self.net.connect(self.poster)
+
+    def done(self, process: Process) -> set[Any]:
+        """The events whose handlers have returned in a process."""
+        over = [delivery for delivery in process.handled if not any(busy is delivery for busy in process.busy)]
+        runs = [run for delivery in over for run in delivery.runs if run[0] == "app" and run[1] == "unique"]
+        return {tuple(data) for _, _, several in runs for data in several}
+
+
 PROFILE = settings(
     deadline=None,
     derandomize=True,
@@ -474,3 +589,5 @@ TestBrokersThatDieBesideTheSlow = BrokersThatDieBesideTheSlow.TestCase
 TestBrokersThatDieBesideTheSlow.settings = PROFILE
 TestHostsThatRestart = HostsThatRestart.TestCase
 TestHostsThatRestart.settings = settings(PROFILE, max_examples=60)
+TestBrokersThatDieWithTheirWorkers = BrokersThatDieWithTheirWorkers.TestCase
+TestBrokersThatDieWithTheirWorkers.settings = PROFILE

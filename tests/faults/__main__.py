@@ -29,6 +29,7 @@ from tests.faults.removals import remove_files, split_brokers
 from tests.faults.slow import HANDLERS_S, LEAST_KEPT, QUEUES, slow_down
 from tests.faults.soak import run_soak
 from tests.faults.stops import StopReport, rss_bytes, stop_brokers, stop_workers
+from tests.faults.uniques import kill_broker_and_workers
 
 Campaign = Callable[[Plan, Path, Callable[[str], None]], Report | StopReport | ReloadReport]
 ROWS: dict[int, Campaign] = {
@@ -45,7 +46,7 @@ def main() -> int:
     parser.add_argument(
         "--row",
         type=int,
-        choices=(*ROWS, 7, 8, 12, 13, 15, 16, 17, 18, 19, 26),
+        choices=(*ROWS, 7, 8, 12, 13, 15, 16, 17, 18, 19, 21, 26),
         required=True,
         help="which row of FAULTS.md",
     )
@@ -102,6 +103,8 @@ def main() -> int:
         return 1 if cycles.faults else 0
     if known.row == 16:
         return kill_each(known.workers)
+    if known.row == 21:
+        return kill_both(plan)
     if known.row == 15:
         return interrupt(known.kills)
     if known.row == 17:
@@ -177,6 +180,19 @@ def kill_each(workers: int) -> int:
         print(report, flush=True)
         faults += len(report.faults)
     return 1 if faults else 0
+
+
+def kill_both(plan: Plan) -> int:
+    """Kill the broker together with workers; the ledgers are kept where an event was lost or ran again without a reason."""
+    keep = Path(tempfile.mkdtemp(prefix="evf-", dir="/tmp"))
+    with directory(keep) as path:
+        report = kill_broker_and_workers(plan, path, say)
+    print(report, flush=True)
+    if report.faults:
+        print(f"FAULTS: the ledgers are in {keep}", flush=True)
+        return 1
+    shutil.rmtree(keep)
+    return 0
 
 
 def say(text: str) -> None:

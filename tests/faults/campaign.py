@@ -19,6 +19,7 @@ from tests.faults.account import Account, Kill, Stay, account, percentile, recov
 from tests.faults.processes import DEADLINE_S, HANDLERS, Program, Served, ask, endpoint, is_alive, wait_until
 
 __all__ = [
+    "RUN_WELL_S",
     "Plan",
     "Report",
     "await_broker",

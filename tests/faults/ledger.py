@@ -38,6 +38,8 @@ class Kind(IntEnum):
     """`number` events were told as missed."""
     POSTED = 8
     POSTED_KEY = 9
+    UNIQUE_ENDED = 10
+    """As UNIQUE, at the end of its handler. Only in handlers of unique_handlers.py."""
 
 
 class Record(NamedTuple):

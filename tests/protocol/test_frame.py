@@ -242,8 +242,9 @@ def test_the_numbers_on_the_wire_never_change():
         "PONG",
         "OUTPUT",
         "FEATURES",
+        "SETTLED",
     ]
-    assert [int(kind) for kind in sorted(Kind)] == list(range(1, 23))
+    assert [int(kind) for kind in sorted(Kind)] == list(range(1, 24))
     assert frozenset(range(1, 23)) == FRAME_KINDS
     flags = (Flag.UNIQUE, Flag.RESENT, Flag.RECEIPT, Flag.TRACE, Flag.REPLAYED, Flag.DIRECTED)
     assert flags == (1, 2, 4, 8, 16, 32)

@@ -30,8 +30,9 @@ class Confirms:
         self._announced = 0
         # Whether there is a worker that confirmations do not wait for, and whether events are kept for such a one.
         self._leaves_out = self._leaves_behind = False
-        # Posters whose confirmation is still to be sent.
+        # Posters whose confirmation is still to be sent, and those with settled unique events to be reported.
         self.due: set[Poster] = set()
+        self._settled: set[Poster] = set()
         # The worker that had the least of all when `settle` looked at them.
         self._last: Slot | None = None
         self._slots = state.slots
@@ -40,8 +41,16 @@ class Confirms:
         self._outgoing = state.outgoing
         self._connections = state.connections
 
+    @property
+    def has_news(self) -> bool:
+        """Whether something is unconfirmed, or a poster has to be told something."""
+        return bool(self._sequencer.unconfirmed or self.due or self._settled)
+
     def settle(self) -> None:
-        """Confirm what every live worker has. Needless where nothing is unconfirmed and no poster due."""
+        """Confirm what every live worker has. Needless without news."""
+        if self._settled:
+            # Before any confirmation of them: a poster keeps what was confirmed and not settled.
+            self._report_settled()
         unconfirmed, workers = self._sequencer.unconfirmed, self._slots.workers
         last = self._last
         # The slot that was furthest behind when all were looked at may still lack what is to be confirmed next. Acks come
@@ -81,6 +90,24 @@ class Confirms:
             due, self.due = self.due, set()
             for poster in due:
                 self._send(poster)
+
+    def settle_unique(self, post: Post) -> None:
+        """Note that the handlers of a unique event have returned, or that nobody is to run it. The next `settle` reports that."""
+        if post.poster.settle(post):
+            self._settled.add(post.poster)
+
+    def repeat(self, poster: Poster) -> None:
+        """Report again to a poster that sent again something known: the report may have been lost with the connection."""
+        self.due.add(poster)
+        if poster.settled:
+            self._settled.add(poster)
+
+    def _report_settled(self) -> None:
+        settled, self._settled = self._settled, set()
+        for poster in settled:
+            if poster.connection is not None:
+                for first, last in poster.take_settled():
+                    self._outgoing.send(poster.connection, encode_frame(Kind.SETTLED, origin_seq=first, seq=last))
 
     def greet(self, poster: Poster) -> None:
         """Send a client that attached how much is confirmed, where that matters."""

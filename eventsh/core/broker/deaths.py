@@ -34,6 +34,7 @@ from eventsh.protocol.frame import (
 )
 
 if TYPE_CHECKING:
+    from eventsh.core.broker.confirms import Confirms
     from eventsh.core.broker.sequencer import Sequencer
     from eventsh.core.broker.state import BrokerState, Post, Slot
     from eventsh.core.broker.unique import UniqueAssigner
@@ -104,7 +105,7 @@ class _Letter:
 class Deaths:
     """The deaths of processes by event, and the dead letters."""
 
-    def __init__(self, state: BrokerState, sequencer: Sequencer, unique: UniqueAssigner) -> None:
+    def __init__(self, state: BrokerState, sequencer: Sequencer, unique: UniqueAssigner, confirms: Confirms) -> None:
         self.total = 0
         self.discarded = 0
         self._max_deliveries = state.options.max_deliveries
@@ -113,6 +114,7 @@ class Deaths:
         self._outgoing = state.outgoing
         self._sequencer = sequencer
         self._unique = unique
+        self._confirms = confirms
         self._deaths: dict[_Key, list[_Death]] = {}
         # Every event that is delivered to nobody again, also when its letter is not kept any more.
         self._dead: dict[_Key, _Letter] = {}
@@ -199,6 +201,9 @@ class Deaths:
     def _bury(self, slot: Slot, entry: Entry, deaths: list[_Death], now: float) -> None:
         """Make a dead letter of the event that was in hand at this slot."""
         post = slot.take_unique(entry.last) if entry.last in slot.uniques else None
+        if post is not None:
+            # Its poster would send it to the next broker, which knows of no deaths.
+            self._confirms.settle_unique(post)
         source, event, data = _read(entry)
         unique = None if post is None else read_key(entry.frame).decode("utf-8", "replace")
         self.total += 1
@@ -293,7 +298,7 @@ def split(entry: Entry, mark: int) -> list[Entry]:
     if not runs:
         frame = bytearray(entry.frame)
         frame[FLAGS_OFFSET] = flags
-        return [Entry(entry.last, entry.events, frame)]
+        return [Entry(entry.last, entry.events, frame, entry.since)]
     first, number, time_ns = header.seq, header.origin_seq, header.time_ns
     return [
         Entry(
@@ -310,6 +315,7 @@ def split(entry: Entry, mark: int) -> list[Entry]:
                 seq=first + place,
                 time_ns=time_ns,
             ),
+            entry.since,
         )
         for place, body in enumerate(bodies)
     ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from eventsh.core.broker.slots import SlotTableFull, SlotTaken
 from eventsh.errors import AuthenticationError, ProtocolError
+from eventsh.protocol.features import KEPT_UNIQUE
 from eventsh.protocol.frame import KIND_OFFSET, PROTOCOL_VERSION, Kind
 from eventsh.protocol.messages import Challenge, Goodbye, Hello, Proof, Taken, Welcome
 
@@ -126,7 +127,9 @@ class Handshake:
         self._confirms.greet(poster)
 
     def _identify(self, connection: ClientConnection, hello: Hello) -> Poster:
-        poster = self._state.posters.attach(hello.origin, hello.identity, connection)
+        knows = KEPT_UNIQUE in self._agreement.features and KEPT_UNIQUE in hello.features
+        confirmed = hello.confirmed if knows else 0
+        poster = self._state.posters.attach(hello.origin, hello.identity, connection, confirmed)
         if poster is None:
             raise Rejected("origin_taken", f"another process posts as origin {hello.origin}: draw another")
         connection.identify(poster)
@@ -244,7 +247,8 @@ class Handshake:
         # Before the events that wait for it: it handles them as the one before it did.
         self._control.welcome(connection, slot)
         is_resyncing = hello.tells and hello.epoch != 0 and hello.told != epoch
-        slot.attach(connection, hello, had, now, is_resyncing=is_resyncing)
+        for post in slot.attach(connection, hello, had, now, is_resyncing=is_resyncing):
+            self._confirms.settle_unique(post)
         sequencer.note_room(slot, now)
         again = slot.take_unreceived_uniques()
         given_again = set(again)

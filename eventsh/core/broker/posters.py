@@ -24,16 +24,18 @@ class Posters:
     def __len__(self) -> int:
         return len(self._by_origin)
 
-    def attach(self, origin: int, identity: str, connection: ClientConnection) -> Poster | None:
-        """Return the poster for a connection; None when another one that is attached has this origin."""
+    def attach(self, origin: int, identity: str, connection: ClientConnection, confirmed: int) -> Poster | None:
+        """Return the poster for a connection; None when another one that is attached has this origin.
+
+        `confirmed`: the last of its posts that earlier brokers confirmed, if it names that."""
         known = self._by_origin.pop(origin, None)
         if known is not None and known.identity != identity:
-            if known.connection is not None or known.pending_events:
+            if known.connection is not None or known.is_busy:
                 self._by_origin[origin] = known
                 return None
             # By chance a new poster drew the origin of one that has left: it starts afresh.
             known = None
-        poster = known or Poster(origin, identity)
+        poster = known or Poster(origin, identity, confirmed)
         poster.attach(connection)
         self._by_origin[origin] = poster
         self._forget()
@@ -48,6 +50,6 @@ class Posters:
         if len(self._by_origin) <= _REMEMBERED:
             return
         for origin, poster in self._by_origin.items():
-            if poster.connection is None and not poster.pending_events:
+            if poster.connection is None and not poster.is_busy:
                 del self._by_origin[origin]
                 return

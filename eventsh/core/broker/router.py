@@ -81,9 +81,9 @@ class Router:
             outgoing=self._outgoing,
         )
         self._sequencer = Sequencer(self._state, wall_clock_ns=wall_clock_ns)
-        self._unique = UniqueAssigner(self._state, self._sequencer)
         self._confirms = Confirms(self._state, self._sequencer)
-        self._deaths = Deaths(self._state, self._sequencer, self._unique)
+        self._unique = UniqueAssigner(self._state, self._sequencer, self._confirms)
+        self._deaths = Deaths(self._state, self._sequencer, self._unique, self._confirms)
         self._control = Control(self._state, self._sequencer, self._deaths, status=self.status, on_rival=on_rival)
         self._recovery = Recovery(self._state, self._sequencer)
         self._agreement = Agreement(self._state, features)
@@ -349,8 +349,7 @@ class Router:
             frame = without_events(frame)
         post = poster.accept(frame, window)
         if post is None:
-            # Sent again after a reconnect; the confirmation may have been lost with the connection.
-            self._confirms.due.add(poster)
+            self._confirms.repeat(poster)
         elif self._held or self._sequencer.full or not self._route(post, now):
             self._held.append(post)
         if excess is not None and post is not None:
@@ -376,7 +375,8 @@ class Router:
         # Not the slot's own last event: a process that held another slot before may be beyond that.
         if handled > received or received > self.seq:
             raise ProtocolError(f"acked {received} and {handled}, but only {self.seq} was sent")
-        slot.take_ack(received, handled, now)
+        for post in slot.take_ack(received, handled, now):
+            self._confirms.settle_unique(post)
         self._sequencer.note_room(slot, now)
         if slot.receiver is None:
             self._sequencer.send_on(slot)
@@ -394,7 +394,7 @@ class Router:
         held = self._held
         while held and not self._sequencer.full and self._route(held[0], now):
             held.popleft()
-        if self._sequencer.unconfirmed or self._confirms.due:
+        if self._confirms.has_news:
             self._confirms.settle()
 
     # --- for people ---

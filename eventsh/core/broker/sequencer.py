@@ -85,7 +85,7 @@ class Sequencer:
         else:
             post.sequence(self.seq)
         self.unconfirmed.append((self.seq, post))
-        self._offer(Entry(self.seq, post.count, frame), first, slots, now)
+        self._offer(Entry(self.seq, post.count, frame, now), first, slots, now)
 
     def skip(self, post: Post) -> None:
         """Enqueue a post for nobody. It is confirmed in its turn, after what its poster posted before."""
@@ -101,7 +101,7 @@ class Sequencer:
         self.seq = seq = self.seq + 1
         stamp = self.wall_clock_ns()
         frame = encode_frame(Kind.EVENTS, body, count=1, pid=self._pid, origin_seq=seq, seq=seq, time_ns=stamp)
-        self._offer(Entry(seq, 1, frame), seq, slots, now)
+        self._offer(Entry(seq, 1, frame, now), seq, slots, now)
 
     def enqueue_again(self, frame: bytearray, slots: Iterable[Slot], now: float) -> None:
         """Enqueue an event anew, as one of the broker's own that names its first poster's process: it is not one of the posts that
@@ -118,7 +118,7 @@ class Sequencer:
             seq=seq,
             time_ns=self.wall_clock_ns(),
         )
-        self._offer(Entry(seq, header.count, again), seq, slots, now)
+        self._offer(Entry(seq, header.count, again, now), seq, slots, now)
 
     def announce(self, event: str, slot: Slot, now: float, **more: Any) -> None:
         """Enqueue a lifecycle event about a worker for all."""
@@ -184,7 +184,7 @@ class Sequencer:
         slot.count_dropped(missed)
         self._warn(f"{slot.label} missed {missed if exact else 'an unknown number of'} events: {reason}")
         gap = Gap(missed, 1, seq, reason, epoch, posts, exact)
-        if slot.offer(Entry(seq, 0, gap.encode(seq=seq)), seq, now) and slot.connection is not None:
+        if slot.offer(Entry(seq, 0, gap.encode(seq=seq), now), seq, now) and slot.connection is not None:
             self._changed[slot.connection] = None
 
     def _hold_posters(self, slot: Slot, now: float) -> None:

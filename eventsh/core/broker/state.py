@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from eventsh.core.broker.window import window_of
 from eventsh.core.queue import Entry
 from eventsh.errors import ProtocolError
-from eventsh.protocol.features import BYTE_WINDOW, name_flags, readable_flags
+from eventsh.protocol.features import BYTE_WINDOW, KEPT_UNIQUE, name_flags, readable_flags
 from eventsh.protocol.frame import (
     FIRST_FLAGS,
     FLAGS_OFFSET,
@@ -172,7 +172,7 @@ class ClientConnection:
         self.pid = pid
         # Of the process, as its hello says it.
         self.host = ""
-        # The features of the wire that its hello names, and the flags of a frame that it and the broker can read.
+        # The features of the wire that its hello names and the broker knows, and the flags of a frame that both can read.
         self.features: frozenset[str] = frozenset()
         self.readable = FIRST_FLAGS
         # Whether a warning was logged that this client gets gaps for frames that it cannot read.
@@ -237,8 +237,8 @@ class ClientConnection:
         self.is_greeted = True
         self.window = window_of(options, counts_bytes=BYTE_WINDOW in hello.features)
         self.host = hello.host
-        self.features = frozenset(hello.features)
-        self.readable = readable_flags(features & self.features)
+        self.features = features & frozenset(hello.features)
+        self.readable = readable_flags(self.features)
 
     def attach(self, slot: Slot) -> None:
         self.slot = slot
@@ -286,6 +286,7 @@ class Post:
         "flags",
         "frame",
         "is_done",
+        "is_kept",
         "is_suspect",
         "key",
         "last_seq",
@@ -297,7 +298,11 @@ class Post:
         "unique",
     )
 
-    def __init__(self, poster: Poster, first: int, count: int, flags: int, frame: bytearray) -> None:
+    def __init__(
+        self, poster: Poster, first: int, count: int, flags: int, frame: bytearray, *, is_kept: bool = False
+    ) -> None:
+        # A unique event that an earlier broker confirmed: its key is its own, and nobody waits for its confirmation.
+        self.is_kept = is_kept
         self.poster = poster
         self.first = first
         self.count = count
@@ -377,27 +382,42 @@ class Poster:
     """One origin of events, over all its connections to this broker."""
 
     __slots__ = (
+        "base",
         "confirmed",
         "connection",
         "identity",
+        "kept",
+        "kept_bytes",
+        "kept_events",
         "number",
         "origin",
         "pending",
         "pending_bytes",
         "pending_events",
         "returned",
+        "settled",
         "unreadable",
+        "unsettled",
     )
 
-    def __init__(self, origin: int, identity: str) -> None:
+    def __init__(self, origin: int, identity: str, confirmed: int = 0) -> None:
         self.origin = origin
         self.identity = identity
         self.connection: ClientConnection | None = None
         # The last number that was accepted, and the last up to which everything is confirmed.
-        self.number = 0
-        self.confirmed = 0
+        self.number = confirmed
+        self.confirmed = confirmed
         # The last of its batches that a receiver could not read; 0: there was none.
         self.unreadable = 0
+        # What earlier brokers confirmed. Unique events up to there are kept ones: the last that was accepted, and how many are
+        # not settled.
+        self.base = confirmed
+        self.kept = 0
+        self.kept_events = 0
+        self.kept_bytes = 0
+        # Unique events by number whose handlers have not returned, and the numbers of settled ones still to be reported.
+        self.unsettled: dict[int, Post] = {}
+        self.settled: list[int] = []
         self.pending: deque[Post] = deque()
         # Not confirmed and not returned.
         self.pending_events = 0
@@ -414,11 +434,18 @@ class Poster:
         if self.connection is not connection:
             return False
         self.connection = None
+        # It sends again what it keeps, and then gets the report.
+        self.settled.clear()
         return True
 
     def note_unreadable(self, number: int) -> None:
         """Note that a receiver could not read a batch of its."""
         self.unreadable = number
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether posts of it are under way, which a new poster of this origin must not be taken for having."""
+        return bool(self.pending_events or self.unsettled)
 
     def accept(self, frame: bytearray, window: Window) -> Post | None:
         """Accept a frame of this poster; None when it is known already. Raises ProtocolError."""
@@ -426,7 +453,7 @@ class Poster:
         if not count or not 0 < first <= _MAX_NUMBER - count:
             raise ProtocolError(f"a batch of {count} events from number {first}")
         if first <= self.number:
-            return self._accept_again(first, flags, frame)
+            return self._accept_again(first, count, flags, frame, window)
         if self.number and first != self.number + 1:
             raise ProtocolError(f"post {first} came after post {self.number}")
         if flags & (Flag.UNIQUE | Flag.RECEIPT) and count != 1:
@@ -437,22 +464,75 @@ class Poster:
         post = Post(self, first, count, flags, frame)
         self.number = first + count - 1
         self.pending.append(post)
-        self.pending_events += count
-        self.pending_bytes += post.size_bytes
+        self._hold(post)
         return post
 
-    def _accept_again(self, first: int, flags: int, frame: bytearray) -> Post | None:
+    def _accept_again(self, first: int, count: int, flags: int, frame: bytearray, window: Window) -> Post | None:
         post = self.returned.get(first)
         if post is not None:
             post.send_again(flags, frame)
             del self.returned[first]
+            self._hold(post)
+        elif not flags & Flag.UNIQUE:
+            pass
+        elif self.kept < first <= self.base:
+            # Kept events come in the order of their numbers.
+            post = self._accept_kept(first, count, flags, frame, window)
+        elif first not in self.unsettled:
+            self.settled.append(first)
+        return post
+
+    def _accept_kept(self, first: int, count: int, flags: int, frame: bytearray, window: Window) -> Post:
+        if count != 1:
+            raise ProtocolError(f"a unique event travels alone, not in a batch of {count}")
+        window.check(self.kept_events, 1, self.kept_bytes)
+        post = Post(self, first, count, flags, frame, is_kept=True)
+        self.kept = first
+        self._hold(post)
+        return post
+
+    def _hold(self, post: Post) -> None:
+        """Count a post that was accepted."""
+        if post.is_kept:
+            self.kept_events += 1
+            self.kept_bytes += post.size_bytes
+        else:
             self.pending_events += post.count
             self.pending_bytes += post.size_bytes
-        return post
+        if post.flags & Flag.UNIQUE:
+            self.unsettled[post.first] = post
+
+    def settle(self, post: Post) -> bool:
+        """Note that the handlers of a unique event have returned, or that it is a repeat; return whether to report that."""
+        if self.unsettled.pop(post.first, None) is None:
+            return False
+        if post.is_kept:
+            self._release_kept(post)
+        if self.connection is None or KEPT_UNIQUE not in self.connection.features:
+            return False
+        self.settled.append(post.first)
+        return True
+
+    def _release_kept(self, post: Post) -> None:
+        self.kept_events -= 1
+        self.kept_bytes -= post.size_bytes
+
+    def take_settled(self) -> list[tuple[int, int]]:
+        """Return the settled events to report, as ranges of numbers."""
+        ranges: list[tuple[int, int]] = []
+        for number in sorted(self.settled):
+            if ranges and number == ranges[-1][1] + 1:
+                ranges[-1] = (ranges[-1][0], number)
+            else:
+                ranges.append((number, number))
+        self.settled.clear()
+        return ranges
 
     def confirm(self, post: Post) -> bool:
         """Finish a post; return whether that confirms something to the poster."""
         post.finish()
+        if post.is_kept:
+            return False
         self.pending_events -= post.count
         self.pending_bytes -= post.size_bytes
         pending = self.pending
@@ -465,8 +545,12 @@ class Poster:
     def take_back(self, post: Post) -> None:
         """Let go of a post that nobody could take; the poster still has it and sends it again if it comes back."""
         post.release_frame()
-        self.pending_events -= post.count
-        self.pending_bytes -= post.size_bytes
+        if post.is_kept:
+            self._release_kept(post)
+        else:
+            self.pending_events -= post.count
+            self.pending_bytes -= post.size_bytes
+        self.unsettled.pop(post.first, None)
         self.returned[post.first] = post
 
 
@@ -678,6 +762,10 @@ class Slot:
         # A full observer would lose it; a full worker's queue takes one frame more.
         return not (self.is_observer and self.queue.is_full)
 
+    def oldest_s(self, now: float) -> float:
+        """Return the age of the oldest event that it has not handled, in seconds; 0.0 without one."""
+        return now - self.queue.peek().since if self.queue else 0.0
+
     @property
     def unique_bytes(self) -> int:
         """Bytes of the unique events in its queue."""
@@ -747,15 +835,16 @@ class Slot:
         gap = Gap(self.missed, self.missed_first, self.missed_last, reason, posts=posts)
         last, first = self.missed_last, self.missed_first
         self.missed = 0
-        return self.offer(Entry(last, 0, gap.encode(seq=last)), first, now)
+        return self.offer(Entry(last, 0, gap.encode(seq=last), now), first, now)
 
     def stall(self, now: float) -> None:
         """Stop waiting for it: it has received nothing for `timeout`."""
         self.end_resync(now)
         self.transition(SlotState.STALLED, now)
 
-    def take_ack(self, received: int, handled: int, now: float) -> None:
-        """Note that the receiver has everything up to `received` and has handled everything up to `handled`."""
+    def take_ack(self, received: int, handled: int, now: float) -> list[Post]:
+        """Note that the receiver has everything up to `received` and has handled everything up to `handled`; return the unique
+        events that it has handled by that."""
         if received > self.received:
             self.received = received
             self.progress_at = now
@@ -768,8 +857,10 @@ class Slot:
         # In the order of seq, as they were given.
         while self.careful and (seq := next(iter(self.careful))) <= handled:
             del self.careful[seq]
+        posts: list[Post] = []
         while self.uniques and (seq := next(iter(self.uniques))) <= handled:
-            del self.uniques[seq]
+            posts.append(self.uniques.pop(seq))
+        return posts
 
     # --- unique events ---
 
@@ -854,8 +945,8 @@ class Slot:
         now: float,
         *,
         is_resyncing: bool = False,
-    ) -> None:
-        """Give the slot to the process that said `hello`.
+    ) -> list[Post]:
+        """Give the slot to the process that said `hello`; return the unique events that it has handled, as it now says.
 
         Args:
             had: What it has received and handled of this epoch before; None for a process to which this epoch is new: that
@@ -880,14 +971,16 @@ class Slot:
         self.transition(self._arrival, now)
         self.progress_at = now
         self._settle_doubts(had[0] if had is not None else 0)
+        posts: list[Post] = []
         if had is not None:
             # Its own word counts, though another process may have held the slot meanwhile and have got further.
             self.received = min(had[0], self.last_seq)
-            self.take_ack(self.received, min(had[1], self.received), now)
+            posts = self.take_ack(self.received, min(had[1], self.received), now)
         elif self.queue:
             first = self.queue.peek()
             self.received = first.last - max(first.events, 1)
         self.sent = self.received
+        return posts
 
     def send_backlog(self) -> None:
         """Send what is queued and the attached process does not have, before anything new."""
@@ -1059,7 +1152,7 @@ class Slot:
         # At least: some of what the slot missed after this, and `rewrite` took from its count, was eventsh's own.
         gap = Gap(entry.events, decode_header(entry.frame).seq, entry.last, reason, posts=max(0, posts))
         self.dropped += entry.events
-        return Entry(entry.last, 0, gap.encode(seq=entry.last))
+        return Entry(entry.last, 0, gap.encode(seq=entry.last), entry.since)
 
     def replace_unreadable(self, posts: int) -> bool:
         """Put gaps in the places of queued frames that the attached process did not receive and can't read; return whether

@@ -12,6 +12,7 @@ from eventsh.protocol.frame import Flag, shorten_key
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from eventsh.core.broker.confirms import Confirms
     from eventsh.core.broker.sequencer import Sequencer
     from eventsh.core.broker.state import BrokerState, Post, Poster, Slot
     from eventsh.protocol.messages import Taken
@@ -19,25 +20,31 @@ if TYPE_CHECKING:
 __all__ = ["UniqueAssigner"]
 
 
-# How many of an earlier broker's events are known at most: those of a whole pool, 100 bytes each.
-_INHERITED = 65536
+# Events of an earlier broker that are known at most, 200 bytes each. Each slot has an equal share, for its latest ones: among
+# them are all that it has not handled.
+_INHERITED = 131072
+# A handler that has not returned for this long may not return for long: its process has no more unhandled events than others,
+# and runs the next one last of all. Longer than an ack of handled events may wait for others (20 ms).
+_BUSY_S = 0.05
 
 
 class UniqueAssigner:
     """The keys of unique events, and the events that wait for a worker."""
 
-    def __init__(self, state: BrokerState, sequencer: Sequencer) -> None:
+    def __init__(self, state: BrokerState, sequencer: Sequencer, confirms: Confirms) -> None:
         options = state.options
         self.keys = KeyTable(options.unique_timeout or options.timeout, options.max_unique_keys)
         self.ignored_repeats = 0
         self._slots = state.slots
         self._sequencer = sequencer
+        self._confirms = confirms
         # Events that no worker can take at present.
         self._parked: deque[Post] = deque()
         # How many of them a worker was given before.
         self._parked_again = 0
-        # Unique events, by origin and number, that workers have from an earlier broker.
-        self._inherited: dict[tuple[int, int], Slot] = {}
+        # Unique events, by origin and number, that workers have from an earlier broker: the slot and identity of the process,
+        # and whether its handlers have returned.
+        self._inherited: dict[tuple[int, int], tuple[Slot, str | None, bool]] = {}
 
     @property
     def has_parked(self) -> bool:
@@ -52,45 +59,68 @@ class UniqueAssigner:
         if not self._slots.is_complete:
             self._parked.append(post)
             return True
-        holder = self._inherited.get((post.poster.origin, post.first)) if post.flags & Flag.RESENT else None
-        if holder is not None:
-            # The process that has it drops it, and acknowledges it as if it were new. The key is its own, so it is not a repeat,
-            # and if its worker has died since, another one gets it.
-            slot = holder if holder.connection is not None else self._choose(post)
-            if slot is None:
-                self._parked.append(post)
-            else:
-                self._assign(post, slot, now)
+        if post.flags & Flag.RESENT and self._route_inherited(post, now):
             return True
-        if self.keys.is_taken(post.key, now):
+        # An earlier broker gave the key to a kept event: one that took it since must not make that event a repeat.
+        if not post.is_kept and self.keys.is_taken(post.key, now):
             self.ignored_repeats += 1
-            post.settle_unique(UniqueFate.REPEAT)
-            self._sequencer.skip(post)
+            self._skip(post, UniqueFate.REPEAT)
             return True
         if self.keys.is_full(now):
             return False
-        slot = self._choose(post)
+        slot = self._choose(post, now)
         if slot is not None:
             # Only now: an event that nobody gets, or that is a gap for the one who does, must not keep its key from the next.
             if slot.can_read(post.flags):
                 self.keys.take(post.key, now)
             self._assign(post, slot, now)
-        elif post.flags & Flag.RECEIPT:
-            post.settle_unique(UniqueFate.NOBODY)
-            self._sequencer.skip(post)
+        elif post.flags & Flag.RECEIPT and not post.is_kept:
+            self._skip(post, UniqueFate.NOBODY)
         else:
             self._parked.append(post)
         return True
 
+    def _route_inherited(self, post: Post, now: float) -> bool:
+        """Route an event that a worker has from an earlier broker; return False if no worker is known to have it.
+
+        The key is its own, so it is not a repeat."""
+        slot, identity, is_handled = self._inherited.get((post.poster.origin, post.first), (None, None, False))
+        if slot is None:
+            return False
+        if is_handled:
+            # Not assigned to that worker: if it ended before its ack, the event would run once more.
+            self._skip(post, UniqueFate.GIVEN, slot)
+            return True
+        if slot.identity != identity or slot.is_free:
+            # Its process has ended.
+            slot = self._choose(post, now)
+        if slot is None or slot.connection is None:
+            self._parked.append(post)
+        else:
+            # The process that has it drops it, and acknowledges it once its handlers have returned.
+            self._assign(post, slot, now)
+        return True
+
+    def _skip(self, post: Post, fate: UniqueFate, *holder: Slot) -> None:
+        """Enqueue an event for nobody; `holder` has run it."""
+        post.settle_unique(fate)
+        post.target(holder)
+        self._sequencer.skip(post)
+        self._confirms.settle_unique(post)
+
     def inherit(self, taken: Taken, slot: Slot, now: float, wall_ns: int) -> None:
         """Learn which unique events a worker has from an earlier broker. Their keys stay taken for what is left of their
         time."""
+        holders = [(slot, slot.identity, is_handled) for is_handled in (False, True)]
+        marks = taken.handled or [0] * len(taken.events)
+        share = max(0, len(marks) - _INHERITED // len(self._slots))
+        for (origin, number, _, _), mark in zip(taken.events[share:], marks[share:], strict=True):
+            self._inherited[origin, number] = holders[bool(mark)]
         # Without ages the worker has version 0.1.0, and the time of day is all there is.
         ages_s = [age_ms / 1000 for age_ms in taken.ages_ms] or [
             max(0.0, (wall_ns - time_ns) / 1e9) for _, _, time_ns, _ in taken.events
         ]
-        for (origin, number, _, key), age_s in zip(taken.events, ages_s, strict=True):
-            self._inherited[origin, number] = slot
+        for (_, _, _, key), age_s in zip(taken.events, ages_s, strict=True):
             if age_s < self.keys.timeout_s and not self.keys.is_full(now):
                 self.keys.take(shorten_key(bytes.fromhex(key)), now, age_s=age_s)
         while len(self._inherited) > _INHERITED:
@@ -112,7 +142,7 @@ class UniqueAssigner:
 
     def retry(self, post: Post, now: float) -> None:
         """Give a unique event that another worker had to one that can take it, or let it wait. Its key stays taken."""
-        other = self._choose(post)
+        other = self._choose(post, now)
         if other is None:
             post.defer()
             self._parked.append(post)
@@ -125,9 +155,10 @@ class UniqueAssigner:
         if not self._parked_again and not self._slots.is_complete:
             # New ones all wait on; with many of them, looking at each at every ack would be all that a broker does.
             return
-        parked, self._parked = self._parked, deque()
+        # Kept events first: they had their keys before the others came.
+        parked, self._parked = sorted(self._parked, key=lambda post: not post.is_kept), deque()
         for post in parked:
-            slot = self._choose(post)
+            slot = self._choose(post, now)
             if slot is not None and post.unique is not None:
                 self._parked_again -= 1
                 self._assign(post, slot, now)
@@ -141,15 +172,22 @@ class UniqueAssigner:
             self._parked.remove(post)
             poster.take_back(post)
 
-    def _choose(self, post: Post) -> Slot | None:
-        """Return the preferred worker of an event if it is live, else the one with the least to do; of equals, the one that was
-        given the fewest. One that can't read it only if there is no other: the event is a gap for that one, and waits for none."""
+    def _choose(self, post: Post, now: float) -> Slot | None:
+        """Return the preferred worker of an event if it is live, else the one with the fewest unhandled events; of equals, the
+        one that was assigned the fewest unique events.
+
+        A worker whose oldest unhandled event is older than `_BUSY_S` comes after all others. A worker that can't read the event
+        is chosen only if there is no other: the event is a gap for that one, and waits for none."""
         preferred = None if post.preferred is None else self._slots.workers.get(post.preferred)
         if preferred is not None and preferred.can_take_unique and preferred.can_read(post.flags):
             return preferred
         able = [slot for slot in self._slots if slot.can_take_unique]
         able = [slot for slot in able if slot.can_read(post.flags)] or able
-        return min(able, key=lambda slot: (slot.queue.events, slot.uniques_given), default=None)
+
+        def load(slot: Slot) -> tuple[bool, int, int]:
+            return slot.oldest_s(now) > _BUSY_S, slot.queue.events, slot.uniques_given
+
+        return min(able, key=load, default=None)
 
     def _assign(self, post: Post, slot: Slot, now: float) -> None:
         if post.unique is not None:

@@ -167,7 +167,9 @@ def test_a_poster_has_no_more_bytes_under_way_than_its_window_and_goes_on_after_
     net.up(posting.channel)
     sent = net.router.seq
     assert (
-        MIB <= net.router._state.posters.attach(80, "process 80", posting.channel.link).pending_bytes <= MIB + 96 * KIB
+        MIB
+        <= net.router._state.posters.attach(80, "process 80", posting.channel.link, 0).pending_bytes
+        <= MIB + 96 * KIB
     )
     assert sent < 40
     net.run()

@@ -10,8 +10,10 @@ from eventsh.protocol.messages import Taken
 from tests.core.net import TIMEOUT_S, Net, Process, post_unique, ran, worker
 
 
-def pool_with_a_unique_event_under_way() -> tuple[Net, Process, Process, Process]:
-    """A poster, the worker that has its unique event but has not said so, and another one; the broker is then replaced."""
+def pool_with_a_unique_event_under_way(*, returns: bool = True) -> tuple[Net, Process, Process, Process]:
+    """A poster, the worker that has its unique event but has not said so, and another one; the broker is then replaced.
+
+    `returns`: the handler has returned."""
     net = Net()
     posting = worker(net, 1, 0, take_unique=False)
     first, second = worker(net, 2, 1), worker(net, 3, 2)
@@ -21,7 +23,9 @@ def pool_with_a_unique_event_under_way() -> tuple[Net, Process, Process, Process
     other = second if holder is first else first
     assert holder.channel is not None
     net.down(holder.channel)
-    net.handle(holder)
+    assert net.take(holder) is not None
+    if returns:
+        net.complete(holder)
     assert ran(holder, other) == [["u"], []]
     net.replace_broker()
     return net, posting, holder, other
@@ -65,11 +69,10 @@ def test_a_unique_event_whose_worker_died_with_the_broker_runs_elsewhere_after_t
     assert posting.outbox.queued == 0
 
 
-def test_a_worker_that_has_an_event_from_the_old_broker_and_dies_after_telling_is_replaced():
-    net, posting, holder, other = pool_with_a_unique_event_under_way()
+def tell_and_die(net: Net, posting: Process, holder: Process, other: Process) -> None:
+    """The holder says what it has and is assigned the event once more, but ends before it acknowledges that."""
     for process in (posting, other, holder):
         net.attach(process)
-    # It says what it has and is given the event once more, but ends before it acknowledges that.
     net.flush(holder, ack=False)
     assert holder.channel is not None
     net.up(holder.channel)
@@ -77,8 +80,21 @@ def test_a_worker_that_has_an_event_from_the_old_broker_and_dies_after_telling_i
     net.router.end_process(slot, net.now)
     net.collect()
     net.run(posting, other)
+
+
+def test_a_worker_that_has_an_event_from_the_old_broker_and_dies_after_telling_is_replaced():
+    net, posting, holder, other = pool_with_a_unique_event_under_way(returns=False)
+    tell_and_die(net, posting, holder, other)
     assert ran(other) == [["u"]]
     assert posting.outbox.queued == 0
+
+
+def test_a_worker_that_has_told_that_it_has_handled_an_event_and_dies_is_not_replaced():
+    net, posting, holder, other = pool_with_a_unique_event_under_way()
+    tell_and_die(net, posting, holder, other)
+    assert ran(other) == [[]]
+    assert posting.outbox.queued == 0
+    assert posting.outbox.kept == 0
 
 
 def test_new_unique_events_wait_until_the_old_brokers_workers_have_told_what_they_have():
