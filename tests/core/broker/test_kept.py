@@ -283,11 +283,15 @@ def test_a_poster_has_no_room_while_its_kept_events_fill_its_queue_in_bytes():
     (first,) = workers(net, 1)
     posting = poster(net)
     posting.outbox.max_queue_bytes = 10_000
-    with pytest.raises(QueueOverflow, match="max_queue_bytes"):
+
+    def post_and_confirm():
         for number in range(20):
             post_unique(net, posting, "x" * 1000, f"key {number}")
             ack(net, first)
             net.down(posting.channel)
+
+    with pytest.raises(QueueOverflow, match="max_queue_bytes"):
+        post_and_confirm()
     assert posting.outbox.queued == 0
     assert 7 <= posting.outbox.kept <= 10
     net.run()
@@ -304,9 +308,11 @@ def test_beside_a_broker_or_a_poster_that_does_not_know_kept_events_nothing_is_k
     posting = net.attach(Process(80, role="poster", features=without if old == "poster" else FEATURES))
     post_unique(net, posting, "u", "key")
     net.run(first)
-    assert [header.kind for header in headers(posting.channel.down)][-1] == Kind.CONFIRM
-    assert Kind.SETTLED not in {header.kind for header in headers(posting.channel.down)}
-    net.down(posting.channel)
+    channel = posting.channel
+    assert channel is not None
+    assert [header.kind for header in headers(channel.down)][-1] == Kind.CONFIRM
+    assert Kind.SETTLED not in {header.kind for header in headers(channel.down)}
+    net.down(channel)
     assert (posting.outbox.queued, posting.outbox.kept) == (0, 0)
 
 
