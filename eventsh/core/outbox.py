@@ -575,8 +575,11 @@ class Outbox:
             batches.popleft()
         if self._kept and not self._keeps:
             self._forget_kept()
-        # A batch that an earlier broker confirmed just before it died may still wait to be sent again.
-        self._sent = max(self._sent, number)
+        if number > self._sent:
+            # A batch that was confirmed just before its connection or broker ended may still wait to be sent again. A unique
+            # event does leave again: whether it was settled meanwhile is reported to no poster that is away.
+            self._again.extend(kept for kept in self._kept if self._sent < kept <= number)
+            self._sent = number
         self._set_stop()
 
     def settle(self, first: int, last: int) -> None:

@@ -300,6 +300,25 @@ def test_a_poster_has_no_room_while_its_kept_events_fill_its_queue_in_bytes():
     assert (len(ran(first)[0]), posting.outbox.kept) == (posting.outbox.number, 0)
 
 
+def test_what_was_handled_while_its_poster_was_away_is_settled_when_it_is_back():
+    net = Net()
+    first, killed = workers(net, 2)
+    net.router.end_process(net.disconnect(killed), net.now)
+    posting = poster(net)
+    post_unique(net, posting, "u", "key")
+    net.up(posting.channel)
+    # The confirmation is lost with the connection, and the handlers return before there is another.
+    net.disconnect(posting)
+    net.run(first)
+    # With a slot that nobody waits for, the confirmation comes beside the welcome.
+    channel = net.connect(posting)
+    net.up(channel)
+    net.down(channel)
+    net.run(first, posting)
+    assert ran(first) == [["u"]]
+    assert (posting.outbox.queued, posting.outbox.kept) == (0, 0)
+
+
 @pytest.mark.parametrize("old", ["broker", "poster"])
 def test_beside_a_broker_or_a_poster_that_does_not_know_kept_events_nothing_is_kept(old):
     without = FEATURES - {KEPT_UNIQUE}
