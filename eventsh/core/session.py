@@ -351,6 +351,9 @@ class Session:
                 match event, facts:
                     case "worker_joined", {"worker_id": int(number)} if 0 <= number < MAX_SLOTS:
                         self._slots.add(number)
+                    case "workers_joined", {"workers": list(workers)}:
+                        numbers = (worker.get("worker_id") for worker in workers if isinstance(worker, dict))
+                        self._slots.update(n for n in numbers if isinstance(n, int) and 0 <= n < MAX_SLOTS)
                     case "worker_left", {"worker_id": int(number), "kept": False}:
                         self._slots.discard(number)
 

@@ -21,6 +21,7 @@ __all__ = [
     "MAX_FEATURES",
     "MAX_FEATURE_CHARS",
     "UNREADABLE_GAP",
+    "WORKERS_JOINED",
     "check_features",
     "name_flags",
     "readable_flags",
@@ -32,7 +33,10 @@ UNREADABLE_GAP = "unreadable-gap"
 """A receiver reports a batch that it cannot read as a gap. A broker does so for a batch that a receiver cannot read, and
 accepts a Report of unread events."""
 
-FEATURES = frozenset({ALL_KNOW, UNREADABLE_GAP})
+WORKERS_JOINED = "workers-joined"
+"""A receiver follows the lifecycle event `workers_joined`, which stands for several `worker_joined`."""
+
+FEATURES = frozenset({ALL_KNOW, UNREADABLE_GAP, WORKERS_JOINED})
 """The features that this version knows."""
 
 FLAG_FEATURES = {64: "metadata", 128: "flat-names"}

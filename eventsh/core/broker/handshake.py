@@ -13,6 +13,7 @@ from eventsh.protocol.messages import Challenge, Goodbye, Hello, Proof, Taken, W
 
 if TYPE_CHECKING:
     from eventsh.core.broker.agreement import Agreement
+    from eventsh.core.broker.arrivals import Arrivals
     from eventsh.core.broker.confirms import Confirms
     from eventsh.core.broker.control import Control
     from eventsh.core.broker.recovery import Recovery
@@ -76,6 +77,7 @@ class Handshake:
         state: BrokerState,
         authentication: Authentication,
         sequencer: Sequencer,
+        arrivals: Arrivals,
         unique: UniqueAssigner,
         confirms: Confirms,
         control: Control,
@@ -87,6 +89,7 @@ class Handshake:
         self._outgoing = state.outgoing
         self._authentication = authentication
         self._sequencer = sequencer
+        self._arrivals = arrivals
         self._unique = unique
         self._confirms = confirms
         self._control = control
@@ -222,7 +225,7 @@ class Handshake:
         if slot.is_dropping:
             sequencer.resume(slot, now)
         if not slot.is_observer:
-            sequencer.announce("worker_joined", slot, now)
+            self._arrivals.add(slot)
         unique.unpark(now)
 
     def take_taken(self, connection: ClientConnection, frame: bytearray, now: float) -> None:
@@ -268,6 +271,7 @@ class Handshake:
         if not slot.is_observer:
             if not slot.is_leaving:
                 self._recovery.leave(slot)
+            self._arrivals.announce(now)
             self._sequencer.announce("worker_left", slot, now, kept=not slot.is_leaving)
         if slot.is_leaving:
             self._sequencer.forget(slot)
