@@ -52,7 +52,8 @@ class Options:
         default=5.0,
         metadata=_seconds(
             BOTH,
-            "How long a worker may make no progress before its events are dropped and told to it as a gap.",
+            "How long a worker may make no progress or, with a full queue, hold posters up, before events are dropped for it"
+            " and reported to it as a gap.",
             above=0,
         ),
     )
@@ -74,7 +75,7 @@ class Options:
         default=64 * 1024 * 1024,
         metadata=_about(
             "bytes",
-            CLIENT,
+            BOTH,
             "How many encoded bytes a queue holds; at least max_payload_len.",
             minimum=1,
             maximum=64 * 1024 * 1024 * 1024,
@@ -150,6 +151,21 @@ class Options:
     max_unique_keys: int = field(
         default=1_000_000,
         metadata=_about("count", BROKER, "How many unique keys are remembered at once.", minimum=1),
+    )
+    max_deliveries: int = field(
+        default=3,
+        metadata=_about(
+            "count",
+            BROKER,
+            "How many processes may die in an event until it is a dead letter, which is delivered to nobody again.",
+            minimum=1,
+        ),
+    )
+    max_dead_letters: int = field(
+        default=100,
+        metadata=_about(
+            "count", BROKER, "How many dead letters are kept to be looked at, retried or dropped.", minimum=1
+        ),
     )
     hello_timeout: float = field(
         default=2.0,

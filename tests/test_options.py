@@ -105,6 +105,8 @@ def test_the_defaults_are_those_of_the_design():
         "max_slots": 1024,
         "max_connections": 1024,
         "max_unique_keys": 1_000_000,
+        "max_deliveries": 3,
+        "max_dead_letters": 100,
         "hello_timeout": 2.0,
         "heartbeat": 10.0,
         "ring_size": 64 * 1024 * 1024,
@@ -146,6 +148,8 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "max_slots": (0, 65537, None),
     "max_connections": (0, None, 1.5),
     "max_unique_keys": (0, None, "many"),
+    "max_deliveries": (0, None, "many"),
+    "max_dead_letters": (0, None, "many"),
     "hello_timeout": (0, None, "2"),
     "heartbeat": (0, None, "1", True),
     "ring_size": (0, None, "32MiB", 256 * 1024 - 1, 1024**3 + 1),
@@ -342,6 +346,8 @@ def test_a_broker_reads_back_the_options_it_was_started_with(values):
         values["slots"] = 0
     if values.get("tls_cert") is None:
         values["tls_key"] = None
+    if values.get("max_queue_bytes", 1 << 30) < values.get("max_payload_len", 65536):
+        values["max_queue_bytes"] = 16 * 1024 * 1024
     options = Options.from_values(**values)
     assert parse_broker_arguments(broker_arguments(options)) == options
 

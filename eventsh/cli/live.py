@@ -20,7 +20,16 @@ __all__ = ["VALUES", "Candidate"]
 # Whoever presses the key waits for it. A broker that runs answers in some milliseconds; one of its workers that is
 # stopped makes it wait for a second.
 _ASK_S = 0.4
-_LIFECYCLE_EVENTS = ("gap", "handler_error", "started", "stopping", "worker_joined", "worker_left", "workers_joined")
+_LIFECYCLE_EVENTS = (
+    "dead_letter",
+    "gap",
+    "handler_error",
+    "started",
+    "stopping",
+    "worker_joined",
+    "worker_left",
+    "workers_joined",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +40,8 @@ class Candidate:
     about: str = ""
 
 
-def _ask(what: str, values: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The rows for all workers, of the broker at the address that the line names; none where there is no answer."""
+def _ask(what: str, values: Mapping[str, str], member: str = "workers") -> list[dict[str, Any]]:
+    """The rows of a broker's answer, of the broker at the address that the line names; none where there is no answer."""
     from eventsh.runtime.blocking import BlockingClient
     from eventsh.runtime.endpoint import SECURITY_OPTIONS, complete_options, find_endpoint
 
@@ -46,7 +55,7 @@ def _ask(what: str, values: Mapping[str, str]) -> list[dict[str, Any]]:
         secured = {name: values[name] for name in SECURITY_OPTIONS if name in values}
         transport, found = find_endpoint(values.get("address", values.get("to")), complete_options(secured))
         with BlockingClient(transport, found, timeout_s=_ASK_S) as client:
-            rows: list[dict[str, Any]] = client.ask(what)["workers"]
+            rows: list[dict[str, Any]] = client.ask(what)[member]
         return rows
     except (EventError, OSError):
         return []
@@ -81,6 +90,11 @@ def _events(word: str, values: Mapping[str, str]) -> Iterator[Candidate]:
 def _workers(word: str, values: Mapping[str, str]) -> Iterator[Candidate]:
     for row in _ask("status", values):
         yield Candidate(str(row["worker_id"]), f"pid {row['pid']}")
+
+
+def _dead_letters(word: str, values: Mapping[str, str]) -> Iterator[Candidate]:
+    for row in _ask("dead_list", values, "dead"):
+        yield Candidate(str(row["id"]), f"{row['source']} {row['event']}")
 
 
 def _actions(word: str, values: Mapping[str, str]) -> Iterator[Candidate]:
@@ -124,6 +138,7 @@ VALUES: dict[str, Callable[[str, Mapping[str, str]], Iterator[Candidate]]] = {
     "EVENT": _events,
     "WORKER": _workers,
     "ACTION": _actions,
+    "ID": _dead_letters,
     "ADDRESS": _addresses,
     "DATA": _data,
     "RECORDING": lambda word, _: _files(word, (".evlog",)),

@@ -112,6 +112,8 @@ def show_status(status: dict[str, Any], *, as_json: bool) -> None:
         f"clients  {_number(broker['connections'], 'connection')}, {_number(broker['observers'], 'observer')}",
         "",
     ]
+    if broker.get("dead_letters"):
+        lines[-1:] = [f"dead     {_number(broker['dead_letters'], 'dead letter')}, see eventsh dead list", ""]
     if status.get("recording") is not None:
         lines[-1:] = [*_recording_lines(status["recording"]), ""]
     say("\n".join(lines))
@@ -209,8 +211,8 @@ def columns(rows: Sequence[Sequence[str]], *, left: Sequence[str]) -> list[str]:
 def _table(workers: Sequence[dict[str, Any]]) -> list[str]:
     """Columns as wide as they must be. Not rich's table: it breaks numbers where it is narrow, and 80 columns in a
     pipe, and takes longer to import than the broker to answer."""
-    # What its host is called says something to programs alone.
-    names = [name for name in workers[0] if name != "host"]
+    # For programs alone, which have more than 80 columns.
+    names = [name for name in workers[0] if name not in ("host", "since_s")]
     rows = [["worker", *names[1:]]] + [[_cell(worker[name]) for name in names] for worker in workers]
     widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
     return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]

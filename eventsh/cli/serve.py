@@ -67,6 +67,7 @@ def serve(
     timeout: Annotated[str | None, _option("timeout", "SECONDS")] = None,
     unique_timeout: Annotated[str | None, _option("unique_timeout", "SECONDS")] = None,
     max_queue_len: Annotated[str | None, _option("max_queue_len", "N")] = None,
+    max_queue_bytes: Annotated[str | None, _option("max_queue_bytes", "SIZE")] = None,
     max_payload_len: Annotated[str | None, _option("max_payload_len", "SIZE")] = None,
     heartbeat: Annotated[str | None, _option("heartbeat", "SECONDS")] = None,
     token_file: Annotated[str | None, _option("token_file", "FILE")] = None,

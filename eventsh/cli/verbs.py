@@ -193,6 +193,7 @@ eventsh status --json | jq '.workers[] | select(.dropped > 0)'""",
 eventsh handlers
 eventsh handlers --json | jq '.[].handlers[] | select(.differs)'""",
     ),
+    "dead": "eventsh.cli.dead",
     "bench": "eventsh.cli.bench",
     "record": "eventsh.cli.record",
     "replay": "eventsh.cli.replay",

@@ -8,7 +8,7 @@ a frame of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from eventsh.protocol.frame import BATCH_BYTES, BATCH_CONTAINERS, BATCH_EVENTS, HEADER, HEADER_BYTES, Kind
@@ -61,7 +61,7 @@ class Batcher:
             return names.events, _write_alone(names, datas[0], first, pid=pid, origin=origin)
         # Passes in C: a loop over the events in bytecode took as long as posting them.
         if sum(map(len, datas)) > BATCH_BYTES:
-            fitting = _count_fitting(datas)
+            fitting = _count_fitting(map(len, datas))
             facts, datas = facts[:fitting], datas[:fitting]
         count = len(facts)
         # Names compare by identity first.
@@ -94,17 +94,22 @@ def _join_runs(facts: Sequence[Facts], datas: Sequence[bytes]) -> tuple[int, byt
     parts[::2] = [b"," if before is now else now[3] for before, now in zip((None, *names), names, strict=False)]
     parts[1::2] = datas[:count]
     parts[0] = names[0][2]
+    # Long names count too: the broker refuses a batch that is longer than its events can make it.
+    if sum(map(len, parts)) > BATCH_BYTES:
+        count = _count_fitting(map(len, map(bytes.__add__, parts[::2], parts[1::2])))
+        del parts[2 * count :]
     return count, bytearray(HEADER_BYTES) + b"[" + b"".join(parts)
 
 
-def _count_fitting(datas: Sequence[bytes]) -> int:
+def _count_fitting(sizes: Iterable[int]) -> int:
     """How many events make a body of BATCH_BYTES, the one that passes it included."""
-    size = 0
-    for count, data in enumerate(datas, 1):
-        size += len(data)
-        if size >= BATCH_BYTES:
-            return count
-    return len(datas)
+    total = count = 0
+    for size in sizes:
+        total += size
+        count += 1
+        if total >= BATCH_BYTES:
+            break
+    return count
 
 
 def _write_alone(facts: Alone, body: bytes, first: int, *, pid: int, origin: int) -> bytearray:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from eventsh.errors import ProtocolError
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.protocol.codec import decode
+from eventsh.protocol.frame import Flag
 
 if TYPE_CHECKING:
     from eventsh.core.trace import Trace
@@ -40,6 +41,8 @@ class Delivery:
     # For an event whose poster waits for the handlers.
     trace: Trace | None = None
     is_replayed: bool = False
+    # It was sent before, or a process died that had it.
+    is_redelivered: bool = False
     # For a session that reads frames whole: this one, which is not decoded.
     frame: bytearray | None = None
     # Set by the inbox: every handler has returned.
@@ -49,6 +52,32 @@ class Delivery:
     at: int = 0
     turn: Any = None
     shares: set[Any] | frozenset[Any] = frozenset()
+
+    def hold(self, frame: bytearray | memoryview) -> None:
+        """Keep the frame whole, for a session that does not decode it."""
+        self.frame = bytearray(frame) if isinstance(frame, memoryview) else frame
+
+    def expect(self, flags: int, trace: Trace | None) -> None:
+        """Note who waits for it: the broker for the ack of a unique event, its poster for an answer."""
+        self.is_unique = bool(flags & Flag.UNIQUE)
+        self.trace = trace
+
+    def read(self, body: memoryview, flags: int, *, is_own: bool) -> None:
+        """Fill in the decoded batch. Raises ProtocolError."""
+        self.is_replayed = bool(flags & Flag.REPLAYED)
+        self.is_redelivered = bool(flags & Flag.RESENT)
+        self.runs = decode_runs(body, self.count, is_own=is_own)
+
+    def become_gap(self, data: dict[str, Any]) -> None:
+        """Stand for a gap in the place of a batch that can't be read."""
+        self.count = self.first_seq = 0
+        self.pid = None
+        self.is_replayed = False
+        self.runs = [[LIFECYCLE_SOURCE, "gap", [data]]]
+
+    def finish(self) -> None:
+        """Note that every handler has returned."""
+        self.done = True
 
     def add_share(self, share: Any) -> None:
         """Note that an async handler has some of the events. Most deliveries have none, and need no set."""

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from eventsh.core.delivery import Delivery, UnknownForm, decode_runs
+from eventsh.core.delivery import Delivery, UnknownForm
 from eventsh.core.outbox import RESERVE
 from eventsh.core.trace import Trace
 from eventsh.errors import ProtocolError, QueueOverflow
@@ -78,6 +78,9 @@ class Inbox:
         self._on_unread = on_unread
         # Whether the caller is a handler, which has the reserve of the outbox here too.
         self._is_handler = is_handler
+
+    def set_role(self, *, is_worker: bool) -> None:
+        self.is_worker = is_worker
 
     def begin(self, epoch: int, start: int) -> None:
         """Begin another epoch, after the event `start`. Repeating the call changes nothing."""
@@ -194,19 +197,15 @@ class Inbox:
         _, _, flags, count, pid, origin, number, seq, time_ns = HEADER.unpack_from(frame)
         delivery = Delivery(seq + count - 1, count, pid, [], epoch=epoch, first_seq=seq, time_ns=time_ns)
         if self._reads_whole and not flags & ~self._readable:
-            delivery.frame = bytearray(frame) if isinstance(frame, memoryview) else frame
+            delivery.hold(frame)
         else:
             # First: the broker waits for the ack of a unique event, and its poster for the answer, also if it can't be read.
-            delivery.is_unique = bool(flags & Flag.UNIQUE)
-            if flags & Flag.TRACE and (delivery.is_unique or self.is_worker):
-                delivery.trace = Trace(origin, number)
+            is_traced = flags & Flag.TRACE and (flags & Flag.UNIQUE or self.is_worker)
+            delivery.expect(flags, Trace(origin, number) if is_traced else None)
             try:
                 self._read(delivery, frame, flags, origin)
             except ProtocolError as error:
-                delivery.count = delivery.first_seq = 0
-                delivery.pid = None
-                delivery.is_replayed = False
-                delivery.runs = [[LIFECYCLE_SOURCE, "gap", [self._on_unread(epoch, frame, error)]]]
+                delivery.become_gap(self._on_unread(epoch, frame, error))
                 if delivery.trace is not None:
                     delivery.trace.note_unread(str(error))
         self.waiting[0] = delivery
@@ -216,11 +215,10 @@ class Inbox:
         """Fill in what the frame says. Raises ProtocolError for a batch that can't be read."""
         if unknown := flags & ~self._readable:
             raise UnknownForm(f"{name_flags(unknown)} not known here: a newer version of eventsh posted the batch")
-        delivery.is_replayed = bool(flags & Flag.REPLAYED)
         start = HEADER_BYTES
         if delivery.is_unique:
             start += 2 + len(read_key(frame))
-        delivery.runs = decode_runs(memoryview(frame)[start:], delivery.count, is_own=not origin)
+        delivery.read(memoryview(frame)[start:], flags, is_own=not origin)
 
     def set_aside(self, delivery: Delivery) -> None:
         """Make room for the next delivery: all handlers of this one were called, and some have not returned."""
@@ -234,7 +232,7 @@ class Inbox:
         if not delivery.done:
             if delivery.trace is not None:
                 self._answers.append(delivery.trace.answer().encode())
-            delivery.done = True
+            delivery.finish()
             if not delivery.last_seq:
                 self._local_out += 1
         self._local_aside.discard(delivery)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from eventsh.protocol.frame import Flag, read_key
+from eventsh.protocol.frame import Flag, read_key, shorten_key
 from eventsh.protocol.messages import Taken
 
 __all__ = ["REMEMBERED", "Memory"]
@@ -56,12 +56,16 @@ class Memory:
 
     def note_unique(self, origin: int, number: int, time_ns: int, frame: bytearray | memoryview) -> None:
         """Remember a unique event. Repeating the call changes nothing. Raises ProtocolError for a frame without a key."""
-        known, key, received_at = self._uniques, read_key(frame), self._clock()
+        known, key, received_at = self._uniques, shorten_key(read_key(frame)), self._clock()
         forgotten, *_ = known.pop((origin, number), (b"", 0, 0.0))
         known[origin, number] = (key, time_ns, received_at)
         self._key_bytes += len(key) - len(forgotten)
         while len(known) > _REMEMBERED_UNIQUES or self._key_bytes > _REMEMBERED_KEY_BYTES:
             self._key_bytes -= len(known.pop(next(iter(known)))[0])
+
+    def note_told(self, epoch: int) -> None:
+        """Note that the broker of this epoch knows of the unique events."""
+        self.told = epoch
 
     def recount(self) -> None:
         """Count the keys anew, after an exception that may have interrupted `note_unique`."""

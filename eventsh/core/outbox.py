@@ -26,10 +26,11 @@ from eventsh.core.batches import Alone, Batcher, Facts, Names
 from eventsh.errors import PayloadTooLarge, QueueOverflow, UsageError
 from eventsh.event import LIFECYCLE_SOURCE, check_name
 from eventsh.protocol.codec import OPTIONS, SURE_BYTES, check_written, encode_data, encode_name, to_plain, write
-from eventsh.protocol.frame import FLAGS_OFFSET, HEADER, Flag, Kind, encode_frame
+from eventsh.protocol.frame import FLAGS_OFFSET, HEADER_BYTES, Flag, batch_limit, without_events
 
 if TYPE_CHECKING:
     from eventsh.core.trace import Wait
+    from eventsh.protocol.messages import Welcome
 
 __all__ = ["RESERVE", "Outbox"]
 
@@ -59,6 +60,13 @@ class _Batch(NamedTuple):
     """Number of its last event."""
     events: int
     frame: bytearray
+    end_bytes: int
+    """Bytes of all frames up to this one, counted from some batch before it. Only differences mean something, and those
+    are no smaller than what they stand for: `withdraw` makes frames shorter."""
+
+    def mark_resent(self) -> None:
+        """Mark it as sent again, so that a receiver that has it drops it."""
+        self.frame[FLAGS_OFFSET] |= Flag.RESENT
 
 
 _Head = tuple[int, "deque[_Batch]", int]
@@ -82,6 +90,20 @@ class _Room:
     def has_credit(self, length: int, size: int = 0) -> bool:
         """Whether `_posted`, of this length, may grow by an event, and by `size` bytes of long data."""
         return length <= self.full_at and length <= self.credit_stop and size <= self.long_credit
+
+    def spend(self, size: int) -> None:
+        """Take long data from the credit."""
+        self.long_credit -= size
+
+    def give_credit(self, length: int, size: int, rest: int) -> None:
+        """Give half of the `rest` of the bytes for short data beside a queue of this length, and half for long data beside one
+        of `size`."""
+        self.credit_stop = length + rest // 2 // SURE_BYTES * _PAIR
+        self.long_credit = size + rest // 2
+
+    def move_credit(self, places: int) -> None:
+        """Note that `_posted` has lost so many places: as many more as before are free."""
+        self.credit_stop -= places
 
 
 class Outbox:
@@ -118,6 +140,7 @@ class Outbox:
         "pid",
         "waits",
         "window",
+        "window_bytes",
     )
 
     def __init__(
@@ -136,6 +159,8 @@ class Outbox:
         self.pid = pid
         # Unconfirmed events that the broker lets this process have under way.
         self.window = max_queue_len
+        # With as many bytes of unconfirmed frames under way, it sends no more; 0: there is no such limit.
+        self.window_bytes = 0
         self.is_awake = bytearray(1) if is_awake is None else is_awake
         # Receivers of receipts and handler reports, by the number of their post.
         self.waits: dict[int, Wait] = {}
@@ -296,7 +321,7 @@ class Outbox:
         room = self._common
         if size > room.long_credit:
             room = self._extend_credit(size)
-        room.long_credit -= size
+        room.spend(size)
 
     def _extend_credit(self, size: int) -> _Room:
         """Find credit for `size` bytes of long data in the room of the caller. Raises QueueOverflow."""
@@ -321,10 +346,7 @@ class Outbox:
         # With less than a hundredth left every post would count again.
         if waiting and left < max(size, room.max_bytes // 100):
             raise QueueOverflow(waiting, room.max_bytes, unit="bytes", of_handlers=of_handlers)
-        # Half of what is left beside this one for short data, and half for long data.
-        rest = max(0, left - size)
-        room.credit_stop = len(self._posted) + rest // 2 // SURE_BYTES * _PAIR
-        room.long_credit = size + rest // 2
+        room.give_credit(len(self._posted), size, max(0, left - size))
         return room
 
     def _check(self, source: str, event: str, data: Any, encoded: bytes) -> tuple[Facts, bytes]:
@@ -444,8 +466,7 @@ class Outbox:
                 break
             facts = posted[start]
             events = facts.events if type(facts) is Alone else (stop - start) // _PAIR
-            # A batch that is larger than the whole window leaves alone, or it never could.
-            if self._sent > confirmed and self._sent - confirmed + events > self.window:
+            if self._is_window_used_up(batches, batches[-1] if batches else None, events):
                 break
             if linger and len(batches) >= _MANY_FRAMES and self._may_grow(events, posted[stop - _PAIR]):
                 break
@@ -455,15 +476,28 @@ class Outbox:
 
     def _take_again(self, batches: deque[_Batch], frames: list[bytearray]) -> bool:
         """Take batches that wait since a rewind. False: the window is full."""
+        before: _Batch | None = None
         for batch in batches:
             if batch.last <= self._sent:
+                before = batch
                 continue
-            confirmed = self.confirmed
-            if self._sent > confirmed and self._sent - confirmed + batch.events > self.window:
+            if self._is_window_used_up(batches, before, batch.events):
                 return False
             self._sent = batch.last
             frames.append(batch.frame)
+            before = batch
         return True
+
+    def _is_window_used_up(self, batches: deque[_Batch], last: _Batch | None, events: int) -> bool:
+        """Whether `events` more have to wait for a confirmation. `last` is the last batch that left, if one is under way."""
+        under_way = self._sent - self.confirmed
+        # A batch that is larger than the whole window leaves alone, or it never could.
+        if last is None or under_way <= 0:
+            return False
+        if under_way + events > self.window:
+            return True
+        first = batches[0]
+        return bool(self.window_bytes) and last.end_bytes - first.end_bytes + len(first.frame) >= self.window_bytes
 
     def _may_grow(self, events: int, last: Facts) -> bool:
         return events < self._batcher.events and type(last) is not Alone
@@ -475,7 +509,8 @@ class Outbox:
         events, frame = self._batcher.build(facts, datas, first, pid=self.pid, origin=origin)
         if type(facts[0]) is Alone and facts[0].wait is not None and not facts[0].wait.is_abandoned:
             self.waits[first] = facts[0].wait
-        batches.append(_Batch(first + events - 1, events, frame))
+        end_bytes = (batches[-1].end_bytes if batches else 0) + len(frame)
+        batches.append(_Batch(first + events - 1, events, frame, end_bytes))
         self._sent = first + events - 1
         # The bytes are in the frame now.
         posted[start : start + events * _PAIR] = _FILLER * events
@@ -487,9 +522,8 @@ class Outbox:
         confirmed, batches, origin = posted[1]
         if number > confirmed:
             posted[: (number - confirmed + 1) * _PAIR] = (None, (number, batches, origin))
-            # Fewer places are in use, and as many more as before are free.
-            self._common.credit_stop -= (number - confirmed) * _PAIR
-            self._reserve.credit_stop -= (number - confirmed) * _PAIR
+            for room in (self._common, self._reserve):
+                room.move_credit((number - confirmed) * _PAIR)
         while batches and batches[0].last <= number:
             batches.popleft()
         # A batch that an earlier broker confirmed just before it died may still wait to be sent again.
@@ -501,11 +535,12 @@ class Outbox:
         confirmed, batches, _ = self._posted[1]
         for batch in batches:
             if batch.last <= self._sent:
-                batch.frame[FLAGS_OFFSET] |= Flag.RESENT
+                batch.mark_resent()
         self._sent = confirmed
 
     def withdraw(self, readable: int) -> int:
-        """Empty the batches that have a flag beside `readable`, which this broker can't read; give the number of their events.
+        """Empty the batches that have a flag beside `readable`, which this broker can't read, and those that are too large for
+        `max_payload_len`, which may be less than it was when they were posted; give the number of their events.
 
         Call it after `rewind`. A batch keeps its numbers, for the broker takes no batch that leaves some out, and its
         receipt: with no event in it every receiver reports it as a gap, in its place in the order.
@@ -513,27 +548,33 @@ class Outbox:
         withdrawn = 0
         posted = self._posted
         _, batches, _ = posted[1]
-        kept = Flag.RESENT | Flag.RECEIPT | Flag.TRACE
         for place, batch in enumerate(batches):
-            flags = batch.frame[FLAGS_OFFSET]
-            if flags & ~readable:
-                _, _, _, count, pid, origin, first, _, _ = HEADER.unpack_from(batch.frame)
-                empty = encode_frame(
-                    Kind.EVENTS, b"[]", flags=flags & kept, count=count, pid=pid, origin=origin, origin_seq=first
-                )
-                batches[place] = batch._replace(frame=empty)
-                withdrawn += count
+            body_bytes = len(batch.frame) - HEADER_BYTES
+            if batch.frame[FLAGS_OFFSET] & ~readable or body_bytes > batch_limit(self._max_payload_len, batch.events):
+                batches[place] = batch._replace(frame=without_events(batch.frame))
+                withdrawn += batch.events
         # And those that have no frame yet.
+        kept = Flag.RECEIPT | Flag.TRACE
         for place in range(_PAIR, len(posted), _PAIR):
-            facts = posted[place]
-            if type(facts) is Alone and facts.flags & ~readable:
-                posted[place : place + _PAIR] = (facts._replace(flags=facts.flags & kept), b"[]")
-                withdrawn += facts.events
+            facts, data = posted[place : place + _PAIR]
+            if type(facts) is Alone:
+                if facts.flags & ~readable or len(data) > batch_limit(self._max_payload_len, facts.events):
+                    posted[place : place + _PAIR] = (facts._replace(flags=facts.flags & kept), b"[]")
+                    withdrawn += facts.events
+            elif facts is not None and len(data) + len(facts[2]) > batch_limit(self._max_payload_len, 1):
+                posted[place : place + _PAIR] = (Alone(0), b"[]")
+                withdrawn += 1
         return withdrawn
+
+    def keep_to(self, welcome: Welcome) -> None:
+        """Keep to the limits of a broker from now on."""
+        self.window = welcome.max_queue_len
+        self.window_bytes = welcome.window_bytes
+        self.max_payload_len = min(self.max_payload_len, welcome.max_payload_len)
 
     def forget(self, wait: Wait) -> None:
         """Nobody waits for this post any more."""
-        wait.is_abandoned = True
+        wait.abandon()
         for number, other in list(self.waits.items()):
             if other is wait:
                 del self.waits[number]

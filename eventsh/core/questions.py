@@ -39,6 +39,8 @@ SCRIPT_REQUESTS = frozenset({ADD_SCRIPT, REMOVE_SCRIPT})
 _MAX_OPEN = 64
 # All answers to one question travel in one frame of at most 16 MiB; one worker's are at most 1000 handlers of 1.5 KiB.
 _MAX_REPLY_BYTES = 8 * 1024 * 1024
+# And the answers to all open questions: clients that ask again and again must not add up to 64 times that.
+_MAX_OPEN_BYTES = 32 * 1024 * 1024
 _MAX_HANDLERS = 1000
 _MAX_CHARS = 500
 
@@ -93,7 +95,7 @@ class Questions:
             return Reply(request.id, None, str(error)), []
         question = _Question(asker, request.id, now + ANSWER_TIMEOUT_S)
         for slot in slots:
-            if slot.connection is not None:
+            if slot.connection is not None and slot.goodbye is None:
                 question.expect(slot.connection, slot)
         if not question.waiting:
             return question.reply(), []
@@ -109,7 +111,8 @@ class Questions:
         row = question.waiting.pop(connection, None) if question is not None else None
         if question is None or row is None:
             return None
-        if question.count(size_bytes) > _MAX_REPLY_BYTES:
+        together = question.count(size_bytes)
+        if together > _MAX_REPLY_BYTES or sum(other.bytes for other in self._open.values()) > _MAX_OPEN_BYTES:
             row["error"] = "the answers together are too large"
         else:
             row["data"], row["error"] = answer.data, None
@@ -117,11 +120,16 @@ class Questions:
 
     def lose(self, connection: ClientConnection) -> list[tuple[ClientConnection, Reply]]:
         """A connection is gone: nobody waits for its answers, and what it asked is forgotten."""
-        ended = []
         for number, question in list(self._open.items()):
             if question.asker is connection:
                 del self._open[number]
-            elif question.waiting.pop(connection, None) is not None and not question.waiting:
+        return self.excuse(connection)
+
+    def excuse(self, connection: ClientConnection) -> list[tuple[ClientConnection, Reply]]:
+        """Wait no longer for the answers of this connection; return the replies for which it was the last one."""
+        ended = []
+        for number, question in list(self._open.items()):
+            if question.waiting.pop(connection, None) is not None and not question.waiting:
                 ended.append(self._end(number))
         return ended
 

@@ -109,6 +109,14 @@ class Handler:
         else:
             self.strengthen(callback)
 
+    def take_number(self, number: int) -> None:
+        """Take a place in the order of calls."""
+        self.number = number
+
+    def deactivate(self) -> None:
+        """Note that it is unregistered."""
+        self.active = False
+
     def strengthen(self, callback: Call) -> None:
         """Hold the callback from now on. Idempotent."""
         if self.weak:
@@ -171,6 +179,10 @@ class Match:
         # The handler where it is the only one, and a sync one.
         self.single: Handler | None = None
 
+    def set_handlers(self, handlers: tuple[Handler, ...]) -> None:
+        self.handlers = handlers
+        self.single = handlers[0] if len(handlers) == 1 and not handlers[0].is_async else None
+
 
 @dataclass(slots=True, eq=False)
 class _Snapshot:
@@ -185,6 +197,10 @@ class _Snapshot:
     strengthened: Iterable[tuple[Handler, Call]] = ()
     # The next snapshot, under the key None. A dict, as its `setdefault` compares and stores in one step.
     later: dict[None, _Snapshot] = field(default_factory=dict)
+
+    def settle(self) -> None:
+        """Let go of the handlers that differ: they are inactive, or hold their callbacks."""
+        self.strengthened = self.removed = ()
 
     def handlers(self) -> list[Handler]:
         return sorted((handler for level in self.levels.values() for handler in level), key=_number)
@@ -213,7 +229,7 @@ class _Change:
     def add(self, handler: Handler, replaced: Sequence[Handler]) -> None:
         """Put `handler` at the place of those that it replaces, else at the end."""
         # No other thread knows it before the commit, so it can be numbered again in the next attempt.
-        handler.number = min((former.number for former in replaced), default=self._last + 1)
+        handler.take_number(min((former.number for former in replaced), default=self._last + 1))
         self._last = max(self._last, handler.number)
         self.drop(handler.level, replaced)
         self._levels[handler.level] = tuple(sorted((*self.handlers_at(handler.level), handler), key=_number))
@@ -441,8 +457,8 @@ class Registry:
             for handler, callback in snapshot.strengthened:
                 handler.strengthen(callback)
             for handler in snapshot.removed:
-                handler.active = False
-            snapshot.strengthened = snapshot.removed = ()
+                handler.deactivate()
+            snapshot.settle()
             changed |= dict.fromkeys(snapshot.changed)
         # The young half first: a match that leaves it meanwhile is then found in the old one.
         young = self.matches
@@ -459,8 +475,7 @@ class Registry:
             while True:
                 snapshot = self._newest()
                 handlers = snapshot.handlers_for(match.source, match.event)
-                match.handlers = handlers
-                match.single = handlers[0] if len(handlers) == 1 and not handlers[0].is_async else None
+                match.set_handlers(handlers)
                 if not snapshot.later:
                     return
         except BaseException:

@@ -26,7 +26,6 @@ from eventsh.core.standing import SLOT_HOLDER, Standing
 from eventsh.errors import ProtocolError
 from eventsh.escape import expressible
 from eventsh.event import LIFECYCLE_SOURCE
-from eventsh.options import MAX_SLOTS
 from eventsh.protocol.features import FEATURES, UNREADABLE_GAP, readable_flags
 from eventsh.protocol.frame import (
     HEADER,
@@ -69,8 +68,8 @@ __all__ = ["NewGap", "Session", "SessionState"]
 
 # Of one script in one turn. An operator's queue of 10,240 of them stays small.
 _MAX_OUTPUT_CHARS = 4000
-# A hello has to fit into what a broker accepts before it.
-_MAX_HELLO_SLOTS = 8192
+# A hello has to fit into what a broker accepts before it: with all numbers twice, and 128 of them a third time.
+_MAX_HELLO_SLOTS = 4096
 
 # Posters of unreadable batches that one report names. More of them are named by the next one.
 _MAX_BAD_POSTERS = 64
@@ -140,7 +139,7 @@ class Session:
         self._host = host
         self.identity = identity
         self.role = role
-        self.worker_id = worker_id
+        self.ask_for_slot(worker_id)
         self.take_unique = take_unique
         # The last seq that arrived.
         self.received = 0
@@ -156,8 +155,6 @@ class Session:
         self.new_gaps: list[NewGap] = []
         # Posts that were emptied because the broker of a later connection can't read their form.
         self.withdrawn = 0
-        # The worker slots that are held: what a new broker has to know when this one dies.
-        self._slots: set[int] = set()
         # What the broker knows of what was received and handled.
         self._acked = (0, 0)
         self._registry = registry
@@ -191,10 +188,16 @@ class Session:
         self._bad: dict[int, tuple[int, str]] = {}
         self._bad_logged: dict[int, None] = {}
 
+    def ask_for_slot(self, worker_id: int | None) -> None:
+        """Ask for the slot with this number at the next attach; None: any."""
+        # Of a broker's choice once there is one, and asked for again to resume.
+        self.worker_id = worker_id
+        self.wants_any_slot = worker_id is None
+
     def become(self, role: str) -> None:
         """Be a worker, an observer or a poster, from the next connection on."""
         self.role = role
-        self.inbox.is_worker = role == "worker"
+        self.inbox.set_role(is_worker=role == "worker")
 
     # --- attaching ---
 
@@ -223,7 +226,7 @@ class Session:
             epoch=self.inbox.epoch,
             received=self.received,
             handled=self.inbox.handled,
-            slots=sorted(self._slots)[:_MAX_HELLO_SLOTS],
+            slots=self._standing.slots[:_MAX_HELLO_SLOTS],
             tells=self._memory.has_uniques,
             told=self._memory.told,
             host=self._host,
@@ -231,6 +234,9 @@ class Session:
             vacant=self._standing.vacant,
             unsure=self._standing.unsure,
             features=sorted(self._features),
+            assigned=self.wants_any_slot and self.worker_id is not None,
+            assigned_slots=self._standing.assigned_slots[:_MAX_HELLO_SLOTS],
+            left_slots=self._standing.left_slots,
         )
         return hello.encode()
 
@@ -321,7 +327,7 @@ class Session:
         """Note that a batch was received. Repeating the call changes nothing."""
         _, _, flags, count, _, origin, number, _, time_ns = HEADER.unpack_from(frame)
         self.received = last
-        self._standing.posts = posts
+        self._standing.reach(posts)
         if not origin:
             self._note_workers(frame)
         elif is_repeat:
@@ -348,14 +354,7 @@ class Session:
             return
         for _, event, data in runs:
             for facts in data:
-                match event, facts:
-                    case "worker_joined", {"worker_id": int(number)} if 0 <= number < MAX_SLOTS:
-                        self._slots.add(number)
-                    case "workers_joined", {"workers": list(workers)}:
-                        numbers = (worker.get("worker_id") for worker in workers if isinstance(worker, dict))
-                        self._slots.update(n for n in numbers if isinstance(n, int) and 0 <= n < MAX_SLOTS)
-                    case "worker_left", {"worker_id": int(number), "kept": False}:
-                        self._slots.discard(number)
+                self._standing.note_worker(event, facts)
 
     def _take_confirm(self, frame: bytearray | memoryview) -> None:
         _, _, _, _, _, _, number, posts, _ = HEADER.unpack_from(frame)
@@ -365,7 +364,7 @@ class Session:
             # The next hello repeats it, and a broker would refuse that.
             raise ProtocolError(f"{posts} posts were confirmed, over the limit of {MAX_COUNT}")
         self.outbox.confirm(number)
-        self._standing.confirmed = max(self._standing.confirmed, posts)
+        self._standing.confirm(posts)
 
     def _take_message(self, message: Message) -> None:
         if isinstance(message, Welcome):
@@ -376,7 +375,7 @@ class Session:
             message.check()
             self.all_know = frozenset(message.all_know)
         elif isinstance(message, Taken):
-            self._memory.told = self.inbox.epoch
+            self._memory.note_told(self.inbox.epoch)
         elif isinstance(message, Goodbye):
             self.state = SessionState.DRAINED
         elif isinstance(message, Ask):
@@ -410,12 +409,11 @@ class Session:
         welcome.check()
         self.state = SessionState.ATTACHED
         self._broker_features = frozenset(welcome.features)
-        # Posted while another broker was there.
-        self.withdrawn += self.outbox.withdraw(readable_flags(self._broker_features))
         self.worker_id = welcome.worker_id
-        self.outbox.window = welcome.max_queue_len
-        self.outbox.max_payload_len = min(self.outbox.max_payload_len, welcome.max_payload_len)
-        self._slots = set(welcome.slots)
+        self.outbox.keep_to(welcome)
+        # Posted while another broker was there, or none.
+        self.withdrawn += self.outbox.withdraw(readable_flags(self._broker_features))
+        self._standing.begin_slots(welcome.slots, welcome.assigned_slots)
         if (taken := self._memory.tell(welcome.epoch)) is not None:
             self._control.append(taken.encode())
         if welcome.epoch == self.inbox.epoch:

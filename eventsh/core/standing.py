@@ -27,7 +27,7 @@ _VACANT = 128
 class Standing:
     """In a client: what it says in its next hello."""
 
-    __slots__ = ("_earlier", "_vacant", "confirmed", "posts")
+    __slots__ = ("_assigned", "_earlier", "_left", "_slots", "_vacant", "confirmed", "posts")
 
     def __init__(self) -> None:
         # Of the present epoch: how many posts to everybody this process has or was told of as missed, and how many are
@@ -40,11 +40,24 @@ class Standing:
         self._earlier: dict[int, tuple[int, int, bool]] = {}
         # By slot: the epoch in which its process went away, and how many posts of it were handled there.
         self._vacant: dict[int, tuple[int, int]] = {}
+        # The worker slots that are held or kept: what a new broker has to know when this one dies. Of these, the ones that no
+        # process has asked for by number, and those whose process said goodbye.
+        self._slots: set[int] = set()
+        self._assigned: set[int] = set()
+        self._left: set[int] = set()
 
     @property
     def place(self) -> tuple[int, int]:
         """Posts to everybody of the present epoch: received or reported as missed, and confirmed."""
         return min(self.posts, MAX_COUNT), self.confirmed
+
+    def reach(self, posts: int) -> None:
+        """Note that this process has, or was told of as missed, so many posts of the present epoch."""
+        self.posts = posts
+
+    def confirm(self, posts: int) -> None:
+        """Note that so many posts of the present epoch are confirmed."""
+        self.confirmed = max(self.confirmed, posts)
 
     def begin(self, posts: int, before: int, place: tuple[int, int]) -> None:
         """Begin an epoch after `posts` of its posts; the one `before` ended at `place`. Repeating the call changes nothing."""
@@ -64,12 +77,42 @@ class Standing:
             posts, confirmed, is_unsure = self._earlier.get(gap.epoch, (0, 0, False))
             self._earlier[gap.epoch] = (max(posts, gap.posts), confirmed, is_unsure or not gap.exact)
 
+    def begin_slots(self, slots: list[int], assigned: list[int]) -> None:
+        """Begin with the slots of a welcome."""
+        self._slots, self._assigned, self._left = set(slots), set(assigned), set()
+
+    def note_worker(self, event: str, facts: Any) -> None:
+        """Follow in the broker's own events which slots are held."""
+        match event, facts:
+            case "worker_joined", _:
+                self._join(facts)
+            case "workers_joined", {"workers": list(workers)}:
+                for worker in workers:
+                    self._join(worker)
+            case "worker_left", {"worker_id": int(number), "kept": False}:
+                self._slots.discard(number)
+
+    def _join(self, facts: Any) -> None:
+        match facts:
+            case {"worker_id": int(number)} if 0 <= number < MAX_SLOTS:
+                self._slots.add(number)
+                self._left.discard(number)
+                if facts.get("assigned") is True:
+                    self._assigned.add(number)
+                else:
+                    self._assigned.discard(number)
+
     def note_holder(self, facts: dict[str, Any], epoch: int) -> None:
         """The broker told of a slot."""
         match facts:
+            case {"worker_id": int(number), "removed": True}:
+                self._vacant.pop(number, None)
+                self._slots.discard(number)
             case {"worker_id": int(number), "posts": None}:
                 self._vacant.pop(number, None)
             case {"worker_id": int(number), "posts": int(posts)} if 0 <= number < MAX_SLOTS and 0 <= posts <= MAX_COUNT:
+                if facts.get("left") is True:
+                    self._left.add(number)
                 self._vacant.pop(number, None)
                 self._vacant[number] = (epoch, posts)
                 if len(self._vacant) > _VACANT:
@@ -79,6 +122,21 @@ class Standing:
         """For the hello of one who was attached in `epoch`; 0: in none."""
         earlier = [[number, *place] for number, (*place, _) in reversed(self._earlier.items()) if number != epoch]
         return [[epoch, *self.place], *earlier] if epoch else earlier
+
+    @property
+    def slots(self) -> list[int]:
+        """For the hello."""
+        return sorted(self._slots)
+
+    @property
+    def assigned_slots(self) -> list[int]:
+        """For the hello."""
+        return sorted(self._slots & self._assigned)
+
+    @property
+    def left_slots(self) -> list[int]:
+        """For the hello."""
+        return sorted(self._slots & self._left)[:_VACANT]
 
     @property
     def unsure(self) -> list[int]:

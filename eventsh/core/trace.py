@@ -75,6 +75,10 @@ class Wait:
         else:
             self._answers[_OBSERVER if message.worker_id is None else message.worker_id] = message
 
+    def abandon(self) -> None:
+        """Note that its waiter has given up."""
+        self.is_abandoned = True
+
     @property
     def is_over(self) -> bool:
         """Whether everybody who has the event has answered."""

@@ -16,6 +16,7 @@ from eventsh.protocol.frame import FIRST_FLAGS
 
 __all__ = [
     "ALL_KNOW",
+    "BYTE_WINDOW",
     "FEATURES",
     "FLAG_FEATURES",
     "MAX_FEATURES",
@@ -33,10 +34,14 @@ UNREADABLE_GAP = "unreadable-gap"
 """A receiver reports a batch that it cannot read as a gap. A broker does so for a batch that a receiver cannot read, and
 accepts a Report of unread events."""
 
+BYTE_WINDOW = "byte-window"
+"""A poster keeps to the window in bytes that a welcome names. The broker lets any other poster have fewer events under
+way."""
+
 WORKERS_JOINED = "workers-joined"
 """A receiver follows the lifecycle event `workers_joined`, which stands for several `worker_joined`."""
 
-FEATURES = frozenset({ALL_KNOW, UNREADABLE_GAP, WORKERS_JOINED})
+FEATURES = frozenset({ALL_KNOW, BYTE_WINDOW, UNREADABLE_GAP, WORKERS_JOINED})
 """The features that this version knows."""
 
 FLAG_FEATURES = {64: "metadata", 128: "flat-names"}

@@ -188,6 +188,17 @@ class Hello(Message):
     """Epochs for which a gap with `exact` false was received: the next broker of that host does not repeat it."""
     features: list[str] = field(default_factory=list, metadata=_LATER)
     """The features of the wire that the client knows: see protocol/features.py. The first version names none."""
+    assigned: bool = field(default=False, metadata=_LATER)
+    """A broker chose `worker_id`, because the process asked for no number. The first version does not name it."""
+    assigned_slots: list[int] = field(default_factory=list, metadata=_LATER | _SLOT)
+    """Those of `slots` that no process has asked for by number."""
+    left_slots: list[int] = field(default_factory=list, metadata=_LATER | _SLOT)
+    """Those of `slots` whose process has said goodbye: a new broker queues for a successor, and waits for nobody."""
+
+    @property
+    def wants_any_slot(self) -> bool:
+        """Whether the process asked for no number, now or when it first attached."""
+        return self.assigned or self.worker_id is None
 
     def check(self) -> None:
         """Raise ProtocolError unless its members agree with each other, and its lists are what they should be."""
@@ -227,6 +238,10 @@ class Welcome(Message):
     """How many posts to everybody came before the client's stream. Not meant when it goes on in the same epoch."""
     features: list[str] = field(default_factory=list, metadata=_LATER)
     """The features of the wire that the broker knows. A Features message with those that all know follows."""
+    window_bytes: int = field(default=0, metadata=_LATER)
+    """With how many bytes of unconfirmed frames under way this client must send no more; 0: there is no such limit."""
+    assigned_slots: list[int] = field(default_factory=list, metadata=_LATER | _SLOT)
+    """Those of `slots` that no process has asked for by number."""
 
     def check(self) -> None:
         """Raise ProtocolError unless its features are within the limits."""

@@ -165,8 +165,6 @@ class Attacher:
         self._began_at = self._loop.time()
         self._watched: Attachment | None = None
         self._missed_ends = 0
-        # The slot that the user asked for; any other one was the broker's choice and may change.
-        self._wanted_slot = session.worker_id
         self._overdue = Overdue(self._loop.time())
         self._look_at: asyncio.TimerHandle | None = None
 
@@ -281,7 +279,7 @@ class Attacher:
         if code == "origin_taken":
             self._session.outbox.rename(random.SystemRandom().randrange(1, 1 << 32))
             return True
-        if code == "slot_taken" and self._wanted_slot is None and self._session.worker_id is not None:
+        if code == "slot_taken" and self._session.wants_any_slot and self._session.worker_id is not None:
             self._session.worker_id = None
             return True
         return False

@@ -29,6 +29,13 @@ class Backoff:
         """Whether every restart that is allowed has ended before it was ready."""
         return self.failed_starts > MAX_RESTARTS
 
+    def forgive(self) -> None:
+        """Take the last death back: an event killed the process, which had started well."""
+        self.failed_starts = 0
+        self._deaths = max(self._deaths - 1, 0)
+        if self._restarts:
+            self._restarts.pop()
+
     def delay_s(self, now: float, ready_at: float | None, *, is_short: bool = False) -> float:
         """A process has died `now` that was ready since `ready_at`, or never. `is_short`: the host had no descriptor or memory
         left to start it, which says nothing of the program and is no reason to give up."""

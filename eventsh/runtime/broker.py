@@ -10,18 +10,20 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from eventsh.core.broker.deaths import GONE
 from eventsh.core.broker.router import Router
 from eventsh.core.heartbeat import Heartbeat
 from eventsh.errors import EventError, TransportError
 from eventsh.options import Options, parse_broker_arguments
 from eventsh.plugins import plugins
-from eventsh.protocol.frame import MAX_BODY_BYTES
+from eventsh.protocol.frame import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES
 from eventsh.runtime.child import EXIT_OK, EXIT_USAGE, Supervisor, add_child_arguments, start_child
 from eventsh.runtime.clock import new_epoch
 from eventsh.runtime.election import Log, lock_address, unlock_address
@@ -50,6 +52,13 @@ _log = logging.getLogger("eventsh.broker")
 # within milliseconds, and its unique events wait for that.
 _FIRST_LOOK_S = 0.005
 _LAST_LOOK_S = 0.25
+# The longest message is the list of the unique events that a worker has from an earlier broker: 16,384 of them, and 2 MiB of
+# keys as hexadecimal.
+_MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+# How long the supervisor has to report how a process ended, after its end. It reports only its own workers, and at once.
+_REPORT_S = 0.25
+# Ends that were reported and not yet looked for.
+_MAX_ENDS = 1024
 # What the last frames may take to leave, when a broker stops.
 _CLOSE_TIMEOUT_S = 0.5
 # A broker whose loop does not turn for longer than this, and than two of its own ticks, stands still itself. Shorter is
@@ -136,7 +145,7 @@ class _Peer:
         handled = self.broker.router.receive(self.link, frames, self.broker.clock(), is_spent)
         if self.limited and self.link.is_greeted:
             self.limited = False
-            self.connection.limit_body(MAX_BODY_BYTES)
+            self.connection.limit_body(_max_body_bytes(self.broker.options))
         return frames[handled:]
 
     def handle_waiting(self, is_spent: Callable[[], bool]) -> bool:
@@ -192,7 +201,13 @@ class Broker:
     """
 
     def __init__(
-        self, transport: Transport, address: Address, options: Options, *, supervisor: int | None = None
+        self,
+        transport: Transport,
+        address: Address,
+        options: Options,
+        *,
+        supervisor: int | None = None,
+        on_in_hand: Callable[[int], None] | None = None,
     ) -> None:
         self.transport = transport
         self.address = address
@@ -213,10 +228,18 @@ class Broker:
             new_proof=broker_proofs(options.token_file),
             on_rival=self.presence.answer,
         )
+        # Called with the pid of each process that died while it handled events.
+        self._on_in_hand = on_in_hand
+        self._supervisor = supervisor
+        # How processes ended, by pid, and whether that was meant, as the supervisor reports it.
+        self._ends: dict[int, tuple[str, bool]] = {}
         self._listener: Listener | None = None
         self._loop = asyncio.get_running_loop()
         self.shares = Shares(self._loop, self.flush)
         self._timer: asyncio.TimerHandle | None = None
+        # For a worker whose budget ends before the next tick, and the time of that.
+        self._drop_timer: asyncio.TimerHandle | None = None
+        self._drop_at = math.inf
         self._alone_since = self.clock()
         self._alone = asyncio.Event()
         self._recording: BrokerRecording | None = None
@@ -268,13 +291,15 @@ class Broker:
             raise
 
     def _settle(self) -> None:
-        """What waited for the disk can be confirmed."""
+        """What waited for the disk, or for a worker with a full queue, can go on."""
         self.router.settle(self.clock())
         self.flush()
 
-    def command(self, command: str) -> None:
+    def command(self, command: str, **facts: Any) -> None:
         """Do what the supervisor says."""
-        if command != "dump":
+        if command == "ended":
+            self._take_end(**facts)
+        elif command != "dump":
             self.stopping.set()
         elif self._recording is not None:
             self._recording.dump("SIGUSR2")
@@ -300,8 +325,9 @@ class Broker:
         for slot in self.router.slots.workers.values():
             if slot.queue.events:
                 _log.warning("stopped with %d events that %s has not handled", slot.queue.events, slot.label)
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._drop_timer):
+            if timer is not None:
+                timer.cancel()
         await self.stop_listening()
         for link in list(self.router.connections):
             link.key.send_output()
@@ -336,6 +362,22 @@ class Broker:
                 peer.connection.close()
         for notice in self.router.take_warnings():
             _log.warning("%s", notice)
+        drop_at = self.router.next_drop_at
+        if drop_at is not None and drop_at < self._drop_at:
+            self._call_at_drop(drop_at)
+
+    def _call_at_drop(self, drop_at: float) -> None:
+        """Have the router act when the budget of a worker ends. A budget of a few milliseconds, as one that has just been
+        used up, would be overdrawn many times over until the next tick."""
+        if self._drop_timer is not None:
+            self._drop_timer.cancel()
+        self._drop_at = drop_at
+        self._drop_timer = self._loop.call_later(max(0.0, drop_at - self.clock()), self._drop)
+
+    def _drop(self) -> None:
+        # It may have had room meanwhile: then the next call is at the end of what is left by now.
+        self._drop_at = math.inf
+        self._settle()
 
     def lose(self, link: ClientConnection) -> None:
         """A connection is gone."""
@@ -347,18 +389,36 @@ class Broker:
             self._alone_since = self.clock()
             self._alone.set()
         if slot is not None and slot.pid is not None and is_here:
-            self._watch_end(slot, slot.pid, slot.identity, _FIRST_LOOK_S)
+            wait_s = _REPORT_S if self._supervisor is not None else 0.0
+            self._watch_end(slot, slot.pid, slot.identity, _FIRST_LOOK_S, wait_s)
 
-    def _watch_end(self, slot: Slot, pid: int, identity: str | None, delay_s: float) -> None:
-        """Tell the router when the process that held `slot` has ended, unless somebody holds the slot again."""
+    def _watch_end(self, slot: Slot, pid: int, identity: str | None, delay_s: float, wait_s: float) -> None:
+        """Report the end of the process that held `slot` to the router, unless another process holds the slot by then. Wait up to
+        `wait_s` after the end for the supervisor's report of it."""
         if slot.connection is not None or slot.identity != identity or slot.is_expired or self.stopping.is_set():
             return
-        if _has_ended(pid):
-            self.router.end_process(slot, self.clock())
-            self.flush()
+        has_ended = _has_ended(pid)
+        if has_ended and (wait_s <= 0 or pid in self._ends):
+            self._end(slot, pid)
         else:
             later = min(delay_s * 2, _LAST_LOOK_S)
-            self._loop.call_later(delay_s, self._watch_end, slot, pid, identity, later)
+            wait_s -= delay_s if has_ended else 0.0
+            self._loop.call_later(delay_s, self._watch_end, slot, pid, identity, later, wait_s)
+
+    def _take_end(self, pid: int, ended: str, meant: bool) -> None:
+        """Note how a process ended, as the supervisor reports it: before its connection ends, or after that."""
+        self._ends[pid] = (ended, meant)
+        while len(self._ends) > _MAX_ENDS:
+            del self._ends[next(iter(self._ends))]
+        for slot in self.router.slots.workers.values():
+            if slot.pid == pid and slot.connection is None and not slot.is_expired:
+                self._end(slot, pid)
+
+    def _end(self, slot: Slot, pid: int) -> None:
+        ended, meant = self._ends.pop(pid, (GONE, False))
+        if self.router.end_process(slot, self.clock(), ended=ended, counts=not meant) and self._on_in_hand is not None:
+            self._on_in_hand(pid)
+        self.flush()
 
     def _tick(self) -> None:
         # Set first: whatever goes wrong here, time must go on.
@@ -369,6 +429,11 @@ class Broker:
         linger = self.options.linger
         if linger is not None and not self.router.connections and now - self._alone_since >= linger:
             self.stopping.set()
+
+
+def _max_body_bytes(options: Options) -> int:
+    """The longest body that a client may send: a message, or an event on top of a batch with its unique key."""
+    return max(_MAX_MESSAGE_BYTES, options.max_payload_len + MAX_BODY_BYTES - MAX_PAYLOAD_BYTES)
 
 
 def _has_ended(pid: int) -> bool:
@@ -411,7 +476,13 @@ async def _serve(known: argparse.Namespace, options: Options, supervisor: Superv
         lock = _lock_for(transport, address, known.lock_fd)
         log = Log(transport, address, sys.stderr.fileno())
         try:
-            broker = Broker(transport, address, options, supervisor=known.supervisor_pid)
+            broker = Broker(
+                transport,
+                address,
+                options,
+                supervisor=known.supervisor_pid,
+                on_in_hand=lambda pid: supervisor.report("in_hand", pid=pid),
+            )
             await broker.start()
         except EventError:
             _release(transport, address, known, lock, log)

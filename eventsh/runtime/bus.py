@@ -239,7 +239,7 @@ class Bus:
         def start() -> None:
             session = self.session
             session.become(options.role)
-            session.worker_id = options.worker_id
+            session.ask_for_slot(options.worker_id)
             session.new_proof = new_proof
             session.take_unique = options.role == "worker" if options.take_unique is None else options.take_unique
             self.address = found

@@ -6,6 +6,11 @@ closes the pipe also after `kill -9`. Knows nothing of brokers and workers.
 
     child -> supervisor   {"state": "ready" | "standby" | "failed" | "handed_over", ...}
     supervisor -> child   {"do": "attach" | "hand_over" | "dump" | "stop"}
+
+A broker has more to report, for it knows which event a worker had in hand, and its supervisor how the worker ended:
+
+    supervisor -> broker  {"do": "ended", "pid": 7, "ended": "SIGKILL", "meant": false}
+    broker -> supervisor  {"state": "in_hand", "pid": 7}
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import os
 import signal
 import threading
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -75,8 +81,8 @@ class Supervisor:
     def __init__(self, report_fd: int | None, control_fd: int | None) -> None:
         self._report_fd = report_fd
         self._lock = threading.Lock()
-        self._early: list[str] = []
-        self._deliver: Callable[[str], None] | None = None
+        self._early: list[tuple[str, dict[str, Any]]] = []
+        self._deliver: Callable[[str, dict[str, Any]], None] | None = None
         self._grace_s = ORPHAN_GRACE_S
         if control_fd is not None:
             # A thread, not the loop: there is no loop yet while handlers are imported, and a handler that blocks the
@@ -98,49 +104,49 @@ class Supervisor:
         return EXIT_FAILED
 
     def follow(
-        self, loop: AbstractEventLoop, on_command: Callable[[str], object], *, grace_s: float = ORPHAN_GRACE_S
+        self, loop: AbstractEventLoop, on_command: Callable[..., object], *, grace_s: float = ORPHAN_GRACE_S
     ) -> None:
-        """Have `on_command` called in `loop` for each command, those included that came before this call.
+        """Have `on_command` called in `loop` for each command, with its facts by name, those included that came before this call.
 
         SIGTERM, SIGINT and the death of the supervisor arrive as "stop" too. After that death the process has
         `grace_s` seconds to end by itself, then it is ended.
         """
 
-        def deliver(command: str) -> None:
+        def deliver(command: str, facts: dict[str, Any]) -> None:
             # A closed loop: the process is ending already.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(on_command, command)
+                loop.call_soon_threadsafe(partial(on_command, command, **facts))
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_command, "stop")
         with self._lock:
             self._grace_s = grace_s
             self._deliver = deliver
-            for command in self._early:
-                deliver(command)
+            for command, facts in self._early:
+                deliver(command, facts)
             self._early.clear()
 
     def _read(self, control_fd: int) -> None:
-        for command in _commands(control_fd):
-            self._take(command)
+        for command, facts in _commands(control_fd):
+            self._take(command, facts)
         # Before `follow` nothing is attached and nothing can be lost: end now, in the middle of an import if need be.
         with self._lock:
             following = self._deliver is not None
         if following:
-            self._take("stop")
+            self._take("stop", {})
             threading.Event().wait(self._grace_s)
         os._exit(EXIT_FAILED)
 
-    def _take(self, command: str) -> None:
+    def _take(self, command: str, facts: dict[str, Any]) -> None:
         with self._lock:
             # Delivered under the lock, so that no command overtakes one that came before `follow`.
             if self._deliver is None:
-                self._early.append(command)
+                self._early.append((command, facts))
             else:
-                self._deliver(command)
+                self._deliver(command, facts)
 
 
-def _commands(control_fd: int) -> Iterator[str]:
+def _commands(control_fd: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every command, until the other end is closed. A line that is no command is passed over."""
     rest = b""
     while True:
@@ -153,11 +159,12 @@ def _commands(control_fd: int) -> Iterator[str]:
         *lines, rest = (rest + data).split(b"\n")
         for line in lines:
             try:
-                command = orjson.loads(line)["do"]
-            except (orjson.JSONDecodeError, KeyError, TypeError):
+                facts = orjson.loads(line)
+                command = facts.pop("do")
+            except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
                 continue
             if isinstance(command, str):
-                yield command
+                yield command, facts
 
 
 def _shortened(value: Any) -> Any:

@@ -342,8 +342,9 @@ class Client:
 
     def _complete_now(self, delivery: Delivery) -> None:
         self.session.inbox.complete(delivery)
-        if delivery.is_unique:
-            # Until the broker knows, it would have another worker run it again if this one died.
+        if delivery.is_unique or delivery.is_redelivered:
+            # Until the broker knows, it would have another worker run a unique one again if this one died; and nothing follows an
+            # event that is sent alone because a process died in it.
             self._send_ack(at_once=True)
         if delivery.trace is not None:
             self.sender.schedule_flush()

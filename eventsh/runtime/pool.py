@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from eventsh.runtime.backoff import MAX_RESTARTS, Backoff
 from eventsh.runtime.child import EXIT_FAILED, EXIT_OK
-from eventsh.runtime.process import Process, Program, describe_status
+from eventsh.runtime.process import Process, Program, describe_status, name_end
 
 __all__ = ["Plan", "Pool", "Slot", "SlotState"]
 
@@ -75,6 +75,7 @@ class Slot:
         program: Callable[[], Program],
         on_ready: Callable[[Process], None],
         on_exhausted: Callable[[Slot, str], bool],
+        on_end: Callable[[Process, bool], None] = lambda process, meant: None,
     ) -> None:
         self.name = name
         self.state = SlotState.STARTING
@@ -84,11 +85,16 @@ class Slot:
         self._on_ready = on_ready
         # Told when every restart has failed; gives True if the slot is to go on trying.
         self._on_exhausted = on_exhausted
+        # Told of the end of each process, and whether it was meant.
+        self._on_end = on_end
         self._backoff = Backoff()
         self._is_short = False  # the last start failed because the host had no room for a process
         self._applicant: Process | None = None  # imports its handlers; not yet sure that it can
         self._successor: Process | None = None  # stands by; takes over when the present process has ended
         self._wake = asyncio.Event()
+        # Of the process that died last, and of one that an event killed.
+        self._died_pid: int | None = None
+        self._excused_pid: int | None = None
         self._shown_detail: str | None = None
         self.task = asyncio.create_task(self._keep(), name=f"keep {name}")
 
@@ -105,6 +111,13 @@ class Slot:
             process.terminate()
         await asyncio.gather(*(process.end_within(timeout_s) for process in processes))
         await asyncio.wait((self.task,))
+
+    def excuse(self, pid: int) -> None:
+        """Forgive a death: an event killed the process with this pid, so it did not fail to start. Before its end or after it."""
+        if pid == self._died_pid:
+            self._backoff.forgive()
+        elif self.process is not None and self.process.pid == pid:
+            self._excused_pid = pid
 
     def kill(self) -> None:
         for process in self._processes():
@@ -176,7 +189,9 @@ class Slot:
             self._on_ready(process)
             self.was_ready.set()
         status = await asyncio.shield(process.ended)
-        if not self.is_stopping() and self._successor is None:
+        was_meant = self.is_stopping() or self._successor is not None
+        self._on_end(process, was_meant)
+        if not was_meant:
             return False
         # By SIGTERM before it could take signals, or by SIGKILL, which was told when it was sent.
         if status not in (EXIT_OK, -signal.SIGTERM, -signal.SIGKILL):
@@ -193,6 +208,9 @@ class Slot:
         now, ready_at = asyncio.get_running_loop().time(), process.ready_at if process else None
         delay_s = self._backoff.delay_s(now, ready_at, is_short=self._is_short)
         reason = self._reason(process) if process else "it can't be started"
+        self._died_pid = process.pid if process else None
+        if process is not None and process.pid == self._excused_pid:
+            self._backoff.forgive()
         if self._backoff.exhausted and not self._on_exhausted(self, reason):
             return None
         if process is not None:
@@ -351,6 +369,7 @@ class Pool:
             lambda: self._plan.worker_program(worker_id),
             lambda process: _log.info("worker %d (pid %d) is ready", worker_id, process.pid),
             self._go_on,
+            self._worker_ended,
         )
         self._workers[worker_id] = slot
         self._watched(slot.task)
@@ -371,6 +390,17 @@ class Pool:
         _log.info("broker (pid %d) is ready", process.pid)
         process.handed_over.add_done_callback(lambda reason: self._inbox.put_nowait(_GiveUp(reason.result())))
         self._plan.broker_ready(process.facts)
+        process.on_in_hand = self._excuse
+
+    def _worker_ended(self, process: Process, was_meant: bool) -> None:
+        """Report to the broker how a worker ended: it knows which event the worker had in hand."""
+        if self._broker is not None and self._broker.process is not None:
+            ended = name_end(process.ended.result())
+            self._broker.process.tell("ended", pid=process.pid, ended=ended, meant=was_meant)
+
+    def _excuse(self, pid: int) -> None:
+        for slot in self._workers.values():
+            slot.excuse(pid)
 
     def _go_on(self, slot: Slot, reason: str) -> bool:
         # One worker that can't start again must not end those that work: after a bad edit of the handlers, say.

@@ -9,14 +9,14 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-__all__ = ["Process", "Program", "describe_status"]
+__all__ = ["Process", "Program", "describe_status", "name_end"]
 
 # A child that writes a line longer than this to its report pipe is not speaking the protocol; bounds what is held of it.
 REPORT_LINE_BYTES = 256 * 1024
@@ -50,6 +50,8 @@ class Process:
         self.ready_at: float | None = None
         self.facts: dict[str, Any] = {}
         """What came with the last report: `error` after "failed", whatever the program tells with "ready"."""
+        self.on_in_hand: Callable[[int], None] | None = None
+        """Called with the pid of a worker that died while it handled events, as a broker reports it."""
         self._loop = loop
         self._process = process
         self._control_fd = control_fd
@@ -101,12 +103,12 @@ class Process:
         error = self.facts.get("error")
         return error if isinstance(error, str) else None
 
-    def tell(self, command: str) -> None:
+    def tell(self, command: str, **facts: Any) -> None:
         """Send a command; a child that is gone is no error."""
         if self._control_fd < 0:
             return
         try:
-            os.write(self._control_fd, orjson.dumps({"do": command}) + b"\n")
+            os.write(self._control_fd, orjson.dumps({"do": command, **facts}) + b"\n")
         except OSError as error:
             _log.debug("%s does not take %r: %s", self.name, command, error)
 
@@ -179,6 +181,10 @@ class Process:
         except (orjson.JSONDecodeError, KeyError, TypeError):
             _log.warning("%s (pid %d) reported what is no report: %.100r", self.name, self.pid, line)
             return
+        if state == "in_hand":
+            if self.on_in_hand is not None:
+                self.on_in_hand(report["pid"])
+            return
         self.facts = report
         if state == "standby" and not self.standby.done():
             self.standby.set_result(True)
@@ -187,6 +193,16 @@ class Process:
             self.ready.set_result(True)
         elif state == "handed_over" and not self.handed_over.done():
             self.handed_over.set_result(self.error or "")
+
+
+def name_end(status: int) -> str:
+    """How a process ended, in a word or two for programs: SIGKILL, or exit 3."""
+    if status >= 0:
+        return f"exit {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
 
 
 def describe_status(status: int) -> str:

@@ -9,7 +9,6 @@ lost below 1 is the broker's. Rounds are interleaved with those of the burner; t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -129,7 +128,8 @@ class Bench:
                 assert broker.poll() is None
             pipe = subprocess.PIPE
             worker = self.start("-c", PAIR, address, "work", str(self.seconds), stdin=pipe, stdout=pipe)
-            assert worker.stdin and worker.stdout
+            assert worker.stdin
+            assert worker.stdout
             worker.stdout.readline()
             self.start("-c", PAIR, address, "post", "0")
             flood = self.start("-c", FLOOD, path, what)
@@ -163,7 +163,9 @@ def main() -> None:
     print(f"{'burner':10}{burner:>12,.0f} events/s")
     for name, rates in found.items():
         kept = [rate / burner for rate in rates]
-        print(f"{name:10}{statistics.median(rates):>12,.0f} events/s, {statistics.median(kept):.2f} kept ({min(kept):.2f}, {max(kept):.2f})")
+        print(
+            f"{name:10}{statistics.median(rates):>12,.0f} events/s, {statistics.median(kept):.2f} kept ({min(kept):.2f}, {max(kept):.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -120,7 +120,9 @@ def main() -> None:
             finally:
                 broker.kill()
                 broker.wait()
-        print(f"{options.clients} clients: all welcomed after {welcomed_s:.2f} s, settled after {settled_s:.2f} s, {events} events")
+        print(
+            f"{options.clients} clients: all welcomed after {welcomed_s:.2f} s, settled after {settled_s:.2f} s, {events} events"
+        )
 
 
 if __name__ == "__main__":

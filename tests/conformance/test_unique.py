@@ -106,18 +106,21 @@ def test_u5_a_post_that_a_full_queue_refuses_does_not_take_the_key(
 def test_u6_no_repeat_gets_through_while_a_hundred_thousand_keys_are_alive(
     make_broker: MakeBroker, make_worker: MakeWorker, source: str
 ) -> None:
-    pool = Pool(make_broker(unique_timeout=600), [make_worker(), make_worker()])
+    broker = make_broker(unique_timeout=600)
+    # The table of keys knows no transport: one of them gets all.
+    many_keys = MANY_KEYS if broker.address.startswith("unix:") else MANY_KEYS // 10
+    pool = Pool(broker, [make_worker(), make_worker()])
     poster = pool.workers[0]
-    poster.call("post_unique_keys", source, "first", MANY_KEYS)
-    poster.call("post_unique_keys", source, "repeat", MANY_KEYS)
+    poster.call("post_unique_keys", source, "first", many_keys)
+    poster.call("post_unique_keys", source, "repeat", many_keys)
     poster.flush()
-    assert poster.status()["broker"]["unique_keys"] == MANY_KEYS
-    assert poster.status()["broker"]["ignored_repeats"] == MANY_KEYS
+    assert poster.status()["broker"]["unique_keys"] == many_keys
+    assert poster.status()["broker"]["ignored_repeats"] == many_keys
     poster.post(source, "marker")
     for worker in pool.workers:
         worker.call("wait", source, "marker", 1)
     counts = [worker.call("count", source) for worker in pool.workers]
-    assert sum(count["first"] for count in counts) == MANY_KEYS
+    assert sum(count["first"] for count in counts) == many_keys
     assert all("repeat" not in count for count in counts)
 
 

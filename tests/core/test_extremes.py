@@ -103,7 +103,7 @@ CLIENTS: list[Message] = [Request(1, "handlers", {}), Request(1, "status", {})]
 CLIENTS += [message for message in MESSAGES if not isinstance(message, Welcome | Gap | Reply)]
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     frames=st.lists(bodies(CLIENTS), min_size=1, max_size=3),
     hello=bodies(HELLOS),
@@ -141,7 +141,7 @@ def test_whatever_a_client_says_of_itself_status_answers_and_others_are_served(f
     assert late.is_attached
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(frames=st.lists(bodies(MESSAGES), min_size=1, max_size=3), header=st.lists(numbers, min_size=4, max_size=4))
 def test_whatever_a_broker_says_a_client_can_attach_to_the_next_one(frames, header):
     session = attached()

@@ -152,3 +152,55 @@ def test_before_the_welcome_nobody_asks_for_a_sign_of_life(kind):
     session.connected()
     with pytest.raises(ProtocolError, match="before the welcome"):
         session.receive([encode_frame(kind)])
+
+
+# At its bounds
+
+
+def test_the_end_of_patience_is_at_two_intervals_and_a_quarter():
+    for step_s, looks in ((INTERVAL_S / 4, 9), (INTERVAL_S / 8, 18)):
+        peer = Peer(step_s)
+        assert peer.heartbeat.check_s == INTERVAL_S / 4
+        beats = peer.look(looks)
+        assert beats.index(Beat.ASK) == INTERVAL_S / step_s - 1
+        assert beats.index(Beat.GIVE_UP) == looks - 1
+
+
+def test_a_look_twice_as_late_as_it_should_be_counts_and_a_later_one_does_not():
+    # The interval is four looks: two looks late count in full.
+    for late, expected in ((2.0, Beat.ASK), (2.125, Beat.NOTHING)):
+        peer = Peer()
+        peer.look(2)
+        peer.now += late - peer.step_s
+        assert peer.look() == [expected]
+
+
+def test_a_standstill_costs_the_peer_one_look():
+    peer = Peer()
+    peer.look(4)
+    for _ in range(3):
+        peer.now += 100
+        peer.look()
+    # Four looks, and three that were late.
+    assert peer.look(2) == [Beat.NOTHING, Beat.GIVE_UP]
+
+
+def test_any_byte_in_either_direction_is_a_sign():
+    for received, unsent, is_sign in ((1, 0, True), (0, -1, True), (0, 1, False), (0, 0, False), (1, 5, True)):
+        peer = Peer()
+        peer.unsent = 10
+        peer.look(3)
+        peer.received += received
+        peer.unsent += unsent
+        assert peer.look() == [Beat.NOTHING if is_sign else Beat.ASK]
+        if is_sign:
+            # It is asked anew in the next silence.
+            assert peer.look(4)[-1] is Beat.ASK
+
+
+def test_a_peer_that_answers_every_time_is_asked_every_time():
+    peer = Peer()
+    for _ in range(5):
+        assert peer.look(4) == [Beat.NOTHING] * 3 + [Beat.ASK]
+        peer.received += 40
+        assert peer.look() == [Beat.NOTHING]

@@ -645,10 +645,9 @@ def test_handlers_may_fill_the_queue_to_twice_its_length_and_others_may_not():
     assert fill_up(outbox, 4)[0] == 100
 
 
-@pytest.mark.parametrize("size", [10, 200, 5_000])
-def test_handlers_may_fill_the_queue_to_twice_its_bytes_and_others_may_not(size):
+@pytest.mark.parametrize(("size", "limit"), [(10, 50_000), (200, 1_000_000), (5_000, 1_000_000)])
+def test_handlers_may_fill_the_queue_to_twice_its_bytes_and_others_may_not(size, limit):
     caller = Caller()
-    limit = 1_000_000
     outbox = make(max_queue_len=1_000_000, max_queue_bytes=limit, is_handler=caller)
     _, error = fill_up(outbox, "x" * size)
     assert (error.unit, error.limit) == ("bytes", limit)

@@ -19,11 +19,14 @@ from tests.faults.campaign import Plan, Report, directory, kill_brokers, kill_wo
 from tests.faults.clocks import LIBRARY, set_clocks
 from tests.faults.cycles import run_cycles
 from tests.faults.garbage import Storm, storm_broker, storm_session
+from tests.faults.heavy import GrowthReport, abuse, hang_workers, take_keys
 from tests.faults.interruptions import WAYS, interrupt_posts
 from tests.faults.jsons import TEXTS, abuse_json, draw_text
+from tests.faults.killers import CASES, OwnWorkers, ServedWorkers, kill_by_events
 from tests.faults.processes import TRANSPORTS, Served, ask, endpoint
 from tests.faults.reloads import ReloadReport, reload_workers
 from tests.faults.removals import remove_files, split_brokers
+from tests.faults.slow import HANDLERS_S, LEAST_KEPT, QUEUES, slow_down
 from tests.faults.soak import run_soak
 from tests.faults.stops import StopReport, rss_bytes, stop_brokers, stop_workers
 
@@ -40,13 +43,18 @@ ROWS: dict[int, Campaign] = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument(
-        "--row", type=int, choices=(*ROWS, 7, 8, 12, 13, 15, 18, 26), required=True, help="which row of FAULTS.md"
+        "--row",
+        type=int,
+        choices=(*ROWS, 7, 8, 12, 13, 15, 16, 17, 18, 19, 26),
+        required=True,
+        help="which row of FAULTS.md",
     )
     parser.add_argument(
         "--kills",
         type=int,
         default=20,
-        help="how many faults; row 7: frames, row 8: texts, row 12: events, row 15: interruptions, row 18: brokers;"
+        help="how many faults; row 7: frames, row 8: texts, row 12: events, row 15: interruptions,"
+        " row 17: seconds beside each slow worker, row 18: brokers, row 19: unique keys,"
         " row 26: removals, and a tenth as many second brokers",
     )
     parser.add_argument("--seed", type=int, default=1)
@@ -92,8 +100,12 @@ def main() -> int:
         cycles = run_cycles(known.kills, known.seed, say)
         print(cycles, flush=True)
         return 1 if cycles.faults else 0
+    if known.row == 16:
+        return kill_each(known.workers)
     if known.row == 15:
         return interrupt(known.kills)
+    if known.row == 17:
+        return slow(plan, known.kills)
     if known.row == 18:
         if LIBRARY is None:
             parser.error("row 18 sets clocks with libfaketime: install the package faketime")
@@ -101,6 +113,8 @@ def main() -> int:
             clocks = set_clocks(known.kills, known.seed, path)
         print(clocks, flush=True)
         return 1 if clocks.faults else 0
+    if known.row == 19:
+        return heavy(known.kills, known.transport)
     if known.row == 26:
         if known.transport == "tcp":
             parser.error("row 26 is about files, and tcp has no socket's file: choose unix or shm")
@@ -111,6 +125,38 @@ def main() -> int:
     return campaign(plan, ROWS[known.row])
 
 
+def slow(plan: Plan, seconds: float) -> int:
+    """Row 17: each pace of the slow handler, with each queue."""
+    faults = 0
+    # More than the fastest of them handles.
+    plan = dataclasses.replace(plan, workers=3, posters=1, rate=3000.0)
+    for handler_s in HANDLERS_S:
+        for max_queue_len in QUEUES:
+            with directory() as path:
+                limited = dataclasses.replace(plan, max_queue_len=max_queue_len)
+                found = slow_down(limited, path, say, handler_s=handler_s, seconds=seconds)
+            print(found, flush=True)
+            faults += bool(found.report.faults) + (found.kept < LEAST_KEPT)
+    return 1 if faults else 0
+
+
+def heavy(keys: int, transport: str) -> int:
+    """Row 19: hung workers, raw clients, long keys."""
+    faults = 0
+    runs: list[Callable[[Path], GrowthReport]] = [
+        lambda path: hang_workers(path, say, hung=1, transport=transport),
+        lambda path: hang_workers(path, say, hung=3, transport=transport),
+        lambda path: take_keys(path, keys=keys),
+        lambda path: abuse(path, clients=10),
+    ]
+    for run in runs:
+        with directory() as path:
+            found = run(path)
+        print(found, flush=True)
+        faults += len(found.faults)
+    return 1 if faults else 0
+
+
 def interrupt(interruptions: int) -> int:
     """Interrupt posts so often by each way, 2,000 posts for each time."""
     faults = 0
@@ -119,6 +165,17 @@ def interrupt(interruptions: int) -> int:
             report = interrupt_posts(2000 * interruptions, interruptions, by, path, timeout_s=60 + 2 * interruptions)
         print(report, flush=True)
         faults += report.faults
+    return 1 if faults else 0
+
+
+def kill_each(workers: int) -> int:
+    """Every event that kills, in a pool of `serve` and in processes of a program's own."""
+    faults = 0
+    for start in (ServedWorkers, OwnWorkers):
+        with directory() as path:
+            report = kill_by_events(start(path, workers), workers, CASES, say)
+        print(report, flush=True)
+        faults += len(report.faults)
     return 1 if faults else 0
 
 

@@ -102,25 +102,37 @@ class _RawPoster:
     """A client that checks nothing: any bytes as the body of a batch."""
 
     def __init__(self, path: str, draw: random.Random) -> None:
+        self._path = path
+        self._draw = draw
+        self._attach()
+
+    def _attach(self) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(DEADLINE_S)
-        self._socket.connect(path)
+        self._socket.connect(self._path)
         self._decoder = FrameDecoder(MAX_BODY_BYTES)
         self._number = 0
-        self._socket.sendall(hello_frame(draw))
-        self._await(lambda frame: frame[4] == Kind.WELCOME)
+        self._socket.sendall(hello_frame(self._draw))
+        if not self._await(lambda frame: frame[4] == Kind.WELCOME):
+            raise ConnectionError("the broker has closed the connection")
 
-    def post(self, body: bytes) -> None:
-        """Send it, and wait until every worker has it."""
+    def post(self, body: bytes, *, is_bad: bool) -> None:
+        """Send it, and wait until every worker has it, or until the broker ends the connection for a bad one."""
         self._number += 1
         self._socket.sendall(encode_frame(Kind.EVENTS, body, count=1, pid=1, origin_seq=self._number))
-        self._await(lambda frame: frame[4] == Kind.CONFIRM)
+        if is_bad:
+            assert not self._await(lambda frame: False)
+            self.close()
+            self._attach()
+        elif not self._await(lambda frame: frame[4] == Kind.CONFIRM):
+            raise ConnectionError("the broker has closed the connection")
 
-    def _await(self, is_it: Callable[[bytearray], bool]) -> None:
+    def _await(self, is_it: Callable[[bytearray], bool]) -> bool:
+        """Return whether such a frame came before the end of the connection."""
         while data := self._socket.recv(65536):
             if any(map(is_it, self._decoder.receive_data(data))):
-                return
-        raise ConnectionError("the broker has closed the connection")
+                return True
+        return False
 
     def close(self) -> None:
         self._socket.close()
@@ -150,9 +162,10 @@ def abuse_json(texts: Sequence[bytes], seed: int, path: Path) -> JsonReport:
             body = b'[["json","raw %d",[%b]]]' % (number, text)
             if len(body) > MAX_PAYLOAD_BYTES:
                 body = body[:MAX_PAYLOAD_BYTES]
-            raw.post(body)
-            expected |= _read_raw(body, report)
-        raw.post(b'[["json","end",[null]]]')
+            read = _read_raw(body, report)
+            raw.post(body, is_bad=not read)
+            expected |= read
+        raw.post(b'[["json","end",[null]]]', is_bad=False)
         raw.close()
         wait_until(
             lambda: all(seen[-1:] == [["end", digest(None)]] for seen in _seen(path, before[1:])), "all is handled"

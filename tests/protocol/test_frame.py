@@ -7,12 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eventsh.errors import ProtocolError
+from eventsh.protocol import frame as frame_module
 from eventsh.protocol.frame import (
+    BATCH_BYTES,
+    BATCH_CONTAINERS,
+    BATCH_EVENTS,
+    FIRST_FLAGS,
+    FLAGS_OFFSET,
+    FRAME_KINDS,
     HEADER_BYTES,
     MAX_BODY_BYTES,
+    MAX_PAYLOAD_BYTES,
     ORIGIN,
     ORIGIN_OFFSET,
     PRE_HELLO_BODY_BYTES,
+    PROTOCOL_VERSION,
     STAMP,
     STAMP_OFFSET,
     Flag,
@@ -21,6 +30,7 @@ from eventsh.protocol.frame import (
     Kind,
     decode_header,
     encode_frame,
+    read_key,
 )
 
 settings.register_profile("frames", deadline=None, derandomize=True, max_examples=150)
@@ -203,3 +213,98 @@ def test_garbage_never_raises_and_never_makes_the_decoder_hold_more_than_one_fra
         for frame in decoder.receive_data(piece):
             assert decode_header(frame).length == len(frame) - HEADER_BYTES <= 64
         assert decoder.buffered_bytes < HEADER_BYTES + 64
+
+
+# --- the wire as it is: a change breaks processes of another version ---
+
+
+def test_the_numbers_on_the_wire_never_change():
+    assert [kind.name for kind in sorted(Kind)] == [
+        "HELLO",
+        "WELCOME",
+        "EVENTS",
+        "ACK",
+        "CONFIRM",
+        "GAP",
+        "REQUEST",
+        "REPLY",
+        "ERROR",
+        "GOODBYE",
+        "REPORT",
+        "RECEIPT",
+        "TAKEN",
+        "HANDLED",
+        "ASK",
+        "ANSWER",
+        "CHALLENGE",
+        "PROOF",
+        "PING",
+        "PONG",
+        "OUTPUT",
+        "FEATURES",
+    ]
+    assert [int(kind) for kind in sorted(Kind)] == list(range(1, 23))
+    assert frozenset(range(1, 23)) == FRAME_KINDS
+    flags = (Flag.UNIQUE, Flag.RESENT, Flag.RECEIPT, Flag.TRACE, Flag.REPLAYED, Flag.DIRECTED)
+    assert flags == (1, 2, 4, 8, 16, 32)
+    assert sum(flags) == FIRST_FLAGS
+    assert PROTOCOL_VERSION == 1
+    assert (frame_module.KIND_OFFSET, FLAGS_OFFSET, ORIGIN_OFFSET, STAMP_OFFSET) == (4, 5, 12, 24)
+
+
+def test_the_limits_of_a_frame():
+    assert MAX_PAYLOAD_BYTES == 16 * 1024 * 1024
+    assert PRE_HELLO_BODY_BYTES == 64 * 1024
+    assert BATCH_BYTES == 32 * 1024
+    assert (BATCH_CONTAINERS, BATCH_EVENTS) == (600, 150)
+    # The largest event on top of a batch, its key with the key's length, and brackets.
+    assert MAX_BODY_BYTES == MAX_PAYLOAD_BYTES + BATCH_BYTES + 65536 + 64
+
+
+def test_a_frame_of_a_kind_alone_is_zeros():
+    assert encode_frame(Kind.PING) == struct.pack("<IBBHIIQQQ", 0, 19, 0, 0, 0, 0, 0, 0, 0)
+    assert FrameDecoder().max_body_bytes == PRE_HELLO_BODY_BYTES
+    # The flags, as the broker changes them in place.
+    frame = encode_frame(Kind.EVENTS, flags=1)
+    frame[FLAGS_OFFSET] |= Flag.RESENT
+    assert decode_header(frame).flags == 3
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 65535])
+def test_a_key_is_read_with_its_length(size):
+    body = size.to_bytes(2, "little") + b"k" * size + b"[behind]"
+    for convert in (bytes, bytearray, memoryview):
+        assert read_key(convert(encode_frame(Kind.EVENTS, body))) == b"k" * size
+
+
+@pytest.mark.parametrize("body", [b"", b"\1", b"\0\0", b"\0\0[]", b"\1\0", b"\3\0kk", b"\0\1" + b"k" * 255])
+def test_a_key_that_is_empty_or_not_whole_is_refused(body):
+    with pytest.raises(ProtocolError, match="a unique event without its key"):
+        read_key(encode_frame(Kind.EVENTS, body))
+
+
+def test_only_the_kinds_of_a_decoder_are_let_through():
+    decoder = FrameDecoder(100, frozenset({Kind.PING, 200}))
+    assert decoder.receive_data(encode_frame(200, b"x") + encode_frame(Kind.PING)) != []
+    assert decoder.receive_data(encode_frame(Kind.HELLO)) == []
+    assert str(decoder.error) == "unknown kind of frame: 1"
+
+
+def test_a_refusal_names_the_kind_before_the_length():
+    decoder = FrameDecoder(10)
+    decoder.receive_data(struct.pack("<IB", 11, 99))
+    assert str(decoder.error) == "unknown kind of frame: 99"
+    decoder = FrameDecoder(10)
+    decoder.receive_data(struct.pack("<IB", 11, 1))
+    assert str(decoder.error) == "a frame with a body of 11 bytes is over the limit of 10"
+
+
+def test_data_that_completes_nothing_is_not_the_callers_any_more():
+    decoder = FrameDecoder()
+    data = bytearray(STREAM[4][:100])
+    for _ in range(2):
+        decoder.receive_data(data)
+        data.clear()  # BufferError if it were still exported
+        assert decoder.buffered_bytes == 100
+        data = bytearray()
+    assert decoder.receive_data(STREAM[4][100:]) == [STREAM[4]]

@@ -19,6 +19,7 @@ from eventsh.protocol.frame import (
     encode_frame,
 )
 from eventsh.protocol.messages import (
+    AUTHENTICATION_CODES,
     Answer,
     Ask,
     Challenge,
@@ -196,7 +197,8 @@ def test_a_body_nested_a_million_deep_is_refused():
 
 def test_a_hello_that_knows_as_much_as_is_told_fits_into_what_a_broker_accepts_before_it():
     hello = Hello(
-        "x" * 100, 2**32 - 1, 2**31, "observer", 65535, True, 2**63, 2**63, 2**63, [65535] * 8192, False,
+        "x" * 100, 2**32 - 1, 2**31, "observer", 65535, True, 2**63, 2**63, 2**63, [65535] * 4096, False,
+        assigned=True, assigned_slots=[65535] * 4096, left_slots=[65535] * 128,
         places=[[2**63] * 3] * 16, vacant=[[65535, 2**63, 2**63]] * 128,
     )  # fmt: skip
     assert decode_header(hello.encode()).length < PRE_HELLO_BODY_BYTES
@@ -210,3 +212,124 @@ def test_any_body_is_read_or_refused(message, junk, data):
     end = data.draw(st.integers(start, len(body)))
     with suppress(ProtocolError):
         type(message).decode(encode_frame(message.kind, body[:start] + junk + body[end:]))
+
+
+# --- what is checked beyond the types ---
+
+
+@pytest.mark.parametrize(
+    ("message", "sender"),
+    [
+        (replace(HELLO, features=["x" * 65]), "a hello names a feature of 65 characters"),
+        (replace(HELLO, features=["x"] * 257), "a hello names 257 features"),
+        (Welcome(1, 2, 3, True, 99, 5.0, 10240, 65536, [], features=["x" * 65]), "a welcome names a feature"),
+        (Features(["x" * 65]), "a features frame names a feature"),
+    ],
+    ids=["hello", "many", "welcome", "features"],
+)
+def test_features_over_the_limits_are_refused(message, sender):
+    with pytest.raises(ProtocolError, match=sender):
+        message.check()
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=repr)
+def test_a_message_within_the_limits_is_accepted(message):
+    if hasattr(message, "check"):
+        message.check()
+
+
+def test_places_are_three_numbers():
+    rows = [[0, 0, 0], [1, 2**53 - 1, 2**53 - 1]]
+    replace(HELLO, places=[*rows, [2**64 - 1, 0, 0]], vacant=rows).check()
+    bads: list[Any] = [[2**64, 0, 0], [0, 0, 2**64], [0, -1, 0], [0.0, 0, 0], ["0", 0, 0], [None, 0, 0], [0], []]
+    for bad in bads:
+        for name in ("places", "vacant"):
+            for listed in ([bad], [*rows, bad], [bad, *rows]):
+                with pytest.raises(ProtocolError, match="a hello with what is no place in an epoch"):
+                    replace(HELLO, **dict[str, Any]({name: listed})).check()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        [7, 9, 1],
+        [7, 9, 1, "6b", 0],
+        ["7", 9, 1, "6b"],
+        [7, None, 1, "6b"],
+        [7, 9, 1.0, "6b"],
+        [7, 9, 1, ""],
+        [7, 9, 1, "6"],
+        [7, 9, 1, "6B"],
+        [7, 9, 1, "6g"],
+        [7, 9, 1, "6b "],
+        [7, 9, 1, 6],
+    ],
+    ids=repr,
+)
+def test_a_taken_event_is_three_numbers_and_a_key_in_hexadecimal(event):
+    good = [7, 9, 1, "6b6c"]
+    Taken([good, good]).check()
+    for events in ([event], [good, event], [event, good]):
+        with pytest.raises(ProtocolError, match="a taken frame holds what is no "):
+            Taken(events).check()
+
+
+RUN = {"name": "h", "location": "f:1", "source": "s", "event": None, "seconds": 0.5, "error": None}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": None},
+        {"location": 1},
+        {"source": 1},
+        {"event": 1.5},
+        {"seconds": "1"},
+        {"seconds": None},
+        {"error": 1},
+    ],
+    ids=repr,
+)
+def test_a_call_of_a_handler_has_members_of_their_types(changes):
+    for good in ({"source": None}, {"event": "e"}, {"seconds": 1}, {"error": "E"}, {"later": 1}):
+        Handled(7, 4, [{**RUN, **good}, RUN], 3, 42).check()
+    for name in RUN:
+        short = {key: value for key, value in RUN.items() if key != name}
+        with pytest.raises(ProtocolError, match="a handled frame holds what is no call of a handler"):
+            Handled(7, 4, [short], 3, 42).check()
+    for runs in ([{**RUN, **changes}], [RUN, {**RUN, **changes}], [{**RUN, **changes}, RUN]):
+        with pytest.raises(ProtocolError, match="a handled frame holds what is no call of a handler"):
+            Handled(7, 4, runs, 3, 42).check()
+
+
+@pytest.mark.parametrize("text", ["", "0f" * 31, "0f" * 33, "0F" * 32, "0g" * 32, "0f" * 32 + "\n"], ids=repr)
+def test_a_nonce_and_a_proof_are_32_bytes_in_hexadecimal(text):
+    value = bytes(range(32))
+    assert Challenge.of(value).nonce == Proof.of(value).mac == value.hex()
+    assert Challenge.of(value).nonce_bytes() == Proof.of(value).mac_bytes() == value
+    with pytest.raises(ProtocolError, match="a challenge without a nonce"):
+        Challenge(text).nonce_bytes()
+    with pytest.raises(ProtocolError, match="a proof without an HMAC"):
+        Proof(text).mac_bytes()
+
+
+def test_members_that_came_later_mean_nothing_when_they_are_not_sent():
+    body = {name: value for name, value in asdict(HELLO).items() if name not in ("places", "vacant", "features")}
+    hello = Hello.decode(frame_of(Kind.HELLO, body))
+    assert (hello.places, hello.vacant, hello.features) == ([], [], [])
+    gap = Gap.decode(frame_of(Kind.GAP, {"missed": 1, "first_seq": 2, "last_seq": 3, "reason": "r"}))
+    assert (gap.epoch, gap.posts, gap.exact) == (0, 0, True)
+    assert Report.decode(frame_of(Kind.REPORT, {"failed": 1, "last": {}})).unread == 0
+    body = {name: value for name, value in asdict(MESSAGES[2]).items() if name not in ("posts", "features")}
+    welcome = Welcome.decode(frame_of(Kind.WELCOME, body))
+    assert (welcome.posts, welcome.features) == (0, [])
+    assert (HELLO.told, HELLO.host, HELLO.version) == (0, "", 1)
+
+
+def test_a_message_has_no_place_among_the_events_unless_it_is_given_one():
+    assert decode_header(Goodbye(True).encode()).seq == 0
+    assert decode_header(Goodbye(True).encode(seq=9)).seq == 9
+
+
+def test_the_codes_of_a_refused_authentication_never_change():
+    assert {"token_needed", "token_unknown", "token_wrong", "tls_needed"} == AUTHENTICATION_CODES

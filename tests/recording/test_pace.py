@@ -92,3 +92,72 @@ def test_percentiles_are_at_most_a_twentieth_too_high():
         assert found is not None
         assert share <= found <= share * 1.05 + 1e-9
     assert lateness.most_s == 1.0
+
+
+def test_the_position_is_in_seconds_of_the_recording_without_shortened_gaps():
+    pace = Pace(4.0, max_gap_s=1.0)
+    assert pace.position_s == 0
+    dues(pace, [0, 500, 5000])
+    assert pace.position_s == pytest.approx(1.5)
+    pace.restart(200.0)
+    assert pace.position_s == 0
+    dues(pace, [0, 500], now=200.0)
+    assert pace.position_s == pytest.approx(0.5)
+
+
+def test_a_rate_takes_the_place_of_the_speed():
+    assert (Pace(2.0).speed, Pace(2.0).rate) == (2.0, None)
+    assert (Pace(2.0, rate=5).speed, Pace(2.0, rate=5).rate) == (None, 5)
+    assert (Pace().speed, Pace().position_s) == (1.0, 0.0)
+
+
+def test_another_round_with_a_rate_begins_at_once_too():
+    pace = Pace(rate=10)
+    dues(pace, [0, 0, 0])
+    pace.restart(200.0)
+    assert dues(pace, [0, 0], now=200.0) == pytest.approx([200, 200.1])
+
+
+def test_a_change_multiplies_the_speed_and_nothing_where_there_is_none():
+    for kind, expected in (({"speed": 2.0}, (6.0, None)), ({"rate": 5}, (None, 15)), ({"speed": None}, (None, None))):
+        pace = Pace(**kind)
+        dues(pace, [0])
+        pace.change(3.0, 100, 100)
+        assert (pace.speed, pace.rate) == expected
+
+
+def test_a_change_after_the_deadline_makes_it_due_now():
+    pace = Pace()
+    dues(pace, [0, 1000])
+    assert pace.change(2.0, 101, 105) == 105
+    assert dues(pace, [3000]) == [106]
+
+
+def test_a_step_of_the_clock_back_costs_the_time_until_it_has_caught_up():
+    assert dues(Pace(), [1000, 500, 900, 1100]) == pytest.approx([100, 100, 100, 100.1])
+
+
+def test_events_that_were_in_time_are_late_by_nothing():
+    lateness = Lateness()
+    assert (lateness.events, lateness.most_s) == (0, 0)
+    lateness.note(0.0, 98)
+    lateness.note(1e-6, 1)
+    lateness.note(3.0, 1)
+    assert (lateness.events, lateness.most_s) == (100, 3.0)
+    assert lateness.percentile_s(0.99) == 0.0
+    assert lateness.percentile_s(0.991) == 3.0
+    lateness.note(-1.0, 900)
+    assert lateness.most_s == 3.0
+    assert lateness.percentile_s(0.999) == 0.0
+
+
+def test_a_percentile_is_never_below_the_share_and_never_above_the_latest():
+    lateness = Lateness()
+    for count, seconds in ((10, 0.001), (10, 0.002), (5, 0.1)):
+        lateness.note(seconds, count)
+    for share, least in ((0.4, 0.001), (0.41, 0.002), (0.8, 0.002), (0.81, 0.1), (1.0, 0.1)):
+        found = lateness.percentile_s(share)
+        assert found is not None
+        assert least <= found <= least * 1.05
+    assert lateness.percentile_s(1.0) == 0.1
+    assert Lateness().percentile_s(1.0) is None

@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 
 from eventsh.errors import RecordingError, UsageError
-from eventsh.protocol.frame import Flag
+from eventsh.protocol.frame import Flag, Kind, encode_frame
 from eventsh.recording.format import RecordKind
 from eventsh.recording.frames import Frame, choose, events_of
 from eventsh.recording.player import Choice, pieces
@@ -184,3 +184,105 @@ def test_a_long_recording_is_sought_in_and_not_read(tmp_path):
     assert next(events(span)).seq == 4900
     read = sum(isinstance(item, Frame) for item in span.reader)
     assert read < 300
+
+
+# --- pieces ---
+
+
+def test_a_piece_says_whose_and_when_it_was(tmp_path):
+    path = tmp_path / "a.evlog"
+    write(path, [frame(1, "a", "b"), frame(3, "c", time_ns=EPOCH + 77)])
+    (_, first), (_, second) = play(path)
+    assert (first.events, first.pid, first.time_ns, first.number) == (2, 4711, EPOCH + SECOND, 1)
+    assert (second.events, second.time_ns, second.number) == (1, EPOCH + 77, 3)
+    assert (first.key, first.worker) == (None, None)
+
+
+def test_a_unique_event_gets_a_key_of_its_own_for_each_time_it_ran(tmp_path):
+    path = tmp_path / "a.evlog"
+    write(path, [frame(1, "a", key="k"), frame(10, "b", key="k")])
+    write(path, [frame(1, "c", key="k")], epoch=255)
+    assert [piece.key for _, piece in play(path)] == [b"k 5-1", b"k 5-10", b"k ff-1"]
+    assert [piece.key for _, piece in play(path, key_suffix="x.")] == [b"k x.5-1", b"k x.5-10", b"k x.ff-1"]
+    assert [piece.key for _, piece in play(path, unique="all")] == [None] * 3
+    assert [body for body, _ in play(path, unique="all")] == [[["app", "e", [each]]] for each in "abc"]
+
+
+@pytest.mark.parametrize(("length", "kept"), [(65530, 65530), (65531, 65531), (65532, 65531), (65535, 65531)])
+def test_a_key_stays_within_its_limit_with_its_suffix(tmp_path, length, kept):
+    path = tmp_path / "a.evlog"
+    write(path, [frame(1, "a", key="k" * length)])
+    ((_, piece),) = play(path)
+    assert piece.key == b"k" * kept + b" 5-1"
+    assert len(piece.key) <= 65535
+
+
+@pytest.mark.parametrize(("worker", "expected"), [(-1, None), (0, 0), (7, 7)])
+def test_a_unique_event_is_for_the_worker_that_had_it_if_one_had(tmp_path, worker, expected):
+    path = tmp_path / "a.evlog"
+    writer = Writer(str(path), fsync="never")
+    writer.start({"epoch": 5})
+    writer.write([(frame(1, 1, key="k"), worker), (frame(2, 2), worker)])
+    writer.close()
+    found = play(path, unique="worker")
+    assert [piece.worker for _, piece in found] == [expected, None]
+    assert [piece.worker for _, piece in play(path, unique="again")] == [None, None]
+
+
+def test_pieces_are_cut_only_above_the_largest_and_over_several_runs(tmp_path):
+    path = tmp_path / "a.evlog"
+    body = b'[["a","e",[0,1,2]],["b","e",[3]],["a","f",[4,5,6]]]'
+    data = bytes(encode_frame(Kind.EVENTS, body, count=7, origin=7, pid=1, seq=1))
+    write(path, [data])
+    for largest, expected in (
+        (7, [[["a", "e", [0, 1, 2]], ["b", "e", [3]], ["a", "f", [4, 5, 6]]]]),
+        (4, [[["a", "e", [0, 1, 2]], ["b", "e", [3]]], [["a", "f", [4, 5, 6]]]]),
+        (5, [[["a", "e", [0, 1, 2]], ["b", "e", [3]], ["a", "f", [4]]], [["a", "f", [5, 6]]]]),
+        (1, [[["a", "e", [0]]], [["a", "e", [1]]], [["a", "e", [2]]], [["b", "e", [3]]], [["a", "f", [4]]],
+             [["a", "f", [5]]], [["a", "f", [6]]]]),
+    ):  # fmt: skip
+        found = play(path, largest=largest)
+        assert [body for body, _ in found] == expected
+        sizes = [piece.events for _, piece in found]
+        assert sizes == [sum(len(datas) for _, _, datas in body) for body in expected]
+        assert [piece.number for _, piece in found] == [1 + sum(sizes[:place]) for place in range(len(sizes))]
+    # As it stands in the frame, where nothing is changed.
+    ((_, whole),) = play(path, largest=7)
+    assert whole.body == body
+    assert play(path)[0][1].body == body
+    assert play(path, sources={"x": "y"})[0][1].body == body
+
+
+def test_only_the_sources_that_are_named_are_renamed(tmp_path):
+    path = tmp_path / "a.evlog"
+    body = b'[["a","e",[0]],["b","e",[1]]]'
+    write(path, [bytes(encode_frame(Kind.EVENTS, body, count=2, origin=7, seq=1))])
+    ((found, _),) = play(path, sources={"a": "c"})
+    assert found == [["c", "e", [0]], ["b", "e", [1]]]
+
+
+def test_only_wanted_events_are_played_with_their_numbers(tmp_path):
+    path = tmp_path / "a.evlog"
+    write(path, [frame(1, *range(6)), frame(7, 6, key="k")])
+    found = play(path, wanted=lambda event: event.data in (1, 2, 5, 6))
+    assert [body[0][2] for body, _ in found] == [[1, 2], [5], [6]]
+    assert [piece.number for _, piece in found] == [2, 6, 7]
+
+
+def test_damage_and_frames_of_a_later_version_are_reported_and_other_records_are_not(tmp_path):
+    path = tmp_path / "a.evlog"
+    write(path, [frame(1, "a"), frame(2, "b", flags=64), frame(3, "c")])
+    path.write_bytes(path.read_bytes() + b"cut")
+    problems: list[object] = []
+    found = list(pieces(items(path), Choice(), on_damage=problems.append))
+    assert [json.loads(piece.body)[0][2] for piece in found] == [["a"], ["c"]]
+    assert [type(problem).__name__ for problem in problems] == ["Note", "Damage"]
+
+
+@pytest.mark.parametrize(("source", "event"), [("", "e"), ("app", ""), ("eventsh", "gap")])
+def test_an_event_without_a_name_or_with_eventshs_own_is_never_posted(tmp_path, source, event):
+    body = json.dumps([["app", "e", [0]], [source, event, [1]]]).encode()
+    path = tmp_path / "a.evlog"
+    write(path, [bytes(encode_frame(Kind.EVENTS, body, count=2, origin=7, seq=9))])
+    with pytest.raises(RecordingError, match="event 9 "):
+        play(path)

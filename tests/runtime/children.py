@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from eventsh.runtime.child import add_child_arguments, start_child
 
@@ -39,7 +40,13 @@ def note(what: str, pid: int | None = None) -> None:
 
 async def live() -> None:
     commands: asyncio.Queue[str] = asyncio.Queue()
-    supervisor.follow(asyncio.get_running_loop(), commands.put_nowait, grace_s=3.0)
+
+    def take(command: str, **facts: Any) -> None:
+        # A broker hears of the end of each worker too.
+        if command != "ended":
+            commands.put_nowait(command)
+
+    supervisor.follow(asyncio.get_running_loop(), take, grace_s=3.0)
     if arguments.standby:
         # Noted first, as in all that follows: what the supervisor does at a report must not overtake the journal.
         note("standby")

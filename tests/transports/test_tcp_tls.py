@@ -459,7 +459,18 @@ uvloop.run(main()) if sys.argv[4] == "uvloop" else asyncio.run(main())
 @pytest.mark.parametrize("end", ["connecting", "accepting"])
 def test_a_child_that_is_forked_during_a_handshake_does_not_have_the_connection(end, loop, certificates):
     done = subprocess.run(
-        [sys.executable, "-c", FORKING, certificates.cert, certificates.ca, end, loop],
+        # Python 3.12 warns of the threads that name resolution may have left.
+        [
+            sys.executable,
+            "-W",
+            "ignore::DeprecationWarning",
+            "-c",
+            FORKING,
+            certificates.cert,
+            certificates.ca,
+            end,
+            loop,
+        ],
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eventsh.core.broker.sequencer import Sequencer
@@ -13,8 +13,8 @@ __all__ = ["Arrivals"]
 # A thousand clients that reconnect at once would get half a million events about each other. In more usual numbers each worker
 # has an event of its own, as programs of the first version expect it.
 _TOGETHER = 16
-# A worker takes about 40 bytes of an event's data, and an event of 64 KiB is what every receiver expects at most.
-_MOST = 1000
+# A worker takes up to 60 bytes of an event's data, and an event of 64 KiB is what every receiver expects at most.
+_MOST = 500
 
 
 class Arrivals:
@@ -22,19 +22,20 @@ class Arrivals:
 
     def __init__(self, sequencer: Sequencer) -> None:
         self._sequencer = sequencer
-        # With the pid of the process that joined, for another one may have the slot by now.
-        self._joined: list[tuple[Slot, int | None]] = []
+        # As they joined: another process may have the slot when it is announced.
+        self._joined: list[dict[str, Any]] = []
 
     def add(self, slot: Slot) -> None:
         """Note that a worker joined."""
-        self._joined.append((slot, slot.pid))
+        # Only where it holds: the first version's brokers never send it.
+        assigned = {"assigned": True} if slot.is_assigned else {}
+        self._joined.append({"worker_id": slot.worker_id, "pid": slot.pid, **assigned})
 
     def announce(self, now: float) -> None:
         """Announce the workers that joined, to all receivers and themselves."""
         if not self._joined:
             return
-        workers = [{"worker_id": slot.worker_id, "pid": pid} for slot, pid in self._joined]
-        self._joined = []
+        workers, self._joined = self._joined, []
         if len(workers) <= _TOGETHER:
             for worker in workers:
                 self._sequencer.enqueue_own("worker_joined", worker, None, now)

@@ -135,6 +135,9 @@ def _receipt(post: Post) -> Receipt:
     for slot in post.targets:
         is_attached = slot.connection is not None and not slot.is_dropping
         got_it = is_attached and slot.received >= last_seq and slot.can_read(post.flags)
+        if slot.is_spare and not got_it:
+            # Its process said goodbye first, and no other one is bound to come.
+            continue
         # An observer that takes unique events has no number of its own.
         (has if got_it else missing).append(-1 if slot.worker_id is None else slot.worker_id)
     return Receipt(post.first, sorted(has), sorted(missing), post.unique)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from eventsh.core.broker.deaths import DEAD_REQUESTS
 from eventsh.core.questions import ADD_SCRIPT, REMOVE_SCRIPT, SCRIPT_REQUESTS, WORKERS_ANSWER, Questions
 from eventsh.core.scripts import SCRIPT_OUTPUT, Scripts
 from eventsh.errors import EventError, NotSerializable, ProtocolError, UsageError
@@ -14,6 +15,7 @@ from eventsh.escape import escape
 from eventsh.protocol.messages import Answer, Ask, Output, Reply, Report, Request
 
 if TYPE_CHECKING:
+    from eventsh.core.broker.deaths import Deaths
     from eventsh.core.broker.sequencer import Sequencer
     from eventsh.core.broker.sink import EventSink
     from eventsh.core.broker.state import BrokerState, ClientConnection, Slot
@@ -31,6 +33,7 @@ class Control:
         self,
         state: BrokerState,
         sequencer: Sequencer,
+        deaths: Deaths,
         *,
         status: Callable[[float], dict[str, Any]],
         on_rival: Callable[[dict[str, Any]], dict[str, Any]] | None,
@@ -39,6 +42,7 @@ class Control:
         self._posters = state.posters
         self._sequencer = sequencer
         self._outgoing = state.outgoing
+        self._deaths = deaths
         self._status = status
         self._allow_scripts = state.options.allow_scripts
         self._on_rival = on_rival
@@ -61,6 +65,10 @@ class Control:
                 if slot.connection is not None and script.is_for(slot.worker_id):
                     self._outgoing.send(slot.connection, Ask(0, REMOVE_SCRIPT, {"name": script.name}).encode())
 
+    def excuse(self, connection: ClientConnection) -> None:
+        """Wait no longer for the answers of a process that said goodbye."""
+        self._reply(self._questions.excuse(connection))
+
     def tick(self, now: float) -> None:
         """End the questions that have waited long enough."""
         self._reply(self._questions.tick(now))
@@ -79,6 +87,8 @@ class Control:
             reply = _answer_rival(self._on_rival, connection, request)
         elif sink is not None and (answer := _ask_sink(sink, request)) is not None:
             reply = answer
+        elif request.what in DEAD_REQUESTS:
+            reply = self._take_dead(request, now)
         elif request.what in SCRIPT_REQUESTS:
             reply = self._take_script(connection, request, now)
         elif request.what in WORKERS_ANSWER:
@@ -87,6 +97,12 @@ class Control:
             reply = Reply(request.id, None, f"this broker can't answer {request.what!r}")
         if reply is not None:
             self._outgoing.send(connection, reply.encode())
+
+    def _take_dead(self, request: Request, now: float) -> Reply:
+        try:
+            return Reply(request.id, self._deaths.answer(request.what, request.arguments, now), None)
+        except UsageError as error:
+            return Reply(request.id, None, str(error))
 
     def _ask_workers(
         self, connection: ClientConnection, request: Request, slots: list[Slot], now: float

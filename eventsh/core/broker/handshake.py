@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from eventsh.core.broker.arrivals import Arrivals
     from eventsh.core.broker.confirms import Confirms
     from eventsh.core.broker.control import Control
+    from eventsh.core.broker.deaths import Deaths
     from eventsh.core.broker.recovery import Recovery
     from eventsh.core.broker.sequencer import Sequencer
     from eventsh.core.broker.state import BrokerState, ClientConnection, Poster, Slot
@@ -79,6 +80,7 @@ class Handshake:
         sequencer: Sequencer,
         arrivals: Arrivals,
         unique: UniqueAssigner,
+        deaths: Deaths,
         confirms: Confirms,
         control: Control,
         recovery: Recovery,
@@ -91,6 +93,7 @@ class Handshake:
         self._sequencer = sequencer
         self._arrivals = arrivals
         self._unique = unique
+        self._deaths = deaths
         self._confirms = confirms
         self._control = control
         self._recovery = recovery
@@ -137,21 +140,37 @@ class Handshake:
         if hello.role == "poster":
             return None, False
         try:
-            return self._slots.assign(hello, now)
+            slot, resumed = self._slots.assign(hello, now)
         except SlotTaken:
             raise Rejected("slot_taken", f"another process is worker {hello.worker_id}") from None
         except SlotTableFull:
             limit = self._slots.max_slots
             message = f"{limit} workers and observers are known, the limit of max_slots"
             raise Rejected("too_many", message) from None
+        if not resumed and not slot.is_observer and hello.worker_id is None and not hello.epoch:
+            resumed = self._succeed(slot, now)
+        return slot, resumed
+
+    def _succeed(self, slot: Slot, now: float) -> bool:
+        """Begin a new slot with what is queued for the successor of a process that still drains; return whether there is one.
+
+        The successor gets a slot of its own, because acks of both come meanwhile. To let it wait until the other has ended would
+        keep a reload waiting for the longest handler."""
+        ceding = self._slots.ceding()
+        if ceding is None:
+            return False
+        slot.start_from(ceding, self._sequencer.posts, now, after=ceding.sent)
+        ceding.cede()
+        self._sequencer.forget(ceding, now)
+        self._recovery.forget(ceding)
+        return True
 
     def _expect_others(self, hello: Hello, now: float) -> None:
         """Keep the slots of the workers of the broker that this client had before this one."""
         state = self._state
         if hello.epoch in (0, state.epoch) or now - state.started_at > state.options.timeout:
             return
-        mine = [hello.worker_id] if hello.role == "worker" and hello.worker_id is not None else []
-        self._slots.expect(set(hello.slots + mine), self._sequencer.startup_backlog, self._sequencer.posts, now)
+        self._slots.expect(hello, self._sequencer.startup_backlog, self._sequencer.posts, now)
 
     def _reject(self, connection: ClientConnection, error: Rejected, now: float) -> None:
         self._outgoing.refuse(connection, error.code, str(error))
@@ -160,11 +179,11 @@ class Handshake:
             self._outgoing.warn(f"a client was rejected: {error}")
 
     def _admit(self, connection: ClientConnection, slot: Slot | None, hello: Hello, resumed: bool, now: float) -> None:
-        connection.greet(hello, self._agreement.features)
+        connection.greet(hello, self._agreement.features, self._state.options)
         has_news = self._recovery.learn(hello)
         if slot is not None:
             self._recovery.expect(slot, hello, resumed=resumed)
-        self._outgoing.send(connection, self._welcome(slot, resumed).encode())
+        self._outgoing.send(connection, self._welcome(connection, slot, resumed).encode())
         if slot is not None:
             self._attach(connection, slot, hello, resumed, now)
         self._recovery.greet(connection, slot, hello)
@@ -174,9 +193,10 @@ class Handshake:
             self._recovery.report(slot, now)
         self._agreement.greet(connection)
 
-    def _welcome(self, slot: Slot | None, resumed: bool) -> Welcome:
-        options = self._state.options
-        held = [number for number, slot in self._slots.workers.items() if not slot.is_free]
+    def _welcome(self, connection: ClientConnection, slot: Slot | None, resumed: bool) -> Welcome:
+        options, window = self._state.options, connection.window
+        assert window is not None
+        held = {number: slot for number, slot in self._slots.workers.items() if not slot.is_free}
         return Welcome(
             epoch=self._state.epoch,
             pid=self._state.pid,
@@ -184,12 +204,14 @@ class Handshake:
             resumed=resumed,
             seq=self._sequencer.seq,
             timeout=options.timeout,
-            max_queue_len=options.max_queue_len,
+            max_queue_len=window.events,
             max_payload_len=options.max_payload_len,
-            slots=held,
+            slots=list(held),
+            assigned_slots=[number for number, slot in held.items() if slot.is_assigned],
             # What it missed may be more than that, for some of it was eventsh's own.
             posts=max(0, self._sequencer.posts - slot.posts_behind) if slot is not None else 0,
             features=sorted(self._agreement.features),
+            window_bytes=window.bytes,
         )
 
     def _attach(self, connection: ClientConnection, slot: Slot, hello: Hello, resumed: bool, now: float) -> None:
@@ -200,6 +222,7 @@ class Handshake:
             previous.release_slot()
             self._outgoing.close(previous)
         elif slot.identity != hello.identity:
+            self._deaths.note(slot, now)
             unique.reassign(slot, now)
         if not resumed:
             slot.start_at(sequencer.seq)
@@ -210,7 +233,7 @@ class Handshake:
         self._control.welcome(connection, slot)
         is_resyncing = hello.tells and hello.epoch != 0 and hello.told != epoch
         slot.attach(connection, hello, had, now, is_resyncing=is_resyncing)
-        sequencer.note_room(slot)
+        sequencer.note_room(slot, now)
         again = slot.take_unreceived_uniques()
         given_again = set(again)
         if slot.replace_unreadable(sequencer.posts):
@@ -252,11 +275,11 @@ class Handshake:
             self._outgoing.send(connection, goodbye.encode())
             return
         slot.drain(goodbye, now)
-        if slot.is_leaving:
-            # Nothing more is kept for it, so no poster has to wait until it has room.
-            self._sequencer.forget(slot)
-        elif not slot.is_observer:
+        # No poster waits until it has room: nothing more is kept for it, or its successor gets a gap for what has no room.
+        self._sequencer.forget(slot, now)
+        if not slot.is_observer and not slot.is_leaving:
             self._recovery.leave(slot)
+        self._control.excuse(connection)
         self._outgoing.send(connection, Goodbye(slot.is_leaving).encode())
         self._agreement.settle()
 
@@ -274,28 +297,35 @@ class Handshake:
             self._arrivals.announce(now)
             self._sequencer.announce("worker_left", slot, now, kept=not slot.is_leaving)
         if slot.is_leaving:
-            self._sequencer.forget(slot)
+            self._sequencer.forget(slot, now)
             self._slots.remove(slot)
             self._unique.reassign(slot, now)
         self._agreement.settle()
         return None if slot.is_leaving else slot
 
-    def end_process(self, slot: Slot, now: float) -> None:
-        """Give what a process had to others: it lost its connection, and has ended."""
+    def end_process(self, slot: Slot, now: float, *, ended: str, counts: bool) -> bool:
+        """Give what a process had to others: it lost its connection, and has ended. Return whether it had events in hand."""
         if slot.connection is not None:
-            return
+            return False
+        had_any = self._deaths.note(slot, now, ended=ended, counts=counts)
         slot.end_process(now)
         self._unique.reassign(slot, now)
         if slot.is_observer and slot in self._slots.observers:
             self._slots.remove(slot)
             self._agreement.settle()
+        return had_any
 
     def expire(self, now: float) -> None:
         """Give up slots that no process took in time."""
         timeout = self._state.options.timeout
         for slot in self._slots.expire(now, timeout):
-            self._sequencer.forget(slot)
+            self._sequencer.forget(slot, now)
+            self._deaths.note(slot, now)
             self._unique.reassign(slot, now)
-            if not slot.is_observer and (slot.missed or slot.doubts):
+            if slot.is_observer:
+                continue
+            if slot.worker_id not in self._slots.workers:
+                self._recovery.forget(slot)
+            elif slot.missed or slot.doubts:
                 self._outgoing.warn(f"slot {slot.worker_id} was not taken for {timeout:g} s: its events are dropped")
         self._agreement.settle()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eventsh.core.epochs import EpochOrder
 from eventsh.core.standing import SLOT_HOLDER
@@ -208,6 +208,17 @@ class Recovery:
             self._vacant[slot.worker_id] = max(0, self._sequencer.posts - behind)
             self._announce(slot.worker_id, self._connections)
 
+    def forget(self, slot: Slot) -> None:
+        """Announce that a slot is kept no longer, or only for its present process, and let go of all that its next one would
+        be told: there is none."""
+        number = slot.worker_id
+        assert number is not None
+        self._vacant.pop(number, None)
+        self._left.pop(number, None)
+        self._unsure.pop(number, None)
+        self._held.discard(number)
+        self._announce(number, self._connections, is_removed=True)
+
     def greet(self, connection: ClientConnection, slot: Slot | None, hello: Hello) -> None:
         """Send a client that attached, as the worker of this slot or as none, which slots are vacant."""
         number = None if slot is None else slot.worker_id
@@ -222,8 +233,14 @@ class Recovery:
             if number not in self._vacant and holder is not None and holder.identity is not None:
                 self._announce(number, [connection])
 
-    def _announce(self, number: int, connections: Iterable[ClientConnection]) -> None:
-        frame = Ask(0, SLOT_HOLDER, {"worker_id": number, "posts": self._vacant.get(number)}).encode()
+    def _announce(self, number: int, connections: Iterable[ClientConnection], *, is_removed: bool = False) -> None:
+        slot = self._slots.workers.get(number)
+        facts: dict[str, Any] = {"worker_id": number, "posts": self._vacant.get(number)}
+        if slot is not None and slot.goodbye is not None:
+            facts["left"] = True
+        if is_removed:
+            facts["removed"] = True
+        frame = Ask(0, SLOT_HOLDER, facts).encode()
         for connection in connections:
             if connection.is_greeted and not connection.is_closing:
                 self._outgoing.send(connection, frame)

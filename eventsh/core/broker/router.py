@@ -5,8 +5,8 @@ Knows no sockets and no clock. The owner reports connections, frames and the tim
 
 An event is *accepted* (in its poster's order), *enqueued* (it gets its `seq` and enters the queues), *received* (a worker
 acknowledged that it has it) and *handled* (its handlers returned; it leaves that worker's queue). It is confirmed to its
-poster when every live worker has received it. While a worker's queue is full nothing is enqueued; after `timeout` without
-progress the events that follow are dropped for that worker alone, and reported to it as a gap.
+poster when every live worker has received it. While a worker's queue is full nothing is enqueued, until its budget for that
+is spent: then the events that follow are dropped for that worker alone, and reported to it as a gap.
 
 The router dispatches frames by kind and acts on the time; the rules are in the parts beside it.
 """
@@ -21,6 +21,7 @@ from eventsh.core.broker.agreement import Agreement
 from eventsh.core.broker.arrivals import Arrivals
 from eventsh.core.broker.confirms import Confirms
 from eventsh.core.broker.control import Control
+from eventsh.core.broker.deaths import GONE, Deaths
 from eventsh.core.broker.handshake import Authentication, Handshake
 from eventsh.core.broker.outgoing import Outgoing
 from eventsh.core.broker.posters import Posters
@@ -32,7 +33,7 @@ from eventsh.core.broker.unique import UniqueAssigner
 from eventsh.core.heartbeat import Beat
 from eventsh.errors import ProtocolError
 from eventsh.protocol.features import FEATURES
-from eventsh.protocol.frame import HEADER, KIND_OFFSET, Flag, Kind, encode_frame
+from eventsh.protocol.frame import HEADER, KIND_OFFSET, Flag, Kind, encode_frame, without_events
 from eventsh.protocol.messages import MAX_COUNT
 
 if TYPE_CHECKING:
@@ -78,16 +79,15 @@ class Router:
             pid=pid,
             started_at=now,
             connections=set(),
-            slots=SlotTable(
-                slots=options.slots, max_slots=options.max_slots, max_queue_len=options.max_queue_len, now=now
-            ),
+            slots=SlotTable(options, now),
             posters=Posters(),
             outgoing=self._outgoing,
         )
         self._sequencer = Sequencer(self._state, wall_clock_ns=wall_clock_ns)
         self._unique = UniqueAssigner(self._state, self._sequencer)
         self._confirms = Confirms(self._state, self._sequencer)
-        self._control = Control(self._state, self._sequencer, status=self.status, on_rival=on_rival)
+        self._deaths = Deaths(self._state, self._sequencer, self._unique)
+        self._control = Control(self._state, self._sequencer, self._deaths, status=self.status, on_rival=on_rival)
         self._recovery = Recovery(self._state, self._sequencer)
         self._agreement = Agreement(self._state, features)
         self._arrivals = Arrivals(self._sequencer)
@@ -97,6 +97,7 @@ class Router:
             self._sequencer,
             self._arrivals,
             self._unique,
+            self._deaths,
             self._confirms,
             self._control,
             self._recovery,
@@ -170,6 +171,12 @@ class Router:
         warnings = list(self._outgoing.warnings)
         self._outgoing.warnings.clear()
         return warnings
+
+    @property
+    def next_drop_at(self) -> float | None:
+        """When `settle` has to be called at the latest, for a worker with a full queue may hold posters up no longer."""
+        full = self._sequencer.full
+        return min(slot.budget.empty_at for slot in full) if full else None
 
     # --- reports of the owner ---
 
@@ -257,10 +264,19 @@ class Router:
         self.settle(now)
         return slot
 
-    def end_process(self, slot: Slot, now: float) -> None:
-        """Note that the process that held this slot, and lost its connection, has ended."""
-        self._handshake.end_process(slot, now)
+    def end_process(self, slot: Slot, now: float, *, ended: str = GONE, counts: bool = True) -> bool:
+        """Note that the process that held this slot, and lost its connection, has ended.
+
+        Args:
+            ended: How: the name of a signal, "exit 3", or GONE.
+            counts: False: its supervisor ended it, so that no event is to blame.
+
+        Returns:
+            Whether it had begun to handle events and not finished.
+        """
+        had_any = self._handshake.end_process(slot, now, ended=ended, counts=counts)
         self.settle(now)
+        return had_any
 
     def meet_rival(self, epoch: int, age_s: float, confirmed: int, now: float) -> bool:
         """Learn of another broker, which began `age_s` ago and has `confirmed` broadcast posts: it has served the same address
@@ -299,15 +315,15 @@ class Router:
         self._confirms.announce()
 
     def _give_up_on_the_stuck(self, now: float) -> None:
-        """Stop waiting for workers that made no progress for `timeout`."""
+        """Stop waiting for confirmations from workers that made no progress for `timeout`."""
         timeout = self.options.timeout
         for slot in self.slots:
             if slot.connection is None or now - slot.progress_at <= timeout:
                 continue
             slot.end_resync(now)
-            if slot in self._sequencer.full:
-                self._sequencer.drop(slot, f"{slot.label} made no progress for {timeout:g} s with a full queue", now)
-            elif slot.is_live and slot.is_behind:
+            if slot.is_live and slot.is_behind:
+                # Posters had their windows used up meanwhile: they must not wait as long again for room in its queue.
+                slot.budget.use_up(now)
                 slot.stall(now)
                 self._outgoing.warn(
                     f"{slot.label} received nothing for {timeout:g} s: confirmations do not wait for it"
@@ -355,17 +371,23 @@ class Router:
     # --- events ---
 
     def _take_events(self, connection: ClientConnection, frame: bytearray, now: float) -> None:
-        poster = connection.poster
-        if poster is None or not connection.is_greeted:
+        poster, window = connection.poster, connection.window
+        if poster is None or window is None:
             raise ProtocolError("events before the hello")
         if not self._is_accepting:
             return
-        post = poster.accept(frame, self.options.max_queue_len)
+        excess = window.excess(frame)
+        if excess is not None:
+            # Its place stays, as a gap: the poster would send it again for ever.
+            frame = without_events(frame)
+        post = poster.accept(frame, window)
         if post is None:
             # Sent again after a reconnect; the confirmation may have been lost with the connection.
             self._confirms.due.add(poster)
         elif self._held or self._sequencer.full or not self._route(post, now):
             self._held.append(post)
+        if excess is not None and post is not None:
+            raise ProtocolError(excess)
 
     def _route(self, post: Post, now: float) -> bool:
         """Number a post and put it into the queues. False: not now."""
@@ -388,7 +410,9 @@ class Router:
         if handled > received or received > self.seq:
             raise ProtocolError(f"acked {received} and {handled}, but only {self.seq} was sent")
         slot.take_ack(received, handled, now)
-        self._sequencer.note_room(slot)
+        self._sequencer.note_room(slot, now)
+        if slot.receiver is None:
+            self._sequencer.send_on(slot)
         if slot.drop_reason is not None:
             self._sequencer.resume(slot, now)
             self._recovery.report(slot, now)
@@ -398,6 +422,8 @@ class Router:
 
     def settle(self, now: float) -> None:
         """Enqueue what was held, and confirm what every live worker has."""
+        if self._sequencer.full:
+            self._sequencer.drop_exhausted(now)
         held = self._held
         while held and not self._sequencer.full and self._route(held[0], now):
             held.popleft()
@@ -422,6 +448,7 @@ class Router:
                 "held": sum(post.count for post in self._held),
                 "unique_keys": len(self._unique.keys),
                 "ignored_repeats": self._unique.ignored_repeats,
+                "dead_letters": self._deaths.total,
                 "all_know": sorted(self._agreement.all_know),
             },
             "recording": None if self.sink is None else self.sink.status(),

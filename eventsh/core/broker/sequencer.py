@@ -6,19 +6,24 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from eventsh.core.broker.budget import Budget
+from eventsh.core.broker.room import Room
 from eventsh.core.broker.state import Slot
-from eventsh.core.queue import Entry
+from eventsh.core.queue import Entry, Queue
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.protocol.codec import encode_data
 from eventsh.protocol.features import WORKERS_JOINED
 from eventsh.protocol.frame import (
     FIRST_FLAGS,
     FLAGS_OFFSET,
+    HEADER_BYTES,
     ORIGIN,
     ORIGIN_OFFSET,
     STAMP,
     STAMP_OFFSET,
+    Flag,
     Kind,
+    decode_header,
     encode_frame,
 )
 from eventsh.protocol.messages import Gap
@@ -31,6 +36,8 @@ __all__ = ["Sequencer"]
 
 # What a new broker routes before the first worker of the one before it is back: short, for these come in milliseconds.
 _BACKLOG_EVENTS = 256
+# What a poster wants to be told of an event: it was answered when the event was posted.
+_ANSWERED = Flag.RECEIPT | Flag.TRACE
 
 
 class Sequencer:
@@ -41,8 +48,10 @@ class Sequencer:
         # Broadcast posts, as events.
         self.posts = 0
         # Everything since the start, for a while: workers of an earlier broker must miss nothing of it.
-        self.startup_backlog: Slot | None = Slot(None, _BACKLOG_EVENTS, state.started_at)
-        # Workers with a full queue: while there is one, nothing that a poster sent is enqueued.
+        queue = Queue(_BACKLOG_EVENTS, state.options.max_queue_bytes // 16)
+        budget = Budget(state.options.timeout, state.started_at)
+        self.startup_backlog: Slot | None = Slot(None, queue, budget, state.started_at)
+        # Workers with a full queue, which spend their budgets: while there is one, nothing that a poster sent is enqueued.
         self.full: set[Slot] = set()
         # Enqueued and not confirmed, in the order of seq.
         self.unconfirmed: deque[tuple[int, Post]] = deque()
@@ -50,6 +59,7 @@ class Sequencer:
         self.sink: EventSink | None = None
         self.wall_clock_ns = wall_clock_ns
         self._slots = state.slots
+        self._room = Room(state.slots, state.options)
         self._changed, self._warn = state.outgoing.changed, state.outgoing.warn
         self._pid = state.pid
 
@@ -94,6 +104,23 @@ class Sequencer:
         frame = encode_frame(Kind.EVENTS, body, count=1, pid=self._pid, origin_seq=seq, seq=seq, time_ns=stamp)
         self._offer(Entry(seq, 1, frame), seq, slots, now)
 
+    def enqueue_again(self, frame: bytearray, slots: Iterable[Slot], now: float) -> None:
+        """Enqueue an event anew, as one of the broker's own that names its first poster's process: it is not one of the posts that
+        are counted, for its place among those was reported as a gap."""
+        self.seq = seq = self.seq + 1
+        header = decode_header(frame)
+        again = encode_frame(
+            Kind.EVENTS,
+            memoryview(frame)[HEADER_BYTES:],
+            flags=header.flags & ~_ANSWERED | Flag.RESENT,
+            count=header.count,
+            pid=header.pid,
+            origin_seq=seq,
+            seq=seq,
+            time_ns=self.wall_clock_ns(),
+        )
+        self._offer(Entry(seq, header.count, again), seq, slots, now)
+
     def announce(self, event: str, slot: Slot, now: float, **more: Any) -> None:
         """Enqueue a lifecycle event about a worker for all."""
         self.enqueue_own(event, {"worker_id": slot.worker_id, "pid": slot.pid, **more}, None, now)
@@ -122,17 +149,18 @@ class Sequencer:
             if backlog.queue.is_full and not backlog.is_dropping:
                 backlog.start_dropping("the broker was new, and this worker not yet attached to it", now)
             backlog.offer(entry, first, now)
+        self._room.count(len(entry.frame))
         newer = entry.frame[FLAGS_OFFSET] > FIRST_FLAGS
         for slot in self._slots if slots is None else slots:
             if slot.goodbye is not None and slot.is_leaving:
                 continue
-            if slot.queue.is_full and slot.is_observer and slot.drop_reason is None:
-                slot.start_dropping("the observer was too slow", now)
+            if slot.queue.is_full and slot.drop_reason is None and not slot.holds_posters:
+                slot.start_dropping(_why_at_once(slot), now)
             offered = self._readable(entry, slot) if newer else entry
             if slot.offer(offered, first, now) and slot.connection is not None:
                 self._changed[slot.connection] = None
-            if slot.queue.is_full and not slot.is_observer and slot.drop_reason is None:
-                self.full.add(slot)
+            if slot.queue.is_full and slot.drop_reason is None and slot.holds_posters:
+                self._hold_posters(slot, now)
 
     def _readable(self, entry: Entry, slot: Slot) -> Entry:
         """Return the entry, or the gap that a slot gets instead of a frame with flags that its process does not know."""
@@ -151,6 +179,17 @@ class Sequencer:
                 " version of eventsh posts them; update all processes of the pool"
             )
 
+    def send_alone(self, post: Post, slot: Slot) -> None:
+        """Send a unique event that was queued for a slot on hold once all before it is handled, and nothing after it until then."""
+        assert post.last_seq is not None
+        if slot.send_carefully(post.last_seq) and slot.connection is not None:
+            self._changed[slot.connection] = None
+
+    def send_on(self, slot: Slot) -> None:
+        """Send what waits for a slot on hold, as far as its last ack allows."""
+        if slot.send_queued() and slot.connection is not None:
+            self._changed[slot.connection] = None
+
     # --- gaps ---
 
     def enqueue_gap(
@@ -165,25 +204,49 @@ class Sequencer:
         if slot.offer(Entry(seq, 0, gap.encode(seq=seq)), seq, now) and slot.connection is not None:
             self._changed[slot.connection] = None
 
-    def drop(self, slot: Slot, reason: str, now: float) -> None:
-        """Drop the events of a slot whose queue is full, from now on: nobody waits for it any longer."""
-        self.full.discard(slot)
+    def _hold_posters(self, slot: Slot, now: float) -> None:
+        """Have posters wait for room in a slot's queue, as far as its budget allows."""
+        slot.budget.spend(now)
+        self.full.add(slot)
+        if slot.budget.is_empty(now):
+            self._drop(slot, now)
+
+    def drop_exhausted(self, now: float) -> None:
+        """Drop the events of slots whose full queue has held posters up for as long as it may."""
+        for slot in [slot for slot in self.full if slot.budget.is_empty(now)]:
+            self._drop(slot, now)
+
+    def _drop(self, slot: Slot, now: float) -> None:
+        queue = slot.queue
+        self.forget(slot, now)
+        reason = f"{slot.label} was too slow: its full queue held posters up for {slot.budget.limit_s:g} s (timeout)"
         slot.start_dropping(reason, now)
-        self._warn(f"{reason} ({slot.queue.events} events): what follows is dropped for it")
+        if not slot.is_muted:
+            self._warn(
+                f"{reason}; it holds {queue.events} events, {queue.bytes} bytes, and what follows is dropped for it"
+            )
 
-    def note_room(self, slot: Slot) -> None:
+    def note_room(self, slot: Slot, now: float) -> None:
         """Note that something left this slot's queue."""
-        if not slot.queue.is_full:
+        if not slot.budget.is_refilling and not slot.queue.is_full:
             self.full.discard(slot)
+            slot.budget.refill(now)
 
-    def forget(self, slot: Slot) -> None:
+    def forget(self, slot: Slot, now: float) -> None:
         """Wait for this slot's queue no longer: the slot is given up, or nothing more is queued for it."""
         self.full.discard(slot)
+        slot.budget.rest(now)
 
     def resume(self, slot: Slot, now: float) -> None:
         """Queue events again for a slot that was dropping, once it has worked off half of its queue."""
-        if slot.queue.events <= slot.queue.limit // 2:
-            if slot.missed:
+        if slot.queue.is_half_empty:
+            if slot.missed and not slot.is_muted:
                 self._warn(f"{slot.label} missed {slot.missed} events: {slot.drop_reason}")
             if slot.end_dropping(self.posts, now) and slot.connection is not None:
                 self._changed[slot.connection] = None
+
+
+def _why_at_once(slot: Slot) -> str:
+    if slot.is_observer:
+        return "the observer was too slow"
+    return f"{slot.label} was about to leave, and its queue was full: posters do not wait for that"

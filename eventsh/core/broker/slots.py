@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from eventsh.core.broker.budget import Budget
 from eventsh.core.broker.state import Slot
+from eventsh.core.queue import Queue
 
 if TYPE_CHECKING:
+    from eventsh.options import Options
     from eventsh.protocol.messages import Hello
 
 __all__ = ["SlotTable", "SlotTableFull", "SlotTaken"]
@@ -24,10 +27,10 @@ class SlotTableFull(Exception):
 class SlotTable:
     """Every slot, held or kept: workers by number, observers by identity. A worker's slot outlives its process: see `expire`."""
 
-    def __init__(self, *, slots: int, max_slots: int, max_queue_len: int, now: float) -> None:
-        self.max_slots = max_slots
-        self.max_queue_len = max_queue_len
-        self.workers: dict[int, Slot] = {number: Slot(number, max_queue_len, now) for number in range(slots)}
+    def __init__(self, options: Options, now: float) -> None:
+        self.max_slots = options.max_slots
+        self._options = options
+        self.workers: dict[int, Slot] = {number: self._make(number, now) for number in range(options.slots)}
         self.observers: list[Slot] = []
 
     def __iter__(self) -> Iterator[Slot]:
@@ -55,47 +58,77 @@ class SlotTable:
             slot = self._new(None, now)
             self.observers.append(slot)
             return slot, False
-        number = self._free_number() if hello.worker_id is None else hello.worker_id
-        known = self.workers.get(number)
-        if known is not None and known.connection is not None:
-            raise SlotTaken
-        if known is None or (hello.worker_id is None and known.is_expired):
-            # A process that asks for any slot did not lose what passed by an empty one.
-            self.workers.pop(number, None)
-            known = self.workers[number] = self._new(number, now)
+        if hello.worker_id is None:
+            return self._assign_any(hello, now)
+        known = self.workers.get(hello.worker_id)
+        if known is None:
+            known = self.workers[hello.worker_id] = self._new(hello.worker_id, now)
             return known, False
+        if known.connection is not None:
+            raise SlotTaken
         return known, True
 
-    def _free_number(self) -> int:
-        """Return the lowest number that nobody holds and nobody comes back for."""
+    def _assign_any(self, hello: Hello, now: float) -> tuple[Slot, bool]:
+        """Return the slot whose process ended first, or a new one.
+
+        A process that was attached to a broker before succeeds no other: it begins anew, and gets a gap for what it missed.
+        """
+        left = [slot for slot in self.workers.values() if slot.can_be_succeeded] if not hello.epoch else []
+        if left:
+            # A slot that has expired has only a gap to give; what the others have queued would be given up.
+            return min(left, key=lambda slot: (slot.is_expired, slot.since)), True
         number = 0
-        while number in self.workers and not self.workers[number].is_free:
+        while number in self.workers and not self.workers[number].is_unused:
             number += 1
-        return number
+        known = self.workers.get(number)
+        if known is not None and not known.is_expired:
+            return known, True
+        # A process that asks for any slot did not lose what passed by an empty one.
+        self.workers.pop(number, None)
+        known = self.workers[number] = self._new(number, now)
+        return known, False
+
+    def ceding(self) -> Slot | None:
+        """Return the first slot to drain whose queue since the goodbye is for a process that asks for no number."""
+        draining = [slot for slot in self.workers.values() if slot.connection and slot.is_spare and not slot.is_leaving]
+        return min(draining, key=lambda slot: slot.since, default=None)
 
     def _new(self, number: int | None, now: float) -> Slot:
         if len(self) >= self.max_slots:
-            empty = [slot for slot in self if slot.is_expired]
+            # A slot that a client named, and that no process has taken, keeps no process that is there from attaching.
+            empty = [slot for slot in self if slot.is_expired] or [slot for slot in self if slot.is_expected]
             if not empty:
                 raise SlotTableFull
             self.remove(min(empty, key=lambda slot: slot.since))
-        return Slot(number, self.max_queue_len, now)
+        return self._make(number, now)
 
-    def expect(self, numbers: Iterable[int], backlog: Slot | None, posts: int, now: float) -> None:
-        """Keep slots for the workers of an earlier broker, which miss nothing that is posted before they come.
+    def _make(self, number: int | None, now: float) -> Slot:
+        options = self._options
+        queue = Queue(options.max_queue_len, options.max_queue_bytes)
+        return Slot(number, queue, Budget(options.timeout, now), now)
+
+    def expect(self, hello: Hello, backlog: Slot | None, posts: int, now: float) -> None:
+        """Keep the slots that a client names for the workers of an earlier broker, which miss nothing that is posted before
+        they come.
 
         Args:
             backlog: Everything since this broker's start, `posts` broadcast posts among it; None: no longer known.
         """
+        numbers, assigned, left = set(hello.slots), set(hello.assigned_slots), set(hello.left_slots)
+        if hello.role == "worker" and hello.worker_id is not None:
+            numbers.add(hello.worker_id)
+            left.discard(hello.worker_id)
+            if hello.assigned:
+                assigned.add(hello.worker_id)
         for number in numbers:
             slot = self.workers.get(number)
             if slot is None:
                 if len(self) >= self.max_slots:
                     return
-                slot = self.workers[number] = Slot(number, self.max_queue_len, now)
+                slot = self.workers[number] = self._make(number, now)
                 if backlog is not None:
                     slot.start_from(backlog, posts, now)
-            slot.expect()
+            slot.expect(is_assigned=number in assigned, has_left=number in left)
 
     @property
     def is_complete(self) -> bool:
@@ -112,15 +145,17 @@ class SlotTable:
     def expire(self, now: float, timeout: float) -> list[Slot]:
         """Give up the queues of slots that became empty more than `timeout` seconds ago, and return those slots.
 
-        A worker's slot stays as a count of what it misses, so that the process that asks for its number is told; an observer's
-        is removed.
+        A worker's slot stays as a count of what it misses, for the gap that its next process gets, where that process asks for
+        its number or the last one was killed. An observer's is removed, and so is a slot that no process can miss: no number
+        was asked for, and the last process said goodbye or is known only from an earlier broker.
         """
         expired = []
         for slot in list(self):
             if slot.absence is not None and not slot.is_expired and now - slot.since > timeout:
                 expired.append(slot)
-                # An observer's too: who looks for the end of its process has no reason to go on.
+                is_over = slot.is_observer or slot.is_spare or (slot.is_assigned and slot.identity is None)
+                # A removed one's too: the watch for the end of its process has no reason to go on.
                 slot.expire(f"nobody held slot {slot.worker_id} for {timeout:g} s", now)
-                if slot.is_observer:
+                if is_over:
                     self.remove(slot)
         return expired

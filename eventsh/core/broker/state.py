@@ -6,15 +6,17 @@ changes its state by `Slot.transition` alone, which refuses what TRANSITIONS doe
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from eventsh.core.queue import Entry, Queue
+from eventsh.core.broker.window import window_of
+from eventsh.core.queue import Entry
 from eventsh.errors import ProtocolError
-from eventsh.protocol.features import name_flags, readable_flags
+from eventsh.protocol.features import BYTE_WINDOW, name_flags, readable_flags
 from eventsh.protocol.frame import (
     FIRST_FLAGS,
     FLAGS_OFFSET,
@@ -24,17 +26,21 @@ from eventsh.protocol.frame import (
     Flag,
     decode_header,
     read_key,
+    shorten_key,
 )
-from eventsh.protocol.messages import Gap
+from eventsh.protocol.messages import Gap, Goodbye
 
 if TYPE_CHECKING:
+    from eventsh.core.broker.budget import Budget
     from eventsh.core.broker.outgoing import Outgoing
     from eventsh.core.broker.posters import Posters
     from eventsh.core.broker.slots import SlotTable
+    from eventsh.core.broker.window import Window
     from eventsh.core.heartbeat import Heartbeat
     from eventsh.core.proof import BrokerProof
+    from eventsh.core.queue import Queue
     from eventsh.options import Options
-    from eventsh.protocol.messages import Goodbye, Hello
+    from eventsh.protocol.messages import Hello
 
 __all__ = [
     "TRANSITIONS",
@@ -147,6 +153,7 @@ class ClientConnection:
         "unchecked_bytes",
         "unsent",
         "warned_unreadable",
+        "window",
     )
 
     def __init__(
@@ -191,6 +198,8 @@ class ClientConnection:
         self.output: list[bytearray] = []
         self.slot: Slot | None = None
         self.poster: Poster | None = None
+        # What its poster may have under way; known once it is greeted.
+        self.window: Window | None = None
 
     @property
     def label(self) -> str:
@@ -223,9 +232,10 @@ class ClientConnection:
         """Note the poster whose batches it carries."""
         self.poster = poster
 
-    def greet(self, hello: Hello, features: frozenset[str]) -> None:
+    def greet(self, hello: Hello, features: frozenset[str], options: Options) -> None:
         """Accept its hello. `features` are the broker's."""
         self.is_greeted = True
+        self.window = window_of(options, counts_bytes=BYTE_WINDOW in hello.features)
         self.host = hello.host
         self.features = frozenset(hello.features)
         self.readable = readable_flags(features & self.features)
@@ -276,11 +286,13 @@ class Post:
         "flags",
         "frame",
         "is_done",
+        "is_suspect",
         "key",
         "last_seq",
         "position",
         "poster",
         "preferred",
+        "size_bytes",
         "targets",
         "unique",
     )
@@ -290,6 +302,7 @@ class Post:
         self.first = first
         self.count = count
         self.flags = flags
+        self.size_bytes = len(frame)
         # Held until it is enqueued, and a unique one until its handlers returned: another worker may have to get it.
         self.frame: bytearray | None = frame
         self.key = _key_of(flags, frame) if flags & Flag.UNIQUE else b""
@@ -298,6 +311,8 @@ class Post:
         # How many broadcast posts there were with it; 0: it is not one.
         self.position = 0
         self.is_done = False
+        # A process ended that had received it and not handled it: it is sent alone from then on.
+        self.is_suspect = False
         # For a receipt: the slots that were to get it, and what became of its key.
         self.targets: list[Slot] = []
         self.unique: UniqueFate | None = None
@@ -308,7 +323,7 @@ class Post:
         """Take the frame that its poster sent again in the place of one that was released. Raises ProtocolError."""
         # Read first: a frame that is refused changes nothing.
         key = _key_of(flags, frame) if flags & Flag.UNIQUE else b""
-        self.flags, self.frame, self.key = flags, frame, key
+        self.flags, self.frame, self.key, self.size_bytes = flags, frame, key, len(frame)
 
     def sequence(self, last_seq: int, position: int = 0) -> None:
         """Note its number among all events, and among the broadcast ones."""
@@ -339,6 +354,10 @@ class Post:
         self.frame = bytearray(self.frame)
         self.frame[FLAGS_OFFSET] |= Flag.RESENT
 
+    def suspect(self) -> None:
+        """Note that it may have killed a process."""
+        self.is_suspect = True
+
     def finish(self) -> None:
         """Note that nothing is to be done with it any more."""
         self.is_done = True
@@ -347,7 +366,7 @@ class Post:
 def _key_of(flags: int, frame: bytearray) -> bytes:
     # A newer form may keep its key elsewhere, and must be refused no more than another frame that only receivers can't read:
     # its poster would send it again for ever.
-    return read_key(frame) if flags <= FIRST_FLAGS else b""
+    return shorten_key(read_key(frame)) if flags <= FIRST_FLAGS else b""
 
 
 # Numbers are u64 on the wire.
@@ -364,6 +383,7 @@ class Poster:
         "number",
         "origin",
         "pending",
+        "pending_bytes",
         "pending_events",
         "returned",
         "unreadable",
@@ -379,7 +399,9 @@ class Poster:
         # The last of its batches that a receiver could not read; 0: there was none.
         self.unreadable = 0
         self.pending: deque[Post] = deque()
+        # Not confirmed and not returned.
         self.pending_events = 0
+        self.pending_bytes = 0
         # Posts by their first number that were accepted, could be given to nobody, and are the poster's to send again.
         # They stay in `pending`: nothing after them may be confirmed before they come back.
         self.returned: dict[int, Post] = {}
@@ -398,7 +420,7 @@ class Poster:
         """Note that a receiver could not read a batch of its."""
         self.unreadable = number
 
-    def accept(self, frame: bytearray, window: int) -> Post | None:
+    def accept(self, frame: bytearray, window: Window) -> Post | None:
         """Accept a frame of this poster; None when it is known already. Raises ProtocolError."""
         _, _, flags, count, _, _, first, _, _ = HEADER.unpack_from(frame)
         if not count or not 0 < first <= _MAX_NUMBER - count:
@@ -411,12 +433,12 @@ class Poster:
             raise ProtocolError(f"a unique event or one with a receipt travels alone, not in a batch of {count}")
         if flags & Flag.TRACE and not flags & Flag.RECEIPT:
             raise ProtocolError("an event with a trace and no receipt")
-        if self.pending_events and self.pending_events + count > window:
-            raise ProtocolError(f"more than {window} events are under way unconfirmed (max_queue_len of the broker)")
+        window.check(self.pending_events, count, self.pending_bytes)
         post = Post(self, first, count, flags, frame)
         self.number = first + count - 1
         self.pending.append(post)
         self.pending_events += count
+        self.pending_bytes += post.size_bytes
         return post
 
     def _accept_again(self, first: int, flags: int, frame: bytearray) -> Post | None:
@@ -425,12 +447,14 @@ class Poster:
             post.send_again(flags, frame)
             del self.returned[first]
             self.pending_events += post.count
+            self.pending_bytes += post.size_bytes
         return post
 
     def confirm(self, post: Post) -> bool:
         """Finish a post; return whether that confirms something to the poster."""
         post.finish()
         self.pending_events -= post.count
+        self.pending_bytes -= post.size_bytes
         pending = self.pending
         before = self.confirmed
         while pending and pending[0].is_done:
@@ -442,19 +466,26 @@ class Poster:
         """Let go of a post that nobody could take; the poster still has it and sends it again if it comes back."""
         post.release_frame()
         self.pending_events -= post.count
+        self.pending_bytes -= post.size_bytes
         self.returned[post.first] = post
+
+
+# A worker that is a little too slow begins to drop events many times a second, and must not fill the log.
+_QUIET_S = 10.0
 
 
 class Slot:
     """A worker's or an observer's place: its queue, what it has received, and what it missed.
 
     A worker's slot outlives its process, so that the next one misses nothing. Each slot has its own queue, so a slow receiver
-    delays no other for longer than `timeout`; one shared queue would let one stopped process stop the pool. The frames in the
+    delays no other for longer than its budget; one shared queue would let one stopped process stop the pool. The frames in the
     queues are shared: a stalled worker costs references until the others are done with them.
     """
 
     __slots__ = (
         "absence",
+        "budget",
+        "careful",
         "connection",
         "doubts",
         "drop_reason",
@@ -465,8 +496,12 @@ class Slot:
         "goodbye",
         "handled",
         "identity",
+        "is_assigned",
+        "is_muted",
         "is_observer",
         "last_seq",
+        "logged_at",
+        "lost",
         "missed",
         "missed_first",
         "missed_last",
@@ -475,7 +510,9 @@ class Slot:
         "progress_at",
         "queue",
         "received",
+        "receiver",
         "resyncing_since",
+        "sent",
         "since",
         "state",
         "takes_unique",
@@ -486,27 +523,39 @@ class Slot:
         "worker_id",
     )
 
-    def __init__(self, worker_id: int | None, limit: int, now: float) -> None:
+    def __init__(self, worker_id: int | None, queue: Queue, budget: Budget, now: float) -> None:
         self.worker_id = worker_id
         self.is_observer = worker_id is None
         self.identity: str | None = None
         self.pid: int | None = None
         self.connection: ClientConnection | None = None
+        # Where an offered event is sent at once: the connection, but while its process drains or an event is sent alone.
+        self.receiver: ClientConnection | None = None
         self.state = SlotState.STARTING
         # When it entered its state.
         self.since = now
         # Who may come for it; None while it has a connection.
         self.absence: Absence | None = Absence.VACANT
-        # What its process said when it began to drain.
+        # What its process said when it began to drain. Kept while the slot is absent.
         self.goodbye: Goodbye | None = None
+        # Whether it is a broker's choice for processes that asked for no number. Once one asked for it, it never is again.
+        self.is_assigned = False
         # Since when the broker waits for its process's list of the unique events of an earlier broker; None: it does not. Kept
         # while the process is away, for it still has them.
         self.resyncing_since: float | None = None
         # Everything that is not acknowledged as handled, sent or not.
-        self.queue = Queue(limit)
+        self.queue = queue
+        self.budget = budget
         # It has everything up to here. Exact also where it got nothing for a while: see `offer`.
         self.received = 0
         self.last_seq = 0
+        # The last event that was sent. Read it only without a receiver: with one, that is the last event of all.
+        self.sent = 0
+        # Queued events that a process had received and not handled when it ended, by seq, in order. Each is sent alone, once
+        # all before it are handled, and nothing after it until it is handled: if it kills, the broker knows that it was it.
+        self.careful: dict[int, None] = {}
+        # Events that its process had received and not handled when its connection ended, until it is back or known to be dead.
+        self.lost: list[Entry] = []
         self.takes_unique = False
         # The unique events that it was given and has not handled, by seq.
         self.uniques: dict[int, Post] = {}
@@ -515,6 +564,9 @@ class Slot:
         # Why its events are dropped, and counted in `missed`, for the gap that ends it; None: they are not. Kept while its
         # process is away: the next one is told.
         self.drop_reason: str | None = None
+        # Whether the log is not to have that, for it had the like a moment ago.
+        self.is_muted = False
+        self.logged_at = -math.inf
         self.missed = 0
         self.missed_first = 0
         self.missed_last = 0
@@ -568,6 +620,27 @@ class Slot:
         return self.goodbye is not None and self.goodbye.leave
 
     @property
+    def holds_posters(self) -> bool:
+        """Whether posters wait, within its budget, while its queue is full. None does for an observer, or from a goodbye on."""
+        return not self.is_observer and self.goodbye is None
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether the slot ends unless another process takes it: its process said goodbye, and no process asks for its number."""
+        return self.is_assigned and self.goodbye is not None
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether no process has held it at this broker, and none is awaited."""
+        return self.identity is None and self.goodbye is None and self.is_free
+
+    @property
+    def can_be_succeeded(self) -> bool:
+        """Whether a process that asks for no number may take it, with its queue: its process has ended. One that expired goes on
+        only for the processes that ask for its number, who are to be told what it dropped, if there are such."""
+        return self.is_free and not self.is_unused and (self.is_assigned or not self.is_expired)
+
+    @property
     def is_expired(self) -> bool:
         return self.absence is Absence.EXPIRED
 
@@ -575,6 +648,11 @@ class Slot:
     def is_free(self) -> bool:
         """Whether a process that asks for no number may have it: nobody holds it, and nobody comes back for it."""
         return self.absence is Absence.VACANT or self.absence is Absence.EXPIRED
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether a client has named it as a worker's of an earlier broker, and no process has taken it."""
+        return self.state is SlotState.STARTING and self.absence is Absence.AWAITED
 
     @property
     def is_dropping(self) -> bool:
@@ -586,9 +664,7 @@ class Slot:
         """Whether its process may have unique events of an earlier broker that the broker does not know of yet."""
         if self.is_expired:
             return False
-        return self.resyncing_since is not None or (
-            self.state is SlotState.STARTING and self.absence is Absence.AWAITED
-        )
+        return self.resyncing_since is not None or self.is_expected
 
     @property
     def can_take_unique(self) -> bool:
@@ -596,6 +672,11 @@ class Slot:
             return False
         # A full observer would lose it; a full worker's queue takes one frame more.
         return not (self.is_observer and self.queue.is_full)
+
+    @property
+    def unique_bytes(self) -> int:
+        """Bytes of the unique events in its queue."""
+        return sum(len(post.frame) for post in self.uniques.values() if post.frame is not None)
 
     @property
     def posts_behind(self) -> int:
@@ -616,9 +697,9 @@ class Slot:
             self.progress_at = now
         self.last_seq = entry.last
         self.queue.append(entry)
-        if self.connection is None or self.state is _DRAINING:
+        if self.receiver is None:
             return False
-        self.connection.output.append(entry.frame)
+        self.receiver.output.append(entry.frame)
         return True
 
     def miss(self, count: int, first: int, last: int) -> None:
@@ -643,6 +724,9 @@ class Slot:
     def start_dropping(self, reason: str, now: float) -> None:
         """Drop its events from now on, and count them, until `end_dropping`."""
         self.drop_reason = reason
+        self.is_muted = now < self.logged_at + _QUIET_S
+        if not self.is_muted:
+            self.logged_at = now
         if self.absence is None and self.state is not SlotState.DRAINING:
             self.end_resync(now)
             self.transition(SlotState.DROPPING, now)
@@ -677,6 +761,8 @@ class Slot:
             self.handled += released
             self.progress_at = now
         # In the order of seq, as they were given.
+        while self.careful and (seq := next(iter(self.careful))) <= handled:
+            del self.careful[seq]
         while self.uniques and (seq := next(iter(self.uniques))) <= handled:
             del self.uniques[seq]
 
@@ -693,8 +779,18 @@ class Slot:
         posts = list(self.uniques.values())
         if posts:
             self.queue.discard(set(self.uniques))
+            for seq, post in self.uniques.items():
+                self.careful.pop(seq, None)
+                if seq <= self.received:
+                    post.suspect()
             self.uniques.clear()
         return posts
+
+    def take_unique(self, seq: int) -> Post:
+        """Return one of the unique events that it did not handle, taken out of its queue."""
+        self.queue.discard({seq})
+        self.careful.pop(seq, None)
+        return self.uniques.pop(seq)
 
     def take_unreceived_uniques(self) -> list[Post]:
         """Return the unique events whose confirmation was put off by `detach` and that the process did not get, taken out of
@@ -702,26 +798,39 @@ class Slot:
         again = {seq: post for seq, post in self.uniques.items() if post.last_seq is None and seq > self.received}
         for seq in again:
             del self.uniques[seq]
+            self.careful.pop(seq, None)
         if again:
             self.queue.discard(set(again))
         return list(again.values())
 
     # --- its process ---
 
-    def expect(self) -> None:
-        """Wait for a worker of an earlier broker, unless somebody has held the slot since or it has expired."""
-        if self.state is SlotState.STARTING:
-            self.absence = Absence.AWAITED
+    def expect(self, *, is_assigned: bool, has_left: bool) -> None:
+        """Wait for a worker of an earlier broker, unless a process has held the slot since or it has expired.
+
+        Args:
+            is_assigned: No process has asked for its number, as far as the client knows that names it.
+            has_left: Its process said goodbye to that broker: the slot is kept for a successor, and awaits none. Of two
+                clients that differ in this, one has not heard the last of it; a process that comes back must find its slot.
+        """
+        if self.state is not SlotState.STARTING:
+            return
+        self.is_assigned = self.is_assigned or is_assigned
+        if not has_left:
+            self.absence, self.goodbye = Absence.AWAITED, None
+        elif self.absence is not Absence.AWAITED:
+            self.goodbye = Goodbye(leave=False)
 
     def start_at(self, seq: int) -> None:
         """Begin after all events up to `seq`."""
         self.received = self.last_seq = seq
 
-    def start_from(self, other: Slot, posts: int, now: float) -> None:
-        """Begin, as a new slot, with everything that `other` was offered and got or missed."""
-        self.received, self.last_seq = 0, other.last_seq
+    def start_from(self, other: Slot, posts: int, now: float, *, after: int = 0) -> None:
+        """Begin, as a new slot, with everything after `after` that `other` was offered and got or missed."""
+        self.received, self.last_seq = after, other.last_seq
         for entry in other.queue:
-            self.queue.append(entry)
+            if entry.last > after:
+                self.queue.append(entry)
         if other.missed:
             self.drop_reason = other.drop_reason
             self.miss(other.missed, other.missed_first, other.missed_last)
@@ -745,11 +854,17 @@ class Slot:
         """
         connection.attach(self)
         self.connection = connection
+        self.receiver = None
+        self.lost = []
         self.features = connection.features
         if self.identity != hello.identity:
             self.unread_before = self.unread
         self.identity, self.pid = hello.identity, connection.pid or hello.pid
         self.takes_unique = hello.take_unique
+        if not hello.wants_any_slot:
+            self.is_assigned = False
+        elif self.state is SlotState.STARTING and self.goodbye is None and self.absence is not Absence.AWAITED:
+            self.is_assigned = True
         self.absence = self.goodbye = None
         self.resyncing_since = now if is_resyncing else None
         self.transition(self._arrival, now)
@@ -762,14 +877,50 @@ class Slot:
         elif self.queue:
             first = self.queue.peek()
             self.received = first.last - max(first.events, 1)
+        self.sent = self.received
 
     def send_backlog(self) -> None:
         """Send what is queued and the attached process does not have, before anything new."""
-        assert self.connection is not None
-        backlog = [entry.frame for entry in self.queue if entry.last > self.received]
-        self.connection.output.extend(backlog)
-        if not backlog:
+        if not any(entry.last > self.received for entry in self.queue):
             self.received = self.last_seq
+        self.send_queued()
+
+    def hold(self) -> None:
+        """Only queue the events that are offered from now on, until `send_queued` has sent all of them."""
+        if self.receiver is not None:
+            self.sent = self.last_seq
+            self.receiver = None
+
+    def send_carefully(self, seq: int) -> bool:
+        """Send an event of the queue alone, as soon as everything before it is handled. Call `hold` before it is queued. Return
+        whether its connection has something to send."""
+        self.careful[seq] = None
+        return self.send_queued()
+
+    def send_queued(self) -> bool:
+        """Send queued events up to the next that has to wait. Return whether its connection has something to send.
+
+        Call it at each ack while there is no receiver."""
+        if self.connection is None or self.state is SlotState.DRAINING:
+            return False
+        before = self.sent
+        is_busy = bool(self.queue) and self.queue.peek().last <= before
+        if is_busy and self.queue.peek().last in self.careful:
+            return False
+        for entry in self.queue:
+            if entry.last <= before:
+                continue
+            is_careful = entry.last in self.careful
+            if is_careful and is_busy:
+                break
+            self.connection.output.append(entry.frame)
+            self.sent = entry.last
+            if is_careful:
+                break
+            is_busy = True
+        else:
+            self.receiver = self.connection
+        return self.sent > before
 
     @property
     def _arrival(self) -> SlotState:
@@ -787,11 +938,20 @@ class Slot:
     def drain(self, goodbye: Goodbye, now: float) -> None:
         """Send it nothing more: its process said goodbye and finishes what it has."""
         self.goodbye = goodbye
+        self.hold()
         self.transition(SlotState.DRAINING, now)
+
+    def cede(self) -> None:
+        """End with the connection: the slot of a successor began with what was queued since the goodbye."""
+        self.goodbye = Goodbye(leave=True)
+        self.missed = 0
+        self.queue.discard({entry.last for entry in self.queue if entry.last > self.sent})
 
     def detach(self, now: float) -> None:
         """Note that its connection has ended. What it had not handled stays queued."""
+        self.hold()
         self.connection = None
+        self.lost = [entry for entry in self.queue if entry.events and entry.last <= self.received]
         if self.state is SlotState.DRAINING:
             self.absence = Absence.VACANT
         elif self.state is SlotState.STALLED:
@@ -802,6 +962,11 @@ class Slot:
         for post in self.uniques.values():
             if post.last_seq is not None and post.last_seq > self.received:
                 post.defer()
+
+    def take_lost(self) -> list[Entry]:
+        """Return the events that its process had received and not handled, once it is known to be dead; after that none."""
+        lost, self.lost = self.lost, []
+        return lost
 
     def end_process(self, now: float) -> None:
         """Note that the process that lost its connection has ended: it won't come back."""
@@ -835,6 +1000,7 @@ class Slot:
                 elif not gap.epoch:
                     self.doubts.append((gap.first_seq, gap.last_seq, gap.missed, 0))
         self.queue.clear()
+        self.careful.clear()
         self.received = self.last_seq
 
     def _settle_doubts(self, received: int) -> None:
@@ -874,9 +1040,13 @@ class Slot:
     def gap_for(self, entry: Entry, posts: int) -> Entry:
         """Make the gap that the attached process gets in the place of a frame that it can't read. `posts` broadcast ones have
         been made with it."""
-        header = decode_header(entry.frame)
-        reason = f"{name_flags(header.flags)} not known to the broker or to {self.label}: a newer version of eventsh posted it"
-        gap = Gap(entry.events, header.seq, entry.last, reason, posts=posts)
+        flags = name_flags(entry.frame[FLAGS_OFFSET])
+        reason = f"{flags} not known to the broker or to {self.label}: a newer version of eventsh posted it"
+        return self.gap_in_place(entry, posts, reason)
+
+    def gap_in_place(self, entry: Entry, posts: int, reason: str) -> Entry:
+        """Make a gap for the place of an entry, and count its events as dropped. `posts` broadcast ones have been made with it."""
+        gap = Gap(entry.events, decode_header(entry.frame).seq, entry.last, reason, posts=posts)
         self.dropped += entry.events
         return Entry(entry.last, 0, gap.encode(seq=entry.last))
 
@@ -888,15 +1058,30 @@ class Slot:
         backlog = [entry for entry in self.queue if entry.last > self.received]
         if all(self.can_read(entry.frame[FLAGS_OFFSET]) for entry in backlog):
             return False
-        posts -= self.missed
-        entries: list[Entry] = []
-        for entry in reversed(list(self.queue)):
+
+        def read(entry: Entry, posts: int) -> list[Entry]:
             is_unread = entry.last > self.received and not self.can_read(entry.frame[FLAGS_OFFSET])
-            entries.append(self.gap_for(entry, posts) if is_unread else entry)
+            return [self.gap_for(entry, posts) if is_unread else entry]
+
+        self.rewrite(read, posts)
+        return True
+
+    def rewrite(self, change: Callable[[Entry, int], list[Entry]], posts: int) -> None:
+        """Put the entries that `change` returns into the place of each queued one. It gets the entry, and how many broadcast posts
+        have been made with it; `posts` have been made with the last one of the queue."""
+        posts -= self.missed
+        rewritten: list[list[Entry]] = []
+        for entry in reversed(list(self.queue)):
+            rewritten.append(change(entry, posts))
             posts -= _posts_in(entry)
         self.queue.clear()
-        self.queue.put_back(entries[::-1])
-        return True
+        self.queue.put_back([entry for entries in reversed(rewritten) for entry in entries])
+
+    def suspect(self, entries: Iterable[Entry]) -> None:
+        """Have these queued events sent alone to the next process."""
+        suspects = {entry.last for entry in entries} | self.careful.keys()
+        # In the order of the queue: `take_ack` looks at the first alone.
+        self.careful = {entry.last: None for entry in self.queue if entry.last in suspects}
 
 
 @dataclass(frozen=True, slots=True)

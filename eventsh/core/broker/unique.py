@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from eventsh.core.broker.keys import KeyTable
 from eventsh.core.broker.state import UniqueFate
-from eventsh.protocol.frame import Flag
+from eventsh.protocol.frame import Flag, shorten_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -92,7 +92,7 @@ class UniqueAssigner:
         for (origin, number, _, key), age_s in zip(taken.events, ages_s, strict=True):
             self._inherited[origin, number] = slot
             if age_s < self.keys.timeout_s and not self.keys.is_full(now):
-                self.keys.take(bytes.fromhex(key), now, age_s=age_s)
+                self.keys.take(shorten_key(bytes.fromhex(key)), now, age_s=age_s)
         while len(self._inherited) > _INHERITED:
             del self._inherited[next(iter(self._inherited))]
 
@@ -104,14 +104,18 @@ class UniqueAssigner:
     def reassign(self, slot: Slot, now: float) -> None:
         """Give the unique events that a lost worker did not handle to others. Their keys stay taken."""
         for post in slot.take_uniques():
-            other = self._choose(post)
-            if other is None:
-                post.defer()
-                self._parked.append(post)
-                self._parked_again += 1
-            else:
-                self._assign(post, other, now)
-        self._sequencer.note_room(slot)
+            self.retry(post, now)
+        self._sequencer.note_room(slot, now)
+
+    def retry(self, post: Post, now: float) -> None:
+        """Give a unique event that another worker had to one that can take it, or let it wait. Its key stays taken."""
+        other = self._choose(post)
+        if other is None:
+            post.defer()
+            self._parked.append(post)
+            self._parked_again += 1
+        else:
+            self._assign(post, other, now)
 
     def unpark(self, now: float) -> None:
         """Assign waiting events: a worker came, or can take events again."""
@@ -149,5 +153,9 @@ class UniqueAssigner:
             post.renew_frame()
         post.settle_unique(UniqueFate.GIVEN)
         post.target([slot])
+        if post.is_suspect:
+            slot.hold()
         self._sequencer.enqueue(post, (slot,), now)
         slot.give(post)
+        if post.is_suspect:
+            self._sequencer.send_alone(post, slot)

@@ -44,7 +44,7 @@ def test_answers_that_wait_in_the_connection_count_too():
 
 
 def test_events_that_wait_for_a_slow_worker_are_its_queues_business_until_it_says_that_it_has_them():
-    net = Net()
+    net = Net(max_payload_len=MIB, max_queue_bytes=1024 * MIB)
     first, second = workers(net, 2)
     for number in range(1, 41):
         large = encode_frame(Kind.EVENTS, bytes(MIB), count=1, origin_seq=number)
