@@ -117,7 +117,8 @@ class _Peer:
         )
 
     def _signs(self) -> tuple[int, int]:
-        return self.connection.received_bytes, self.connection.unsent_bytes
+        # Reading is paused while frames wait: then each one that is handled is a sign.
+        return self.connection.received_bytes - len(self.waiting), self.connection.unsent_bytes
 
     def _unsent(self) -> int:
         return self.connection.unsent_bytes
@@ -137,6 +138,7 @@ class _Peer:
 
     def _wait(self, frames: list[bytearray]) -> None:
         self.waiting = frames
+        self.link.begin_wait(self.broker.clock())
         self.connection.pause_reading()
         self.broker.shares.wait(self)
 
@@ -161,6 +163,7 @@ class _Peer:
             self.connection.abort()
         if self.waiting:
             return True
+        self.link.end_wait(self.broker.clock())
         if self.is_lost:
             self.broker.lose(self.link)
         else:

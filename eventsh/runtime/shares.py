@@ -25,8 +25,9 @@ __all__ = ["Claimant", "Shares"]
 BUDGET_S = 0.0002
 # Longer, because a turn in which workers joined ends with a write to every client.
 GREETING_BUDGET_S = 0.002
-# The longest that joins may wait for others, to be announced in one event, while hellos keep coming.
-GATHER_S = 0.05
+# The longest that joins may wait for others, to be announced in one event, while hellos keep coming. With a tenth of it a busy
+# host handles fewer hellos in between than make one event, and each of them is announced to all.
+GATHER_S = 0.5
 
 
 class Claimant(Protocol):

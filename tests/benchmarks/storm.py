@@ -1,9 +1,8 @@
 """Clients that reconnect at once to a new broker: the time until all are welcomed, and have one post.
 
-    python tests/benchmarks/storm.py [--clients 1000] [--checkout ..] [--rounds 1] [--profile FILE]
+    python tests/benchmarks/storm.py [--clients 1000] [--shape fresh] [--checkout ..] [--rounds 1] [--profile FILE]
 
-Speaks the protocol by hand, in this one process, so that the broker alone is measured: each client said hello to an earlier
-broker before, and names the slots that were held then. It acknowledges all that comes.
+Speaks the protocol by hand, in this one process, so that the broker alone is measured. Each client acknowledges all that comes.
 """
 
 from __future__ import annotations
@@ -24,10 +23,17 @@ from eventsh.protocol.messages import Hello
 
 HERE = Path(__file__).parents[2]
 DEADLINE_S = 60.0
+SHAPES = {
+    "numbered": "workers with numbers that had an earlier broker, whose slots each of them names",
+    "assigned": "the same of workers that asked for no number",
+    "fresh": "workers that come for the first time and ask for no number",
+    "observers": "clients that take no slot of a worker",
+    "posters": "clients that get no events",
+}
 
 
 class Client:
-    def __init__(self, number: int, clients: int, path: str, epoch: int) -> None:
+    def __init__(self, number: int, clients: int, path: str, shape: str) -> None:
         self.number = number
         self.is_welcomed = False
         self.confirmed = 0
@@ -37,12 +43,16 @@ class Client:
         while self.sock.connect_ex(path):
             time.sleep(0.001)
         self.sock.setblocking(False)
-        slots = list(range(clients))
+        epoch = 1 if shape in ("numbered", "assigned") else 0
+        slots = list(range(clients)) if epoch else []
+        role = shape[:-1] if shape in ("observers", "posters") else "worker"
         hello = Hello(
-            *(f"storm {number}", number + 1, os.getpid(), "worker", number, False, epoch, 0, 0, slots, False),
+            *(f"storm {number}", number + 1, os.getpid(), role, number if epoch else None, False, epoch, 0, 0, slots, False),
             told=epoch,
             places=[[epoch, 0, 0]] if epoch else [],
             features=sorted(FEATURES),
+            assigned=shape == "assigned",
+            assigned_slots=slots if shape == "assigned" else [],
         )
         self.sock.send(hello.encode())
 
@@ -69,14 +79,15 @@ class Client:
             self.sock.send(encode_frame(Kind.ACK, origin_seq=received, seq=received))
 
 
-def storm(clients: int, path: str, epoch: int) -> tuple[float, float, int]:
-    """Return the seconds until all are welcomed, until a post of the first is confirmed, and how many events came."""
+def storm(clients: int, path: str, shape: str, broker: int) -> tuple[float, float, int, float]:
+    """Return the seconds until all are welcomed, until a post of the first is confirmed, how many events came, and the broker's
+    seconds of CPU until then."""
     selector = selectors.DefaultSelector()
     began = time.monotonic()
     pool = []
     welcomed_s = 0.0
     for number in range(clients):
-        client = Client(number, clients, path, epoch)
+        client = Client(number, clients, path, shape)
         selector.register(client.sock, selectors.EVENT_READ, client)
         pool.append(client)
         for key, _ in selector.select(0) if number % 16 == 0 else ():
@@ -90,9 +101,11 @@ def storm(clients: int, path: str, epoch: int) -> tuple[float, float, int]:
             welcomed_s = time.monotonic() - began
             pool[0].post()
     settled_s = time.monotonic() - began
+    ticks = Path(f"/proc/{broker}/stat").read_text().rpartition(")")[2].split()[11:13]
+    cpu_s = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
     for client in pool:
         client.sock.close()
-    return welcomed_s, settled_s, sum(client.events for client in pool)
+    return welcomed_s, settled_s, sum(client.events for client in pool), cpu_s
 
 
 def main() -> None:
@@ -100,7 +113,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--checkout", type=Path, default=HERE)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--epoch", type=int, default=1, help="of the broker before; 0: there was none")
+    parser.add_argument("--shape", choices=SHAPES, default="numbered")
     parser.add_argument("--profile", help="write the broker's profile there")
     options = parser.parse_args()
     for _ in range(options.rounds):
@@ -114,14 +127,15 @@ def main() -> None:
                 stderr=subprocess.DEVNULL,
             )
             try:
-                welcomed_s, settled_s, events = storm(options.clients, path, options.epoch)
+                welcomed_s, settled_s, events, cpu_s = storm(options.clients, path, options.shape, broker.pid)
                 if options.profile:
                     broker.wait(30)
             finally:
                 broker.kill()
                 broker.wait()
         print(
-            f"{options.clients} clients: all welcomed after {welcomed_s:.2f} s, settled after {settled_s:.2f} s, {events} events"
+            f"{options.clients} {options.shape}: all welcomed after {welcomed_s:.2f} s, settled after {settled_s:.2f} s, the broker's"
+            f" CPU {cpu_s:.2f} s, {events} events"
         )
 
 

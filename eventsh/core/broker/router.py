@@ -338,7 +338,7 @@ class Router:
             elif now > connection.close_by and not connection.is_gone:
                 # It does not even read why.
                 self._outgoing.abort(connection)
-        elif not connection.is_greeted and now > connection.hello_by:
+        elif connection.is_overdue(now):
             message = f"no hello within {self.options.hello_timeout:g} s (hello_timeout)"
             self._outgoing.refuse(connection, "slow_hello", message)
         else:
