@@ -49,7 +49,8 @@ else:
 
 FLOOD = """
 import os, select, socket, sys
-from eventsh.protocol.frame import Kind, encode_frame
+from eventsh.protocol.features import FEATURES
+from eventsh.protocol.frame import MAX_BODY_BYTES, FrameDecoder, Kind, decode_header, encode_frame
 from eventsh.protocol.messages import Handled, Hello, Report, Request
 path, what = sys.argv[1:3]
 if what == "burner":
@@ -64,6 +65,7 @@ def connect(number, role):
         except OSError:
             sock.close()
     hello = Hello(f"flood {number}", number, os.getpid(), role, None, False, 0, 0, 0, [], False)
+    hello.features[:] = sorted(FEATURES)
     sock.sendall(hello.encode())
     return sock
 if what in ("hellos", "workers"):
@@ -81,23 +83,29 @@ frames = {
     "handled": lambda: Handled(1, 1, [], None, None).encode(),
     "reports": lambda: Report(1, {"error": "x"}).encode(),
 }
-number = 0
-sock.recv(65536)
+number = confirmed = 0
+decoder = FrameDecoder(MAX_BODY_BYTES)
 sock.setblocking(False)
 waiting = memoryview(b"")
 while True:
-    if not waiting:
-        if what == "events":
-            body = b'[["flood","tick",[1]]]'
-            new = b"".join(encode_frame(Kind.EVENTS, body, count=1, origin_seq=number + n) for n in range(1, 3001))
-            number += 3000
-            waiting = memoryview(new)
-        else:
-            waiting = memoryview(bytes(frames[what]()) * 3000)
-    can_read, can_write, _ = select.select([sock], [sock], [])
+    if not waiting and what == "events" and number - confirmed < 6000:
+        # Within the window, else the broker ends the connection.
+        body = b'[["flood","tick",[1]]]'
+        new = b"".join(encode_frame(Kind.EVENTS, body, count=1, origin_seq=number + n) for n in range(1, 3001))
+        number += 3000
+        waiting = memoryview(new)
+    elif not waiting and what != "events":
+        waiting = memoryview(bytes(frames[what]()) * 3000)
+    can_read, can_write, _ = select.select([sock], [sock] if waiting else [], [])
     if can_read:
-        if not sock.recv(1 << 20):
+        data = sock.recv(1 << 20)
+        if not data:
             sys.exit("the broker ended the connection")
+        if what == "events":
+            for frame in decoder.receive_data(data):
+                header = decode_header(frame)
+                if header.kind == Kind.CONFIRM:
+                    confirmed = header.origin_seq
     if can_write:
         waiting = waiting[sock.send(waiting):]
 """

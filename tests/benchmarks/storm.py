@@ -47,7 +47,19 @@ class Client:
         slots = list(range(clients)) if epoch else []
         role = shape[:-1] if shape in ("observers", "posters") else "worker"
         hello = Hello(
-            *(f"storm {number}", number + 1, os.getpid(), role, number if epoch else None, False, epoch, 0, 0, slots, False),
+            *(
+                f"storm {number}",
+                number + 1,
+                os.getpid(),
+                role,
+                number if epoch else None,
+                False,
+                epoch,
+                0,
+                0,
+                slots,
+                False,
+            ),
             told=epoch,
             places=[[epoch, 0, 0]] if epoch else [],
             features=sorted(FEATURES),
