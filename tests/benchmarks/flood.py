@@ -42,6 +42,10 @@ if role == "post":
 else:
     print("ready", flush=True)
     for line in sys.stdin:
+        # Until the poster has begun.
+        start, end = handled, time.monotonic() + 30
+        while handled == start and time.monotonic() < end:
+            time.sleep(0.01)
         before, began = handled, time.monotonic()
         time.sleep(seconds)
         print((handled - before) / (time.monotonic() - began), flush=True)
@@ -117,8 +121,18 @@ class Bench:
         self.seconds = seconds
         self.started: list[subprocess.Popen[str]] = []
 
-    def start(self, *arguments: str, **pipes: int) -> subprocess.Popen[str]:
-        process = subprocess.Popen([sys.executable, *arguments], env=self.environment, cwd="/", text=True, **pipes)
+    def start(
+        self, *arguments: str, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None
+    ) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=self.environment,
+            cwd="/",
+            text=True,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+        )
         self.started.append(process)
         return process
 

@@ -48,7 +48,7 @@ def test_more_are_announced_in_one_event_of_a_bounded_size(count, sizes, monkeyp
     members = join(net, count)
     net.run()
     assert [len(numbers) for numbers in joins(seeing)] == sizes
-    assert sum(joins(seeing), []) == list(range(count))
+    assert [number for numbers in joins(seeing) for number in numbers] == list(range(count))
     assert joins(members[0]) == joins(members[-1]) == joins(seeing)
 
 
@@ -77,14 +77,13 @@ def test_both_forms_stand_at_one_place_of_the_order():
         assert set(names[1:-1]) == {"joined"}
 
 
-def test_a_worker_that_left_at_once_joined_before_it_left():
+def test_a_worker_that_left_at_once_joined_before_it_left(monkeypatch):
     net = Net()
     seeing = observer(net)
-    announce = net.router.announce_joined
-    net.router.announce_joined = lambda now: None
-    joining = worker(net, 1)
-    net.kill(joining)
-    net.router.announce_joined = announce
+    with monkeypatch.context() as patch:
+        patch.setattr(net.router, "announce_joined", lambda now: None)
+        joining = worker(net, 1)
+        net.kill(joining)
     net.run()
     assert [event for source, event, _ in seeing.events if source == "eventsh"] == ["worker_joined", "worker_left"]
 
@@ -103,6 +102,7 @@ def test_a_hello_that_waits_for_its_turn_is_not_too_late():
     net = Net(hello_timeout=1.0)
     process = Process(1)
     link = net.connect(process).link
+    assert link is not None
     net.advance(0.6)
     link.begin_wait(net.now)
     net.advance(5.0)
