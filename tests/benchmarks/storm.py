@@ -131,11 +131,13 @@ def main() -> None:
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory(prefix="eventsh-storm-") as directory:
             path = f"{directory}/storm.sock"
-            profile = ["-m", "cProfile", "-o", options.profile] if options.profile else []
+            profile = ["-m", "cProfile", "-o", os.path.abspath(options.profile)] if options.profile else []
             limits = [f"--max-slots={options.clients}", f"--max-connections={options.clients + 100}", "--linger=1"]
             broker = subprocess.Popen(
                 [sys.executable, *profile, "-m", "eventsh.runtime.broker", "--address", f"unix:{path}", *limits],
                 env={**os.environ, "PYTHONPATH": str(options.checkout.resolve())},
+                # Not here: Python would find this directory's package before the other checkout's.
+                cwd="/",
                 stderr=subprocess.DEVNULL,
             )
             try:
