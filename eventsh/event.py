@@ -9,7 +9,8 @@ from eventsh.errors import EventError, UsageError
 
 __all__ = ["LIFECYCLE_SOURCE", "Event", "EventList", "check_name"]
 
-# The source of every event that eventsh itself makes: started, stopping, worker_joined, worker_left, gap, handler_error, dead_letter.
+# The source of every event that eventsh itself makes: started, stopping, worker_joined, workers_joined, worker_left, gap,
+# handler_error, dead_letter.
 LIFECYCLE_SOURCE = "eventsh"
 
 

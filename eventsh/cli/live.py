@@ -20,7 +20,16 @@ __all__ = ["VALUES", "Candidate"]
 # Whoever presses the key waits for it. A broker that runs answers in some milliseconds; one of its workers that is
 # stopped makes it wait for a second.
 _ASK_S = 0.4
-_LIFECYCLE_EVENTS = ("dead_letter", "gap", "handler_error", "started", "stopping", "worker_joined", "worker_left")
+_LIFECYCLE_EVENTS = (
+    "dead_letter",
+    "gap",
+    "handler_error",
+    "started",
+    "stopping",
+    "worker_joined",
+    "worker_left",
+    "workers_joined",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,15 +84,23 @@ class Standing:
     def note_worker(self, event: str, facts: Any) -> None:
         """Follow in the broker's own events which slots are held."""
         match event, facts:
-            case "worker_joined", {"worker_id": int(number)} if 0 <= number < MAX_SLOTS:
+            case "worker_joined", _:
+                self._join(facts)
+            case "workers_joined", {"workers": list(workers)}:
+                for worker in workers:
+                    self._join(worker)
+            case "worker_left", {"worker_id": int(number), "kept": False}:
+                self._slots.discard(number)
+
+    def _join(self, facts: Any) -> None:
+        match facts:
+            case {"worker_id": int(number)} if 0 <= number < MAX_SLOTS:
                 self._slots.add(number)
                 self._left.discard(number)
                 if facts.get("assigned") is True:
                     self._assigned.add(number)
                 else:
                     self._assigned.discard(number)
-            case "worker_left", {"worker_id": int(number), "kept": False}:
-                self._slots.discard(number)
 
     def note_holder(self, facts: dict[str, Any], epoch: int) -> None:
         """The broker told of a slot."""

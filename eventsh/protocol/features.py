@@ -23,6 +23,7 @@ __all__ = [
     "MAX_FEATURES",
     "MAX_FEATURE_CHARS",
     "UNREADABLE_GAP",
+    "WORKERS_JOINED",
     "check_features",
     "name_flags",
     "readable_flags",
@@ -41,7 +42,10 @@ BYTE_WINDOW = "byte-window"
 """A poster keeps to the window in bytes that a welcome names. The broker lets any other poster have fewer events under
 way."""
 
-FEATURES = frozenset({ALL_KNOW, BYTE_WINDOW, KEPT_UNIQUE, UNREADABLE_GAP})
+WORKERS_JOINED = "workers-joined"
+"""A receiver follows the lifecycle event `workers_joined`, which stands for several `worker_joined`."""
+
+FEATURES = frozenset({ALL_KNOW, BYTE_WINDOW, KEPT_UNIQUE, UNREADABLE_GAP, WORKERS_JOINED})
 """The features that this version knows."""
 
 FLAG_FEATURES = {64: "metadata", 128: "flat-names"}

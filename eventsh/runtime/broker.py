@@ -31,6 +31,7 @@ from eventsh.runtime.endpoint import find_endpoint
 from eventsh.runtime.host import pid_space, process_state
 from eventsh.runtime.loop import new_event_loop
 from eventsh.runtime.presence import Presence
+from eventsh.runtime.shares import Shares
 from eventsh.runtime.token import broker_proofs
 from eventsh.transport import is_trusted_peer
 
@@ -91,13 +92,17 @@ class Clock:
 class _Peer:
     """One connection: tells the broker what happens on it. A transport's Receiver."""
 
-    __slots__ = ("broker", "connection", "is_paused", "limited", "link")
+    __slots__ = ("broker", "connection", "is_lost", "is_paused", "limited", "link", "waiting")
 
     def __init__(self, broker: Broker, connection: Connection) -> None:
         self.broker = broker
         self.connection = connection
         self.limited = True
         self.is_paused = False
+        # Received and not handled, because the connection's share of the turn was spent.
+        self.waiting: list[bytearray] = []
+        # It ended while frames waited.
+        self.is_lost = False
         now = broker.clock()
         heartbeat = None
         if broker.transport.capabilities.crosses_hosts:
@@ -112,17 +117,58 @@ class _Peer:
         )
 
     def _signs(self) -> tuple[int, int]:
-        return self.connection.received_bytes, self.connection.unsent_bytes
+        # Reading is paused while frames wait: then each one that is handled is a sign.
+        return self.connection.received_bytes - len(self.waiting), self.connection.unsent_bytes
 
     def _unsent(self) -> int:
         return self.connection.unsent_bytes
 
+    @property
+    def is_greeted(self) -> bool:
+        return self.link.is_greeted
+
     def frames_received(self, frames: list[bytearray]) -> None:
-        self.broker.router.receive(self.link, frames, self.broker.clock())
+        if self.waiting:
+            self.waiting += frames
+        elif not self.is_greeted:
+            self._wait(frames)
+        elif rest := self._handle(frames, self.broker.shares.begin()):
+            self._wait(rest)
+        self.broker.flush()
+
+    def _wait(self, frames: list[bytearray]) -> None:
+        self.waiting = frames
+        self.link.begin_wait(self.broker.clock())
+        self.connection.pause_reading()
+        self.broker.shares.wait(self)
+
+    def _handle(self, frames: list[bytearray], is_spent: Callable[[], bool]) -> list[bytearray]:
+        """Handle frames until the budget is spent; return the others."""
+        handled = self.broker.router.receive(self.link, frames, self.broker.clock(), is_spent)
         if self.limited and self.link.is_greeted:
             self.limited = False
             self.connection.limit_body(_max_body_bytes(self.broker.options))
-        self.broker.flush()
+        return frames[handled:]
+
+    def handle_waiting(self, is_spent: Callable[[], bool]) -> bool:
+        """Handle waiting frames; return whether any are left."""
+        if not self.waiting:
+            # The connection ended before its hello was handled.
+            return False
+        try:
+            self.waiting = self._handle(self.waiting, is_spent)
+        except Exception:  # noqa: BLE001 - it ends this connection alone, as a transport has it
+            _log.exception("%s: handling what it sent failed, its connection is closed", self.connection.peer.label)
+            self.waiting = []
+            self.connection.abort()
+        if self.waiting:
+            return True
+        self.link.end_wait(self.broker.clock())
+        if self.is_lost:
+            self.broker.lose(self.link)
+        else:
+            self.connection.resume_reading()
+        return False
 
     def frames_refused(self, error: ProtocolError) -> None:
         self.broker.router.refuse(self.link, error)
@@ -143,7 +189,12 @@ class _Peer:
         self.connection.send(frames)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.broker.lose(self.link)
+        if not self.link.is_greeted:
+            self.waiting = []
+        # What it sent before its end counts, and takes its turn as the rest of it did.
+        self.is_lost = True
+        if not self.waiting:
+            self.broker.lose(self.link)
 
 
 class Broker:
@@ -187,6 +238,7 @@ class Broker:
         self._ends: dict[int, tuple[str, bool]] = {}
         self._listener: Listener | None = None
         self._loop = asyncio.get_running_loop()
+        self.shares = Shares(self._loop, self.flush)
         self._timer: asyncio.TimerHandle | None = None
         # For a worker whose budget ends before the next tick, and the time of that.
         self._drop_timer: asyncio.TimerHandle | None = None
@@ -301,6 +353,8 @@ class Broker:
 
     def flush(self) -> None:
         """Send what the router decided."""
+        if not self.shares.gathers:
+            self.router.announce_joined(self.clock())
         for link in self.router.take_changed():
             peer: _Peer = link.key
             if link.output and (link.is_closing or not peer.is_paused):

@@ -288,7 +288,12 @@ class InprocConnection(Connection):
             good += 1
         if good:
             self._tell(self._receiver.frames_received, frames[:good])
-        if good < len(frames) and not self._closing:
+        if good < len(frames) and self._reading_paused:
+            # By the good ones: the receiver hears of the others when it resumes.
+            with self._lock:
+                self._inbox.extendleft(reversed(frames[good:]))
+                self._inbox_bytes += sum(map(len, frames[good:]))
+        elif good < len(frames) and not self._closing:
             self._refused = True
             self._tell(self._receiver.frames_refused, self._refusal(frames[good]))
 

@@ -21,7 +21,7 @@ def make(*, handles=True, **options):
     return Session(outbox, registry, identity="me", clock=lambda: NOW, **options)
 
 
-FEATURE_NAMES = ["all-know", "byte-window", "kept-unique", "unreadable-gap"]
+FEATURE_NAMES = ["all-know", "byte-window", "kept-unique", "unreadable-gap", "workers-joined"]
 
 
 def welcome(*, epoch=1, resumed=False, seq=0, worker_id=0, slots=(), **changes):

@@ -195,6 +195,7 @@ class Net:
 
     def collect(self) -> None:
         """Put what the router wants sent under way, and close what it wants closed."""
+        self.router.announce_joined(self.now)
         for link in self.router.take_changed():
             channel: Channel = link.key
             channel.down.extend(map(bytes, link.output))

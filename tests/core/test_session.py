@@ -602,6 +602,20 @@ def test_the_slots_of_the_others_are_known_when_the_broker_dies():
     assert Hello.decode(session.connected()).slots == [0, 1, 7]
 
 
+def test_the_slots_of_workers_that_joined_together_are_known_when_the_broker_dies():
+    session = make()
+    attach(session, slots=[1, 2])
+    session.receive([
+        own_event(1, "workers_joined", {"workers": [{"worker_id": 0, "pid": 42}, {"worker_id": 7, "pid": 43, "assigned": True}]}),
+        own_event(2, "workers_joined", {"workers": [None, {"worker_id": -1}, {"worker_id": "4"}, {"worker_id": 5, "pid": 44}]}),
+        own_event(3, "workers_joined", {"workers": {"worker_id": 8}}),
+        own_event(4, "worker_left", {"worker_id": 0, "pid": 42, "kept": False}),
+    ])  # fmt: skip
+    session.disconnected()
+    hello = Hello.decode(session.connected())
+    assert (hello.slots, hello.assigned_slots) == ([1, 2, 5, 7], [7])
+
+
 def test_events_of_a_poster_say_nothing_of_slots():
     session = attached()
     forged = own_event(1, "worker_joined", {"worker_id": 5})

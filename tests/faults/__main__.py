@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.faults.campaign import Plan, Report, directory, kill_brokers, kill_workers
 from tests.faults.clocks import LIBRARY, set_clocks
 from tests.faults.cycles import run_cycles
+from tests.faults.floods import flood
 from tests.faults.garbage import Storm, storm_broker, storm_session
 from tests.faults.heavy import GrowthReport, abuse, hang_workers, take_keys
 from tests.faults.interruptions import WAYS, interrupt_posts
@@ -46,7 +47,7 @@ def main() -> int:
     parser.add_argument(
         "--row",
         type=int,
-        choices=(*ROWS, 7, 8, 12, 13, 15, 16, 17, 18, 19, 21, 26),
+        choices=(*ROWS, 7, 8, 12, 13, 15, 16, 17, 18, 19, 20, 21, 26),
         required=True,
         help="which row of FAULTS.md",
     )
@@ -56,6 +57,7 @@ def main() -> int:
         default=20,
         help="how many faults; row 7: frames, row 8: texts, row 12: events, row 15: interruptions,"
         " row 17: seconds beside each slow worker, row 18: brokers, row 19: unique keys,"
+        " row 20: rounds of floods,"
         " row 26: removals, and a tenth as many second brokers",
     )
     parser.add_argument("--seed", type=int, default=1)
@@ -118,6 +120,10 @@ def main() -> int:
         return 1 if clocks.faults else 0
     if known.row == 19:
         return heavy(known.kills, known.transport)
+    if known.row == 20:
+        floods = flood(known.kills, say)
+        print(floods, flush=True)
+        return 1 if floods.faults else 0
     if known.row == 26:
         if known.transport == "tcp":
             parser.error("row 26 is about files, and tcp has no socket's file: choose unix or shm")

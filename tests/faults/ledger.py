@@ -95,6 +95,9 @@ class Journal:
             self.write(Kind.STARTED)
         elif event == "worker_joined" and data["pid"] == self._pid:
             self.write(Kind.JOINED, data["worker_id"], pid or 0)
+        elif event == "workers_joined":
+            for worker in data["workers"]:
+                self.life(worker, "worker_joined", source, pid)
         elif event == "gap":
             self.write(Kind.GAP, 0, data["missed"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from eventsh.core.broker.state import Absence
 from eventsh.protocol.features import ALL_KNOW
 from eventsh.protocol.messages import Features
 
@@ -34,10 +35,14 @@ class Agreement:
         Call it after each change of the receivers. A slot without a process counts with the features of its last holder,
         for its next holder gets the frames that are queued meanwhile; a slot that had none yet counts as knowing nothing.
         """
-        all_know = self.features
-        for slot in self._slots:
-            if not (slot.is_expired or slot.is_leaving):
-                all_know = all_know & slot.features
+        # Called for each hello. Most slots know the same, so the intersection is of few sets.
+        expired = Absence.EXPIRED
+        known = {
+            slot.features
+            for slot in self._slots
+            if slot.absence is not expired and (slot.goodbye is None or not slot.is_leaving)
+        }
+        all_know = self.features.intersection(*known)
         if all_know == self.all_know:
             return False
         self.all_know = all_know

@@ -14,6 +14,7 @@ from eventsh.protocol.messages import Challenge, Goodbye, Hello, Proof, Taken, W
 
 if TYPE_CHECKING:
     from eventsh.core.broker.agreement import Agreement
+    from eventsh.core.broker.arrivals import Arrivals
     from eventsh.core.broker.confirms import Confirms
     from eventsh.core.broker.control import Control
     from eventsh.core.broker.deaths import Deaths
@@ -78,6 +79,7 @@ class Handshake:
         state: BrokerState,
         authentication: Authentication,
         sequencer: Sequencer,
+        arrivals: Arrivals,
         unique: UniqueAssigner,
         deaths: Deaths,
         confirms: Confirms,
@@ -90,6 +92,7 @@ class Handshake:
         self._outgoing = state.outgoing
         self._authentication = authentication
         self._sequencer = sequencer
+        self._arrivals = arrivals
         self._unique = unique
         self._deaths = deaths
         self._confirms = confirms
@@ -264,9 +267,7 @@ class Handshake:
         if slot.is_dropping:
             sequencer.resume(slot, now)
         if not slot.is_observer:
-            # Only where it holds: the first version's brokers never say it.
-            assigned = {"assigned": True} if slot.is_assigned else {}
-            sequencer.announce("worker_joined", slot, now, **assigned)
+            self._arrivals.add(slot)
         unique.unpark(now)
 
     def take_taken(self, connection: ClientConnection, frame: bytearray, now: float) -> None:
@@ -315,6 +316,7 @@ class Handshake:
         if not slot.is_observer:
             if not slot.is_leaving:
                 self._recovery.leave(slot)
+            self._arrivals.announce(now)
             self._sequencer.announce("worker_left", slot, now, kept=not slot.is_leaving)
         if slot.is_leaving:
             self._sequencer.forget(slot, now)

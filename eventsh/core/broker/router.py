@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from eventsh.core.broker.agreement import Agreement
+from eventsh.core.broker.arrivals import Arrivals
 from eventsh.core.broker.confirms import Confirms
 from eventsh.core.broker.control import Control
 from eventsh.core.broker.deaths import GONE, Deaths
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 __all__ = ["Router"]
 
 _EVENTS, _ACK = int(Kind.EVENTS), int(Kind.ACK)
+# A batch above this costs less than its bytes are worth: a connection's share of a turn is not measured after it.
+_LARGE_BYTES = 4096
 
 
 class Router:
@@ -87,10 +90,12 @@ class Router:
         self._control = Control(self._state, self._sequencer, self._deaths, status=self.status, on_rival=on_rival)
         self._recovery = Recovery(self._state, self._sequencer)
         self._agreement = Agreement(self._state, features)
+        self._arrivals = Arrivals(self._sequencer)
         self._handshake = Handshake(
             self._state,
             Authentication(new_proof),
             self._sequencer,
+            self._arrivals,
             self._unique,
             self._deaths,
             self._confirms,
@@ -157,6 +162,10 @@ class Router:
         self._outgoing.changed.clear()
         return changed
 
+    def announce_joined(self, now: float) -> None:
+        """Enqueue the lifecycle events about workers that joined since the last call. Call it before `take_changed`."""
+        self._arrivals.announce(now)
+
     def take_warnings(self) -> list[str]:
         """Return warnings for the log since the last call."""
         warnings = list(self._outgoing.warnings)
@@ -198,24 +207,48 @@ class Router:
             self._outgoing.refuse(connection, "too_many", f"{limit} connections are open, the limit of max_connections")
         return connection
 
-    def receive(self, connection: ClientConnection, frames: list[bytearray], now: float) -> None:
-        """Handle frames that arrived. A peer that breaks the rules gets an Error and its connection closes, no other."""
+    def receive(
+        self,
+        connection: ClientConnection,
+        frames: list[bytearray],
+        now: float,
+        is_spent: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """Handle frames that arrived. A peer that breaks the rules gets an Error and its connection closes, no other.
+
+        Args:
+            is_spent: Returns whether the connection's share of this turn is spent. It is called after each frame but large
+                batches.
+
+        Returns:
+            How many frames were handled. Call again with the others in a later turn.
+        """
+        handled = 0
         try:
             for frame in frames:
                 if connection.is_closing:
+                    # Nothing that follows counts.
+                    handled = len(frames)
                     break
+                handled += 1
                 kind = frame[KIND_OFFSET]
                 if kind == _EVENTS:
                     self._take_events(connection, frame, now)
+                    if len(frame) > _LARGE_BYTES:
+                        continue
                 elif kind == _ACK:
                     self._take_ack(connection, frame, now)
                 elif kind in self._on_message:
                     self._on_message[kind](connection, frame, now)
                 else:
                     raise ProtocolError(f"a client does not send frames of kind {kind}")
+                if is_spent():
+                    break
         except ProtocolError as error:
             self.refuse(connection, error)
+            handled = len(frames)
         self.settle(now)
+        return handled
 
     def refuse(self, connection: ClientConnection, error: ProtocolError) -> None:
         """Send an error to a peer that broke the rules of the wire, and close its connection."""
@@ -305,7 +338,7 @@ class Router:
             elif now > connection.close_by and not connection.is_gone:
                 # It does not even read why.
                 self._outgoing.abort(connection)
-        elif not connection.is_greeted and now > connection.hello_by:
+        elif connection.is_overdue(now):
             message = f"no hello within {self.options.hello_timeout:g} s (hello_timeout)"
             self._outgoing.refuse(connection, "slow_hello", message)
         else:

@@ -12,6 +12,7 @@ from eventsh.core.broker.state import Slot
 from eventsh.core.queue import Entry, Queue
 from eventsh.event import LIFECYCLE_SOURCE
 from eventsh.protocol.codec import encode_data
+from eventsh.protocol.features import WORKERS_JOINED
 from eventsh.protocol.frame import (
     FIRST_FLAGS,
     FLAGS_OFFSET,
@@ -123,6 +124,22 @@ class Sequencer:
     def announce(self, event: str, slot: Slot, now: float, **more: Any) -> None:
         """Enqueue a lifecycle event about a worker for all."""
         self.enqueue_own(event, {"worker_id": slot.worker_id, "pid": slot.pid, **more}, None, now)
+
+    def announce_joined(self, workers: list[dict[str, Any]], now: float) -> None:
+        """Enqueue one event about all these workers, and for receivers that do not know it one about each.
+
+        A slot without a process gets the one event if its last process knew it, or if it had none. A process of the first
+        version that takes such a slot then reads the holders in its welcome only."""
+        joined = "workers_joined", {"workers": workers}
+        older = [slot for slot in self._slots if slot.identity is not None and WORKERS_JOINED not in slot.features]
+        if not older:
+            self.enqueue_own(*joined, None, now)
+            return
+        for worker in workers:
+            self.enqueue_own("worker_joined", worker, older, now)
+        others = set(older)
+        newer = [slot for slot in self._slots if slot not in others]
+        self.enqueue_own(*joined, newer if self.startup_backlog is None else [*newer, self.startup_backlog], now)
 
     def _offer(self, entry: Entry, first: int, slots: Iterable[Slot] | None, now: float) -> None:
         if self.sink is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from eventsh.core.broker.budget import Budget
-from eventsh.core.broker.state import Slot
+from eventsh.core.broker.state import Slot, SlotState
 from eventsh.core.queue import Queue
 
 if TYPE_CHECKING:
@@ -133,7 +133,8 @@ class SlotTable:
                 slot = self.workers[number] = self._make(number, now)
                 if backlog is not None:
                     slot.start_from(backlog, posts, now)
-            slot.expect(is_assigned=number in assigned, has_left=number in left)
+            if slot.state is SlotState.STARTING:
+                slot.expect(is_assigned=number in assigned, has_left=number in left)
         return [slot for number in left if (slot := self.workers.get(number)) is not None and slot.goodbye is not None]
 
     @property

@@ -152,6 +152,7 @@ class ClientConnection:
         "slot",
         "unchecked_bytes",
         "unsent",
+        "waits_since",
         "warned_unreadable",
         "window",
     )
@@ -180,6 +181,8 @@ class ClientConnection:
         # The kernel vouches that it is a process of this user or of root: only such may bring code.
         self.is_trusted = is_trusted
         self.hello_by = hello_by
+        # Since when received frames wait for the owner to handle them; None: none do.
+        self.waits_since: float | None = None
         self.is_greeted = False
         # Bytes received before the hello was accepted.
         self.greeting_bytes = 0
@@ -227,6 +230,20 @@ class ClientConnection:
         """Begin the handshake by token, or return the one under way."""
         self.proof = self.proof or new_proof()
         return self.proof
+
+    def begin_wait(self, now: float) -> None:
+        """Note that received frames wait for their turn. A client whose hello is among them is in time."""
+        self.waits_since = now
+
+    def end_wait(self, now: float) -> None:
+        """Note that all received frames are handled: the time that they waited does not count against the client."""
+        if self.waits_since is not None:
+            self.hello_by += now - self.waits_since
+            self.waits_since = None
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether the client has not said hello in time."""
+        return not self.is_greeted and self.waits_since is None and now > self.hello_by
 
     def identify(self, poster: Poster) -> None:
         """Note the poster whose batches it carries."""

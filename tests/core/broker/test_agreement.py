@@ -159,8 +159,8 @@ def test_the_message_stands_in_its_place_among_the_events():
     worker(net, 2, 1, features=FIRST)
     post(net, posting, "behind")
     kinds = [header.kind for header in headers(first.channel.down)]
-    # An event, the second worker's arrival, what all know now, an event.
-    assert [kind for kind in kinds if kind in (3, 22)] == [3, 3, 22, 3]
+    # An event, what all know now, the second worker's arrival at the end of the broker's turn, an event.
+    assert [kind for kind in kinds if kind in (3, 22)] == [3, 22, 3, 3]
 
 
 @pytest.mark.parametrize("features", [["x"] * 257, ["x" * 65]])
