@@ -24,8 +24,13 @@ _KEPT_VARIABLES = re.compile(r"HOME|PATH|(LD|DYLD|PYTEST_XDIST|COV|COVERAGE)_.*"
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "run long forms too: new examples for the models, each interface over each transport, more reloads"
+    parser.addoption("--long", action="store_true", help=text)
+
+
 @pytest.hookimpl(trylast=True)  # pytest's own imports readline, which sets COLUMNS and LINES
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Give this process, and all that tests start, the same environment on every machine.
 
     A job of a shell script starts with SIGINT ignored, one of nohup with SIGHUP, a service with any mask of modes. A long
@@ -41,6 +46,10 @@ def pytest_configure() -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(0o022)
+    is_long = config.getoption("--long")
+    settings.register_profile("models", max_examples=500 if is_long else 50, derandomize=not is_long)
+    # The files with few and long tests come in their turn, not at the end, where no other file is left to run beside them.
+    config.option.loadscopereorder = False
 
 
 @pytest.hookimpl(wrapper=True)

@@ -24,6 +24,22 @@ from tests.conformance.harness import (
 )
 
 _numbers = itertools.count()
+# The interfaces differ above the transports: over these one of them is enough, but for the long forms.
+_ONE_FACE = {"inproc": "AsyncEvents", "tcp": "Events", "shm": "AsyncEvents"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    left_out = [item for item in items if isinstance(item, pytest.Function) and _is_left_out(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _is_left_out(item: pytest.Function) -> bool:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    face = params.get("face")
+    return face is not None and _ONE_FACE.get(params.get("transport", ""), face) != face
 
 
 @pytest.fixture(scope="session")

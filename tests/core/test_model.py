@@ -573,10 +573,10 @@ class BrokersThatDieWithTheirWorkers(Delivering):
         return {tuple(data) for _, _, several in runs for data in several}
 
 
+# How many examples: see tests/conftest.py.
 PROFILE = settings(
+    settings.get_profile("models"),
     deadline=None,
-    derandomize=True,
-    max_examples=150,
     stateful_step_count=50,
     suppress_health_check=list(HealthCheck),
 )
@@ -588,6 +588,6 @@ TestBrokersThatDie.settings = PROFILE
 TestBrokersThatDieBesideTheSlow = BrokersThatDieBesideTheSlow.TestCase
 TestBrokersThatDieBesideTheSlow.settings = PROFILE
 TestHostsThatRestart = HostsThatRestart.TestCase
-TestHostsThatRestart.settings = settings(PROFILE, max_examples=60)
+TestHostsThatRestart.settings = PROFILE
 TestBrokersThatDieWithTheirWorkers = BrokersThatDieWithTheirWorkers.TestCase
 TestBrokersThatDieWithTheirWorkers.settings = PROFILE

@@ -154,4 +154,4 @@ class WorkersWithoutNumbers(RuleBasedStateMachine):
 
 
 TestWorkersWithoutNumbers = WorkersWithoutNumbers.TestCase
-TestWorkersWithoutNumbers.settings = settings(PROFILE, max_examples=400)
+TestWorkersWithoutNumbers.settings = settings(PROFILE, max_examples=3 * PROFILE.max_examples)

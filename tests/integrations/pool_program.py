@@ -1,4 +1,5 @@
-"""A program with a plain pool of processes, which says in JSON what it saw. Arguments: how to start them, the address."""
+"""A program with a plain pool of processes, which says in JSON what it saw. Arguments: how to start them, the address,
+and another one."""
 
 from __future__ import annotations
 
@@ -46,18 +47,18 @@ def wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def main(method: str, address: str) -> None:
+def main(method: str, address: str, other: str) -> None:
     context = multiprocessing.get_context(method)
     with context.Pool(3, begin, (address,)) as pool:
         facts = use(pool)
-    # The tasks of these do not wait until what they posted is confirmed: the end of their process does.
-    pool = context.Pool(1, begin, (address,))
+    # The tasks of these do not wait until what they posted is confirmed: the end of their process does. They have their own
+    # address: a successor of a process that was killed gets the events one by one, and may end before the last.
+    pool = context.Pool(1, begin, (other,))
     pool.apply(post, ("from a pool", None, False))
     pool.close()
     pool.join()
-    with ProcessPoolExecutor(1, context, begin, (address,)) as executor:
+    with ProcessPoolExecutor(1, context, begin, (other,)) as executor:
         executor.submit(post, "from an executor", None, False).result(30)
-    # By their own processes at least: a successor of one that the first pool killed gets what was posted since.
     ends = [bool(handled(event)) for event in ("from a pool", "from an executor")]
     print(json.dumps({**facts, "at their end": ends}))
 

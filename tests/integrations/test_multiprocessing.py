@@ -17,8 +17,9 @@ from tests.integrations.servers import ROOT
 def test_workers_of_a_pool_take_part_also_a_killed_ones_successor_and_lose_nothing_at_their_end(
     method: str, directory: Path
 ):
+    addresses = [f"unix:{directory}/{name}.sock" for name in ("first", "second")]
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.integrations.pool_program", method, f"unix:{directory}/e.sock"],
+        [sys.executable, "-W", "error", "-m", "tests.integrations.pool_program", method, *addresses],
         env={**os.environ, "PYTHONPATH": str(ROOT), "JOURNAL": str(directory / "journal")},
         capture_output=True,
         timeout=50,

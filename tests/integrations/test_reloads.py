@@ -74,24 +74,31 @@ def test_a_reload_of_the_only_worker_under_load_loses_no_post(start: Start, dire
 
 
 @pytest.mark.parametrize(
-    ("server", "arguments"),
+    ("server", "arguments", "reloads"),
     [
-        (gunicorn, ("--workers", "4")),
+        (gunicorn, ("--workers", "4"), 10),
         # Successors attach before the workers that they replace have ended.
-        (gunicorn, ("--preload", "--workers", "4")),
-        (uvicorn, ("wrapped", "--workers", "2")),
+        (gunicorn, ("--preload", "--workers", "4"), 4),
+        (uvicorn, ("wrapped", "--workers", "2"), 4),
     ],
     ids=["gunicorn", "gunicorn-preload", "uvicorn"],
 )
-def test_ten_reloads_leave_the_workers_that_there_are(
-    start: Start, directory: Path, server: Callable[..., Server], arguments: tuple[str, ...]
+def test_reloads_leave_the_workers_that_there_are(
+    request: pytest.FixtureRequest,
+    start: Start,
+    directory: Path,
+    server: Callable[..., Server],
+    arguments: tuple[str, ...],
+    reloads: int,
 ):
+    if request.config.getoption("--long"):
+        reloads = 10
     with witness(directory, timeout=TIMEOUT_S) as seen:
         running = start(server, *arguments)
         count = int(arguments[-1])
         workers = running.wait_attached(count)
         with load(seen):
-            for _ in range(10):
+            for _ in range(reloads):
                 running.process.send_signal(signal.SIGHUP)
                 workers = running.wait_attached(count, without=workers)
         running.wait_only(count)
