@@ -31,6 +31,7 @@ _NOT_HERE = frozenset({"serve", "shell", "tail"})
 # It has a pager of its own.
 _PAGES_ITSELF = frozenset({"log"})
 # What may be longer than the screen, and is shown when it is complete.
+_ALIASES = {"quit": "exit", "q": "exit", "?": "help"}
 _PAGED = frozenset({"status", "handlers", "workers", "help", "history"})
 
 # What a parameter is called that is the name of a file.
@@ -186,7 +187,8 @@ class Verbs:
         self._asked_plugins = False
 
     def find(self, name: str) -> Verb | None:
-        """The verb of this name. Plugins are loaded for a name that is not built in."""
+        """The verb of this name, or of another one that people try. Plugins are loaded for a name that is not built in."""
+        name = _ALIASES.get(name, name)
         if name not in self._verbs:
             self._ask_plugins()
         return self._verbs.get(name)
@@ -196,6 +198,10 @@ class Verbs:
         if with_plugins:
             self._ask_plugins()
         return [verb for _, verb in sorted(self._verbs.items())]
+
+    def plugged(self) -> list[Verb]:
+        """Those of plugins, by name."""
+        return [verb for verb in self.all(with_plugins=True) if isinstance(verb, PluginVerb)]
 
     def _ask_plugins(self) -> None:
         if self._asked_plugins:
@@ -208,7 +214,7 @@ class Verbs:
                 continue
             for name, function in found.items():
                 # A plugin can't take the place of what people know.
-                if name not in self._verbs and callable(function):
+                if name not in self._verbs and name not in _ALIASES and callable(function):
                     self._verbs[name] = PluginVerb(name, partial(_identity, (function, "")))
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from textwrap import shorten
 from typing import Annotated
 
 import typer
 
 from eventsh.cli.parameters import Json, read_whole
 from eventsh.errors import UsageError
+from eventsh.shell.overview import overview
 from eventsh.shell.register import VERBS as HANDLER_VERBS
 from eventsh.shell.registry import Verbs
 from eventsh.shell.settings import SETTINGS
@@ -173,13 +173,12 @@ def help_(
     ctx: typer.Context,
     command: Annotated[str | None, typer.Argument(metavar="[COMMAND]", help="What to explain.")] = None,
 ) -> None:
-    """Show all commands, or the help of one."""
+    """Show all commands (also ?), or the help of one."""
     shell: Shell = ctx.obj
     if command is None:
-        for verb in shell.verbs.all(with_plugins=True):
-            _say(f"{verb.name:15}{shorten(verb.summary, max(shell.columns() - 15, 20), placeholder=' …')}")
-        _say("!PROGRAM       Run a program of the system; COMMAND | PROGRAM pipes into one.")
-        _say("\nhelp COMMAND tells more. Tab completes, Ctrl-R searches, Ctrl-D leaves.")
+        plugged = [(verb.name, verb.summary) for verb in shell.verbs.plugged()]
+        for line in overview(plugged, shell.columns()):
+            _say(line)
         return
     found = shell.verbs.find(command)
     if found is None:
@@ -189,7 +188,7 @@ def help_(
 
 
 def exit_(ctx: typer.Context) -> None:
-    """Leave; what this shell registered and started ends with it."""
+    """Leave (also quit, q); what this shell registered and started ends with it."""
     raise Leave
 
 

@@ -18,6 +18,7 @@ from eventsh.hookspecs import hookimpl
 from eventsh.plugins import DISABLE_ENV, PluginManager
 from eventsh.runtime.host import process_state
 from eventsh.shell import registry
+from eventsh.shell.overview import GROUPS
 from eventsh.shell.render import Paint
 from eventsh.shell.script import read_script
 from eventsh.shell.shell import Shell
@@ -215,8 +216,21 @@ def test_every_command_has_help_with_an_example(pool):
         assert verb.examples
 
 
-def test_help_fits_into_80_columns(pool):
-    assert [line for line in shell(pool, "help").out.splitlines() if len(line) > 80] == []
+def test_help_fits_on_a_screen_of_24_rows_and_names_every_command(pool):
+    lines = shell(pool, "help").out.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    assert [line for line in lines if "…" in line] == []
+    # One row is the prompt's.
+    assert len(lines) < 24
+    named = [name for commands in GROUPS.values() for names in commands for name in names]
+    assert sorted(named) == [verb.name for verb in make_verbs().all(with_plugins=False)]
+
+
+def test_what_other_shells_call_help_and_exit_is_known(pool):
+    assert shell(pool, "?").out == shell(pool, "help").out
+    for name in ("quit", "q", "exit"):
+        done = shell(pool, name, "status")
+        assert (done.status, done.out) == (0, "")
 
 
 @pytest.mark.parametrize("columns", [1, 16, 40])
@@ -225,7 +239,7 @@ def test_help_is_shown_however_narrow_the_terminal_is(columns):
     shell = Shell("unix:/nowhere/e.sock", make_verbs(), Paint(False), output, is_interactive=True)
     shell.columns = lambda: columns
     assert shell.run("help") == 0
-    assert "exit           Leave; what" in output.getvalue()
+    assert "help, exit         also ?" in output.getvalue()
 
 
 def test_reload_and_kill_reach_the_pool(pool):

@@ -197,16 +197,16 @@ def test_what_is_longer_than_the_screen_is_shown_in_less(open_shell):
     terminal = open_shell("shell", "--workers", "1", PAGER="less")
     terminal.wait(PROMPT)
     # What fits is not paged: the prompt is there again by itself.
-    terminal.enter("set", "rate", PROMPT)
-    terminal.enter("help", "bench", "\n:")
-    assert "Tab completes" not in terminal.text[terminal.text.rindex("bench") :]
+    terminal.enter("help", "help COMMAND tells more", PROMPT)
+    terminal.enter("help log", "Usage", "\n:")
+    assert "jq -c" not in terminal.text
     # Neither less nor the shell ends by Ctrl-C; q leaves less, and the keys are the shell's again.
     interrupt_less(terminal)
-    terminal.wait_shown("help COMMAND tells more")
+    terminal.wait_shown("jq -c")
     assert "interrupted" not in terminal.text
     terminal.type("q")
     terminal.enter("set pager off", PROMPT)
-    terminal.enter("help", "bench", "help COMMAND tells more", PROMPT)
+    terminal.enter("help log", "Usage", "jq -c", PROMPT)
     leave(terminal)
 
 
