@@ -98,7 +98,8 @@ def _check(ctx: typer.Context, action: str, files: list[str], filters: list[str]
     # All that are named, and one at least of any number more.
     least = len(parameters) - len(takes)
     if len(files) < least or (len(files) > least and not is_open):
-        raise UsageError(f"log {action} takes {least}{' or more' if is_open else ''} files, not {len(files)}")
+        noun = "file" if least == 1 and not is_open else "files"
+        raise UsageError(f"log {action} takes {least}{' or more' if is_open else ''} {noun}, not {len(files)}")
     for param in ctx.command.params:
         is_meant = param.name in takes or ("chosen" in takes and param.name in filters)
         if param.param_type_name == "option" and ctx.params.get(param.name) not in (None, False) and not is_meant:

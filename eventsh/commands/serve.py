@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from eventsh.address import Address, parse_address
+from eventsh.commands.status import status
 from eventsh.errors import ConfigureError, EventError, TransportError
 from eventsh.escape import expressible
 from eventsh.options import Options, broker_arguments
@@ -42,6 +43,8 @@ __all__ = ["DEFAULT_STOP_TIMEOUT_S", "DEFAULT_WORKERS", "ServeArguments", "serve
 DEFAULT_WORKERS = 4
 # Twice the default of `timeout`, so that a worker whose last events wait for a slow one can still drain.
 DEFAULT_STOP_TIMEOUT_S = 10.0
+# How long the broker that has the address is asked for its pid.
+_ASK_S = 1.0
 
 _log = logging.getLogger("eventsh")
 
@@ -83,7 +86,8 @@ def serve(arguments: ServeArguments, say: Callable[[str], None]) -> int:
     lock = lock_address(transport, arguments.address)
     if lock is None:
         raise TransportError(
-            f"a broker is already running at {arguments.address}: stop it, or choose another address with --listen"
+            f"a broker is already running at {arguments.address}{_whose(arguments.address)}: stop it, or choose another"
+            " address with --listen"
             " (one that a program started ends by itself, seconds after the last that is attached)"
         )
     try:
@@ -96,6 +100,15 @@ def serve(arguments: ServeArguments, say: Callable[[str], None]) -> int:
     finally:
         # Held here also while a broker is restarted, so that the address is never anybody else's in between.
         unlock_address(transport, arguments.address, lock)
+
+
+def _whose(address: Address) -> str:
+    """Return the pid to stop, for people; nothing if the broker does not say it at once."""
+    try:
+        broker = status(str(address), timeout_s=_ASK_S)["broker"]
+    except EventError:
+        return ""
+    return f" (pid {broker['supervisor'] or broker['pid']})"
 
 
 def _check_recording(options: Options) -> None:

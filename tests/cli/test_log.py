@@ -412,6 +412,7 @@ def test_all_files_of_a_rotated_recording_are_one(tmp_path):
         (["show", __file__], 1, "it is no recording"),
         (["fly", "x"], 2, "log can't 'fly': it can show, stats"),
         (["merge", "x"], 2, "log merge takes 3 or more files, not 1"),
+        (["show", "x", "y"], 2, "log show takes 1 file, not 2"),
         (["show", "{small}", "--where", "[["], 2, "--where: "),
         (["show", "{small}", "--where", "nope(data)"], 2, "--where: "),
         (["show", "{small}", "--from", "marker:x"], 2, "there is no marker 'x'; there is 'here'"),

@@ -271,7 +271,9 @@ def test_a_handlers_file_that_does_not_load_ends_it_and_names_the_line(tmp_path,
 
 
 def test_a_second_broker_at_the_address_is_refused(pool):
-    assert_refused(pool.run("serve", "--workers", "1"), 1, "a broker is already running at", "--listen")
+    supervisor = pool.status()["broker"]["supervisor"]
+    done = pool.run("serve", "--workers", "1")
+    assert_refused(done, 1, "a broker is already running at", f" (pid {supervisor})", "--listen")
 
 
 def test_workers_without_handlers_print_what_they_get(tmp_path):
