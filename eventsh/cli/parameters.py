@@ -8,7 +8,7 @@ import typer
 
 from eventsh.errors import UsageError
 
-__all__ = ["Address", "Json", "Timeout", "read_seconds", "read_whole"]
+__all__ = ["Address", "Json", "Timeout", "read_content", "read_seconds", "read_whole"]
 
 Address = Annotated[
     str | None,
@@ -37,6 +37,14 @@ def read_seconds(text: str | None, flag: str = "--timeout", default: float | Non
     seconds = parse_option("timeout", text, label=flag)
     assert isinstance(seconds, float)
     return seconds
+
+
+def read_content(path: str) -> bytes:
+    """The content of a file for one event, no further than is needed to see that it is too long. Raises OSError."""
+    from eventsh.commands.arguments import MAX_CONTENT_BYTES
+
+    with open(path, "rb") as file:
+        return file.read(MAX_CONTENT_BYTES + 1)
 
 
 def read_whole(flag: str, text: str | None, *, minimum: int = 1) -> int | None:

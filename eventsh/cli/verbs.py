@@ -15,7 +15,7 @@ import typer
 from typer.main import get_command
 
 from eventsh.cli.command import Command, Group, UsageException
-from eventsh.cli.parameters import Address, Json, Timeout, read_seconds, read_whole
+from eventsh.cli.parameters import Address, Json, Timeout, read_content, read_seconds, read_whole
 from eventsh.cli.security import secured
 from eventsh.errors import UsageError
 
@@ -81,9 +81,7 @@ def post(
             address, source, event, _read_stdin, unique=unique, timeout_s=timeout_s, on_progress=progress
         )
     else:
-        value = parse_data(
-            data or [], text=text, read_stdin=lambda: b"".join(iter(_read_stdin, b"")), read_file=_read_file
-        )
+        value = parse_data(data or [], text=text, read_stdin=_read_all_stdin, read_file=read_content)
         if wait:
             receipt, end = post_and_wait(address, source, event, value, unique=unique, timeout_s=timeout_s)
             show_receipt(receipt, as_json=json)
@@ -148,11 +146,6 @@ def handlers(address: Address = None, timeout: Timeout = None, json: Json = Fals
     show_handlers(ask(address, timeout_s=read_seconds(timeout)), as_json=json)
 
 
-def _read_file(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
-
-
 def _read_stdin() -> bytes:
     """What has come to standard input, as soon as something has; nothing at its end."""
     import os
@@ -161,6 +154,15 @@ def _read_stdin() -> bytes:
         return os.read(0, 256 * 1024)
     except OSError as error:
         raise UsageError(f"can't read standard input: {error.strerror}") from None
+
+
+def _read_all_stdin() -> bytes:
+    from eventsh.commands.arguments import MAX_CONTENT_BYTES
+
+    content = bytearray()
+    while len(content) <= MAX_CONTENT_BYTES and (piece := _read_stdin()):
+        content += piece
+    return bytes(content)
 
 
 # The function of a verb and its examples; or the module that has both, by the names of the verb and EXAMPLES.

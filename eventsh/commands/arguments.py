@@ -14,8 +14,12 @@ import orjson
 
 from eventsh.errors import NotSerializable, UsageError
 from eventsh.protocol.codec import parse_json
+from eventsh.protocol.frame import MAX_PAYLOAD_BYTES
 
-__all__ = ["check_utf8", "parse_data", "parse_line"]
+__all__ = ["MAX_CONTENT_BYTES", "check_utf8", "parse_data", "parse_line", "refuse_long"]
+
+MAX_CONTENT_BYTES = 4 * MAX_PAYLOAD_BYTES
+"""As much is read of a file, of standard input or of a line for one event: more than any event may have, with its blanks."""
 
 
 def parse_data(
@@ -25,7 +29,8 @@ def parse_data(
     read_stdin: Callable[[], bytes],
     read_file: Callable[[str], bytes],
 ) -> Any:
-    """Give the data that `arguments` stand for; None when there are none.
+    """Give the data that `arguments` stand for; None when there are none. `read_stdin` and `read_file` need not return more
+    than a byte over MAX_CONTENT_BYTES.
 
     With `text` there is one argument, and it, the file or standard input is taken as a string, as it is (a newline at
     the end stays). All that is returned can be posted. Raises UsageError, in one line that says what to do instead.
@@ -112,7 +117,18 @@ def _parse_value(argument: str, as_string: str | None = None) -> Any:
         raise UsageError(f"{_shown(argument)} is not JSON; {advice}; {error}") from None
 
 
+def refuse_long(size: int, name: str) -> None:
+    """Raise UsageError if there are more bytes than are read for one event."""
+    if size > MAX_CONTENT_BYTES:
+        mib = 1024 * 1024
+        raise UsageError(
+            f"{name} is over {MAX_CONTENT_BYTES // mib} MiB long, and an event has {MAX_PAYLOAD_BYTES // mib} MiB at most"
+            " (max_payload_len)"
+        )
+
+
 def _parse_content(content: bytes, name: str, text: bool) -> Any:
+    refuse_long(len(content), _shown(name))
     if not text:
         try:
             return parse_json(content)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from eventsh.commands.arguments import check_utf8, parse_line
+from eventsh.commands.arguments import check_utf8, parse_line, refuse_long
 from eventsh.commands.outcome import Exit, NobodyAttached
 from eventsh.errors import NotConnected, UsageError
 from eventsh.event import check_name
@@ -212,6 +212,8 @@ def _lines(read: Callable[[], bytes]) -> Iterator[list[tuple[int, bytes]]]:
     number = 0
     while piece := read():
         rest += piece
+        if b"\n" not in piece:
+            refuse_long(len(rest), f"line {number + 1}")
         if b"\n" in piece:
             *whole, rest = rest.split(b"\n")
             lines = [(number + place, bytes(line)) for place, line in enumerate(whole, 1) if line.strip()]

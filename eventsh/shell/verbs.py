@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from eventsh.cli.parameters import Json, read_whole
+from eventsh.cli.parameters import Json, read_content, read_whole
 from eventsh.errors import UsageError
 from eventsh.shell.overview import overview
 from eventsh.shell.register import VERBS as HANDLER_VERBS
@@ -70,7 +70,7 @@ def post_local(
 
     shell: Shell = ctx.obj
     shell.working_link()
-    value = parse_data(data or [], read_stdin=_no_stdin, read_file=_read_file)
+    value = parse_data(data or [], read_stdin=_no_stdin, read_file=read_content)
     default_events().post_local(source, event, value)
 
 

@@ -142,6 +142,14 @@ def test_a_bad_line_ends_it_once_those_before_it_are_confirmed(pool, bad, why):
     pool.wait_handled(f"bad {why}", list(range(3000)))
 
 
+@pytest.mark.parametrize("arguments", [["@/dev/zero"], ["-"], ["--text", "-"], ["--stdin"]])
+def test_what_never_ends_is_read_no_further_than_the_limit(pool, arguments):
+    with open("/dev/zero", "rb") as zeros:
+        process = pool.start("post", "test", "endless", *arguments, stdin=zeros)
+        out, err = process.communicate(timeout=DEADLINE_S)
+    assert_refused(Done(process.returncode, out.decode(), err.decode()), 2, "is over 64 MiB long", "max_payload_len")
+
+
 def test_a_line_is_posted_before_the_next_one_comes(pool):
     process = pool.start("post", "test", "slow", "--stdin")
     assert process.stdin is not None

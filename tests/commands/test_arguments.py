@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventsh.commands.arguments import parse_data, parse_line
+from eventsh.commands.arguments import MAX_CONTENT_BYTES, parse_data, parse_line
 from eventsh.errors import NotSerializable, UsageError
 from eventsh.protocol.codec import encode_data
 
@@ -210,3 +210,13 @@ def test_any_arguments_give_data_that_can_be_posted_or_a_printable_error(argumen
         assert str(error).isprintable()
     else:
         encode_data(data)
+
+
+def test_no_more_is_read_than_shows_that_it_is_too_long():
+    content = b'"' + b"x" * MAX_CONTENT_BYTES
+    for text in (False, True):
+        assert refusal("-", text=text, stdin=lambda: content) == (
+            "standard input is over 64 MiB long, and an event has 16 MiB at most (max_payload_len)"
+        )
+        assert refusal("@/dev/zero", text=text, files=lambda path: content).startswith("/dev/zero is over 64 MiB long")
+    assert parse("-", stdin=lambda: b" " * (MAX_CONTENT_BYTES - 1) + b"1") == 1
