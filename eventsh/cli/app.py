@@ -6,6 +6,8 @@ are is in cli/verbs.py, which is imported inside, so that Ctrl-C is quiet also w
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
 import os
 import signal
@@ -16,12 +18,18 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit."""
+    """Run the command line and exit; after Ctrl-C by SIGINT, so that a loop of a shell around it ends too."""
+    interrupts: list[KeyboardInterrupt] = []
+    # The first that is registered is called last, after all that cleans up.
+    atexit.register(_end_by_interrupt, interrupts)
     try:
         _open_streams()
         _load_orjson()
         status = _run(sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if error.args:
+            _complain(str(error), 130)
+        interrupts.append(error)
         status = 130
     try:
         sys.stderr.flush()
@@ -31,6 +39,18 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     # Or Python looks through all of typer for garbage twice before it ends: a seventh of the time that a post takes.
     gc.freeze()
     sys.exit(status)
+
+
+def _end_by_interrupt(interrupts: list[KeyboardInterrupt]) -> None:
+    if not interrupts:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+    # The first process of a container outlives this: it ends with its exit status.
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _load_orjson() -> None:

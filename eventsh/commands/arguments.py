@@ -18,8 +18,9 @@ from eventsh.protocol.frame import MAX_PAYLOAD_BYTES
 
 __all__ = ["MAX_CONTENT_BYTES", "check_utf8", "parse_data", "parse_line", "refuse_long"]
 
-MAX_CONTENT_BYTES = 4 * MAX_PAYLOAD_BYTES
-"""As much is read of a file, of standard input or of a line for one event: more than any event may have, with its blanks."""
+MAX_CONTENT_BYTES = 8 * MAX_PAYLOAD_BYTES
+"""As much is read of a file, of standard input or of a line for one event: the largest event, each character of it written as
+an escape of six, with room to spare."""
 
 
 def parse_data(

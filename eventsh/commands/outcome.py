@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from eventsh.errors import EventError, NotConnected, QueueOverflow, TransportError, UsageError
 
-__all__ = ["Exit", "NobodyAttached", "advice", "exit_status"]
+__all__ = ["Exit", "Interrupted", "NobodyAttached", "advice", "exit_status"]
 
 
 class Exit(IntEnum):
@@ -19,6 +19,10 @@ class Exit(IntEnum):
     TIMEOUT = 4
     NOBODY = 5
     HANDLER_FAILED = 6
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended a command that has something to say of what it has done."""
 
 
 class NobodyAttached(EventError):

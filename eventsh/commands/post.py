@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eventsh.commands.arguments import check_utf8, parse_line, refuse_long
-from eventsh.commands.outcome import Exit, NobodyAttached
+from eventsh.commands.outcome import Exit, Interrupted, NobodyAttached
 from eventsh.errors import NotConnected, UsageError
 from eventsh.event import check_name
 from eventsh.runtime.blocking import BlockingClient
@@ -25,8 +25,6 @@ __all__ = ["DEFAULT_TIMEOUT_S", "Posted", "post_and_wait", "post_data", "post_li
 DEFAULT_TIMEOUT_S = 10.0
 # At most so often is progress told.
 _PROGRESS_S = 0.5
-# The largest event, each character of it written as an escape of six, with room to spare.
-_MAX_LINE_BYTES = 128 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +85,13 @@ class _Sender:
             return Posted(0, 0, [], [], None, seconds)
         return Posted(self.posted, self._repeats, receipt.workers, receipt.missing, receipt.unique, seconds)
 
+    def interrupted(self) -> Interrupted:
+        """For a Ctrl-C: what is known of what was posted."""
+        # A unique event counts once it is confirmed.
+        confirmed = self.posted if self._unique is not None else self._client.confirmed
+        events = f"{self.posted} event{'' if self.posted == 1 else 's'}"
+        return Interrupted(f"interrupted: {events} posted, {confirmed} of them confirmed")
+
     def incomplete(self, error: NotConnected) -> NotConnected:
         """The same error, with what is known of the many that were posted."""
         if self.posted < 2:
@@ -134,9 +139,11 @@ def post_data(
         try:
             for left in range(count - 1, -1, -1):
                 sender.post(data, receipt=not left)
+            return sender.finish()
         except NotConnected as error:
             raise sender.incomplete(error) from error
-        return sender.finish()
+        except KeyboardInterrupt as error:
+            raise sender.interrupted() from error
 
 
 def post_and_wait(
@@ -190,12 +197,14 @@ def post_lines(
                 if on_progress is not None and now - told >= _PROGRESS_S:
                     told = now
                     on_progress(sender.posted, now - sender.started)
+            return sender.finish()
         except UsageError as error:
             client.confirm()
             raise UsageError(f"{error} ({sender.posted} posted before it)") from error
         except NotConnected as error:
             raise sender.incomplete(error) from error
-        return sender.finish()
+        except KeyboardInterrupt as error:
+            raise sender.interrupted() from error
 
 
 def _post_line(sender: _Sender, line: bytes, number: int, *, receipt: bool) -> None:
@@ -212,15 +221,12 @@ def _lines(read: Callable[[], bytes]) -> Iterator[list[tuple[int, bytes]]]:
     number = 0
     while piece := read():
         rest += piece
-        if b"\n" not in piece:
-            refuse_long(len(rest), f"line {number + 1}")
         if b"\n" in piece:
             *whole, rest = rest.split(b"\n")
             lines = [(number + place, bytes(line)) for place, line in enumerate(whole, 1) if line.strip()]
             number += len(whole)
             if lines:
                 yield lines
-        if len(rest) > _MAX_LINE_BYTES:
-            raise UsageError(f"line {number + 1}: longer than {_MAX_LINE_BYTES} bytes")
+        refuse_long(len(rest), f"line {number + 1}")
     if rest.strip():
         yield [(number + 1, bytes(rest))]

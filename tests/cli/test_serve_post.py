@@ -147,7 +147,7 @@ def test_what_never_ends_is_read_no_further_than_the_limit(pool, arguments):
     with open("/dev/zero", "rb") as zeros:
         process = pool.start("post", "test", "endless", *arguments, stdin=zeros)
         out, err = process.communicate(timeout=DEADLINE_S)
-    assert_refused(Done(process.returncode, out.decode(), err.decode()), 2, "is over 64 MiB long", "max_payload_len")
+    assert_refused(Done(process.returncode, out.decode(), err.decode()), 2, "is over 128 MiB long", "max_payload_len")
 
 
 def test_a_line_is_posted_before_the_next_one_comes(pool):
@@ -162,15 +162,34 @@ def test_a_line_is_posted_before_the_next_one_comes(pool):
     assert (process.returncode, err) == (0, b"")
 
 
-def test_ctrl_c_ends_it_with_status_130_and_no_word(pool):
+def test_ctrl_c_ends_it_by_the_signal_and_tells_how_many_were_posted(pool):
     process = pool.start("post", "test", "interrupted", "--stdin")
     assert process.stdin is not None
     process.stdin.write(b"1\n")
     process.stdin.flush()
     pool.wait_handled("interrupted", [1])
     process.send_signal(signal.SIGINT)
-    assert process.wait(DEADLINE_S) == 130
-    assert process.communicate() == (b"", b"")
+    assert process.wait(DEADLINE_S) == -signal.SIGINT
+    out, err = process.communicate()
+    assert (out, err.startswith(b"eventsh: interrupted: 1 event posted, ")) == (b"", True), err
+
+
+def test_ctrl_c_ends_a_loop_of_a_shell_too(pool):
+    script = 'while :; do "$@"; echo again; done'
+    with subprocess.Popen(
+        ["/bin/bash", "-c", script, "loop", *COMMAND, "post", "test", "looped", "--stdin"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment(pool.address),
+        start_new_session=True,
+    ) as loop:
+        assert loop.stdin is not None
+        loop.stdin.write(b"1\n")
+        loop.stdin.flush()
+        pool.wait_handled("looped", [1])
+        os.killpg(loop.pid, signal.SIGINT)
+        assert loop.communicate(timeout=DEADLINE_S) == (b"", None)
+    assert loop.returncode == -signal.SIGINT
 
 
 # --- what is refused ---
@@ -416,7 +435,7 @@ def test_ctrl_c_while_it_loads_is_no_crash(nowhere):
         timeout=DEADLINE_S,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
 def test_whoever_serves_where_no_directory_can_be_is_not_told_that_a_broker_is_missing(tmp_path):

@@ -216,7 +216,7 @@ def test_no_more_is_read_than_shows_that_it_is_too_long():
     content = b'"' + b"x" * MAX_CONTENT_BYTES
     for text in (False, True):
         assert refusal("-", text=text, stdin=lambda: content) == (
-            "standard input is over 64 MiB long, and an event has 16 MiB at most (max_payload_len)"
+            "standard input is over 128 MiB long, and an event has 16 MiB at most (max_payload_len)"
         )
-        assert refusal("@/dev/zero", text=text, files=lambda path: content).startswith("/dev/zero is over 64 MiB long")
+        assert refusal("@/dev/zero", text=text, files=lambda path: content).startswith("/dev/zero is over 128 MiB long")
     assert parse("-", stdin=lambda: b" " * (MAX_CONTENT_BYTES - 1) + b"1") == 1
