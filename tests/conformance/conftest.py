@@ -33,13 +33,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     left_out = [item for item in items if isinstance(item, pytest.Function) and _is_left_out(item)]
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in left_out]
+    unwanted = set(left_out)
+    items[:] = [item for item in items if item not in unwanted]
 
 
 def _is_left_out(item: pytest.Function) -> bool:
-    params = item.callspec.params if hasattr(item, "callspec") else {}
-    face = params.get("face")
-    return face is not None and _ONE_FACE.get(params.get("transport", ""), face) != face
+    params: dict[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+    face, transport = params.get("face"), params.get("transport")
+    return face is not None and transport in _ONE_FACE and _ONE_FACE[transport] != face
 
 
 @pytest.fixture(scope="session")
