@@ -7,7 +7,7 @@ from textwrap import shorten
 
 __all__ = ["GROUPS", "overview"]
 
-GROUPS = {
+GROUPS: dict[str, dict[tuple[str, ...], str]] = {
     "Events": {
         ("post", "post_local"): "to all workers, or to this shell's handlers alone",
         ("tail",): "show events as they come; tail off ends it",
