@@ -106,7 +106,7 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGKILL, -9)])
 def test_its_processes_end_with_it(tmp_path, number, status):
     bench = subprocess.Popen(
         [*COMMAND, "bench", "--rate", "50", "--events", "100000", "--workers", "2"],

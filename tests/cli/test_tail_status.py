@@ -154,10 +154,10 @@ def test_a_full_disk_ends_it_with_one_line(pool):
         )
 
 
-def test_ctrl_c_ends_it_with_status_130_and_no_word(pool):
+def test_ctrl_c_ends_it_by_the_signal_and_no_word(pool):
     with watching(pool) as watched:
         watched.process.send_signal(signal.SIGINT)
-        assert watched.process.wait(DEADLINE_S) == 130
+        assert watched.process.wait(DEADLINE_S) == -signal.SIGINT
         assert watched.process.communicate()[1] == b""
 
 
