@@ -132,6 +132,6 @@ async def _finish_without_reader(output: int, watcher: _Watcher) -> None:
     # full pipe then tears lines, ours and theirs.
     poll = select.poll()
     poll.register(output, 0)
-    while not poll.poll(0):
+    while not poll.poll(0):  # noqa: ASYNC110 - nothing else reports the end of a reader without changing the descriptor
         await asyncio.sleep(_READER_CHECK_S)
     watcher.finish()
