@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -125,3 +126,20 @@ def test_ctrl_c_ends_a_command_by_the_signal(pool):
     process.send_signal(signal.SIGINT)
     assert process.wait(DEADLINE_S) == -signal.SIGINT
     process.communicate()
+
+
+def test_the_shell_answers_each_line_of_a_pipe_before_the_next_is_written(pool):
+    process = pool.start("shell")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        for number in range(3):
+            process.stdin.write(f"post driven event {number}\n".encode())
+            process.stdin.flush()
+            assert select.select([process.stdout], [], [], DEADLINE_S)[0], "no answer"
+            assert process.stdout.readline().startswith(b"posted 1 event")
+        out, err = process.communicate(timeout=DEADLINE_S)
+        assert (process.returncode, out, err) == (0, b"", b"")
+    finally:
+        process.kill()
+        process.communicate()
