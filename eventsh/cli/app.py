@@ -14,7 +14,7 @@ import signal
 import sys
 from typing import NoReturn, TextIO
 
-__all__ = ["main"]
+__all__ = ["drop_output", "main"]
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -35,7 +35,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.stderr.flush()
     except OSError:
         # What nobody reads any more changes no exit status.
-        _drop_output(2)
+        drop_output(2)
+    if status is None:
+        _end_by_interrupt()
     # Or Python looks through all of typer for garbage twice before it ends: a seventh of the time that a post takes.
     gc.freeze()
     sys.exit(status)
@@ -81,14 +83,14 @@ def _run(arguments: list[str]) -> int:
         return _complain(f"{error}{advice(error)}", int(exit_status(error)))
     except OSError as error:
         # Commands turn what goes wrong with a broker or a file into an EventError: what is left is the output.
-        _drop_output(1)
+        drop_output(1)
         if isinstance(error, BrokenPipeError):
             # As any filter: when nobody reads any more there is nothing more to do, and nobody to tell.
             return 0
         return _complain(f"can't write the output: {error.strerror or error}", 1)
 
 
-def _drop_output(descriptor: int) -> None:
+def drop_output(descriptor: int) -> None:
     """Let go of what could not be written: it would be tried again at the end, and fail again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, descriptor)
@@ -102,7 +104,7 @@ def _complain(message: str, status: int) -> int:
         sys.stderr.write(f"eventsh: {escape(message)}\n")
     except OSError:
         # The exit status still tells.
-        _drop_output(2)
+        drop_output(2)
     return status
 
 

@@ -74,7 +74,7 @@ def bench(
     Starts a broker and workers of its own, which end with it, and shows what part it reaches of the ceiling: one
     process that only encodes such events, and workers that only decode them and call a handler.
 
-    Exit status: 0 every event came once and in order, 1 not so, or a process failed, 2 refused, 130 after Ctrl-C.
+    Exit status: 0 every event came once and in order, 1 not so, or a process failed, 2 refused, by SIGINT after Ctrl-C.
     """
     from eventsh.commands.bench import BenchArguments
     from eventsh.commands.bench import bench as measure

@@ -43,7 +43,7 @@ def plugins(
     must pass, and needs pytest; with a scheme alone it chooses addresses, with an address it listens there, where nobody
     may do so meanwhile. new writes a package with a transport that works and its tests.
 
-    Exit status: 0, 1 a check failed or the files can't be written, 2 refused, 130 after Ctrl-C.
+    Exit status: 0, 1 a check failed or the files can't be written, 2 refused, by SIGINT after Ctrl-C.
     """
     if action == "list":
         if target is not None:

@@ -104,7 +104,6 @@ def serve(
     Exit status: 0 after Ctrl-C or SIGTERM, 1 a process could not be kept running, or another broker has the address,
     2 refused, 128 + N after a second signal N.
     """
-    from eventsh.cli.report import say
     from eventsh.commands.serve import DEFAULT_STOP_TIMEOUT_S, DEFAULT_WORKERS, ServeArguments
     from eventsh.commands.serve import serve as run
     from eventsh.runtime.endpoint import check_reachable, complete_options, find_endpoint
@@ -126,4 +125,15 @@ def serve(
         log_format=formats[log_format],
         stop_timeout_s=read_seconds(stop_timeout, "--stop-timeout", DEFAULT_STOP_TIMEOUT_S),
     )
-    return run(arguments, say)
+    return run(arguments, _notify)
+
+
+def _notify(text: str) -> None:
+    """Print a line, best effort: output without a reader, or on a full disk, must not end the pool."""
+    from eventsh.cli.app import drop_output
+    from eventsh.cli.report import say
+
+    try:
+        say(text)
+    except OSError:
+        drop_output(1)

@@ -113,7 +113,7 @@ def tail(
     Nobody waits for a watcher: what it is too slow for is shown as a gap.
 
     Exit status: 0 after N events or when nobody reads any more, 2 refused, 3 no broker there, 4 no answer in time,
-    130 after Ctrl-C.
+    by SIGINT after Ctrl-C.
     """
     from eventsh.cli.watch import watch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from eventsh.core.delivery import Delivery
 
 __all__ = ["Seen", "tail"]
+
+_READER_CHECK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +115,23 @@ async def _watch(
 
     client = new_observer(address, watcher, tell)
     client.start()
-    if output is not None:
-        # A pipe's writing end is never readable but when its reader is gone.
-        asyncio.get_running_loop().add_reader(output, watcher.finish)
+    checking = asyncio.create_task(_finish_without_reader(output, watcher)) if output is not None else None
     try:
         await client.waiters.wait_first_attempt(timeout_s)
         await watcher.done
     finally:
         watcher.done.cancel()
-        if output is not None:
-            asyncio.get_running_loop().remove_reader(output)
+        if checking is not None:
+            checking.cancel()
         await client.close(leave=True, timeout=1.0)
+
+
+async def _finish_without_reader(output: int, watcher: _Watcher) -> None:
+    """Finish once the pipe `output` has no reader."""
+    # Not loop.add_reader: uvloop makes the descriptor non-blocking there, for every process that shares the pipe. A
+    # full pipe then tears lines, ours and theirs.
+    poll = select.poll()
+    poll.register(output, 0)
+    while not poll.poll(0):  # noqa: ASYNC110 - nothing else reports the end of a reader without changing the descriptor
+        await asyncio.sleep(_READER_CHECK_S)
+    watcher.finish()

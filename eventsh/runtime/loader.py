@@ -99,7 +99,9 @@ def _told(error: BaseException, name: str, directory: str) -> HandlersError:
     place = _place(error, own, directory)
     detail = "".join(traceback.format_exception(type(error), error, own))
     # A module that is not there at all failed in nobody's file.
-    return HandlersError(f"{place}: {what}" if place else f"{name}: {what}", detail if own else "")
+    return HandlersError(
+        f"{place}: {what}" if place else f"{name}: {what}", detail if own or isinstance(error, SyntaxError) else ""
+    )
 
 
 def _own_frames(trace: TracebackType | None) -> TracebackType | None:

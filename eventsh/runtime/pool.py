@@ -211,7 +211,12 @@ class Slot:
         self._died_pid = process.pid if process else None
         if process is not None and process.pid == self._excused_pid:
             self._backoff.forgive()
-        if self._backoff.exhausted and not self._on_exhausted(self, reason):
+        # The same handlers fail the same way at each attempt. After a good start, an edit of them may mend it.
+        unloadable = process is not None and "unloadable" in process.facts and not self.was_ready.is_set()
+        if unloadable and not self._on_exhausted(self, f"can't load its handlers: {reason}"):
+            return None
+        attempts = f"did not start in {MAX_RESTARTS + 1} attempts: {reason}"
+        if self._backoff.exhausted and not self._on_exhausted(self, attempts):
             return None
         if process is not None:
             when = "ended" if process.ready_at is not None else "ended before it was ready"
@@ -269,7 +274,9 @@ class Pool:
         """Run until stopped; the exit status. 0 after SIGTERM, SIGINT and the end of the terminal, 1 when a process
         could not be kept running, 128 + the signal when a second one cut the stop short. Main thread only."""
         loop = asyncio.get_running_loop()
-        numbers = (*_STOPPING, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
+        # nohup, and a shell that starts a background command, ignore SIGINT so that the terminal's Ctrl-C does not reach it.
+        stops = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+        numbers = (*stops, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
         for number in numbers:
             loop.add_signal_handler(number, self._inbox.put_nowait, number)
         loop.add_signal_handler(signal.SIGUSR2, self._dump)
@@ -408,7 +415,7 @@ class Pool:
         # One that has never been ready, in a pool that is up, was added to it.
         if slot is not self._broker and (others if slot.was_ready.is_set() else self._is_up):
             return True
-        self._inbox.put_nowait(_GiveUp(f"{slot.name} did not start in {MAX_RESTARTS + 1} attempts: {reason}"))
+        self._inbox.put_nowait(_GiveUp(f"{slot.name} {reason}"))
         return False
 
     async def _reload(self) -> None:

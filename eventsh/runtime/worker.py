@@ -176,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _load(known.handlers, known.worker_id)
     except HandlersError as error:
-        return supervisor.fail(str(error), detail=error.detail)
+        return supervisor.fail(str(error), detail=error.detail, unloadable=True)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(_live(known, options, supervisor))
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -45,7 +45,6 @@ def run_shell(
             from eventsh.shell.prompt import run_prompt
 
             return run_prompt(shell, lambda: _open(shell, workers, handlers))
-        # Read before anything is started: a mistake in it is told at once, and nothing else reads from it.
         lines = _lines(shell, commands)
         _open(shell, workers, handlers)
         with suppress(Leave):
@@ -55,17 +54,21 @@ def run_shell(
         close(shell)
 
 
-def _lines(shell: Shell, commands: Sequence[str] | None) -> list[tuple[str, list[tuple[int, str]]]]:
+def _lines(shell: Shell, commands: Sequence[str] | None) -> list[tuple[str, Iterable[tuple[int, str]]]]:
     if commands is not None:
         return [("-c", [(number, line)]) for number, line in enumerate(commands, 1)]
+    return [("standard input", read_script(_rows(), shell.verbs))]
+
+
+def _rows() -> Iterator[str]:
+    """Yield each row of standard input when it arrives."""
     try:
-        text = sys.stdin.read()
+        yield from iter(sys.stdin.readline, "")
     except OSError as error:
         raise UsageError(f"can't read standard input: {error.strerror}") from None
-    return [("standard input", read_script(text, shell.verbs))]
 
 
-def _run_all(shell: Shell, parts: list[tuple[str, list[tuple[int, str]]]]) -> int:
+def _run_all(shell: Shell, parts: list[tuple[str, Iterable[tuple[int, str]]]]) -> int:
     for name, lines in parts:
         if end := shell.run_lines(lines, name):
             return end

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -122,14 +122,17 @@ class Shell:
             what = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
             return self._complain(place + what, 1)
 
-    def run_lines(self, lines: list[tuple[int, str]], name: str) -> int:
+    def run_lines(self, lines: Iterable[tuple[int, str]], name: str) -> int:
         """Run the lines of a script with their numbers, until one fails; gives its exit status."""
         if self._depth >= _MAX_DEPTH:
             raise UsageError(f"scripts call each other more than {_MAX_DEPTH} deep")
         self._depth += 1
         try:
             for number, text in lines:
-                if status := self.run(text, f"{name}:{number}: "):
+                status = self.run(text, f"{name}:{number}: ")
+                # A program may wait for the answer before it writes its next line.
+                self.stdout.flush()
+                if status:
                     return status
             return 0
         finally:

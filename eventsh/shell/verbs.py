@@ -166,7 +166,9 @@ def source(
     from eventsh.shell.script import read_script
 
     shell: Shell = ctx.obj
-    return shell.run_lines(read_script(_read_file(script).decode(errors="surrogateescape"), shell.verbs), script)
+    return shell.run_lines(
+        read_script(_read_file(script).decode(errors="surrogateescape").splitlines(), shell.verbs), script
+    )
 
 
 def help_(

@@ -281,7 +281,7 @@ def test_a_worker_that_somebody_else_stopped_stays_so_when_the_shell_ends(pool):
 def test_rows_of_a_script():
     verbs = make_verbs()
     text = 'status\n\n# no\npost a b {\n  "k": 1\n}\nregister c d:\n    x = 1\n\n    print(x)\n\nexit\n'
-    assert read_script(text, verbs) == [
+    assert list(read_script(text.splitlines(), verbs)) == [
         (1, "status"),
         (4, 'post a b {\n  "k": 1\n}'),
         (7, "register c d:\n    x = 1\n\n    print(x)"),
