@@ -25,8 +25,14 @@ _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    text = "run long forms too: new examples for the models, each interface over each transport, more reloads"
+    text = "run long forms too: what is marked so, new examples for the models, each interface over each transport"
     parser.addoption("--long", action="store_true", help=text)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("long")])
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.hookimpl(trylast=True)  # pytest's own imports readline, which sets COLUMNS and LINES

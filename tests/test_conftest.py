@@ -104,7 +104,7 @@ VARIABLES = {
 }
 
 
-@pytest.mark.parametrize("processes", [0, 1])
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_tests_run_in_the_same_environment_everywhere(pytester: pytest.Pytester, processes: int) -> None:
     pytester.makeconftest(CONFTEST.read_text())
     pytester.makepyfile(

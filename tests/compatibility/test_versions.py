@@ -120,7 +120,11 @@ def test_old_and_new_workers_that_were_too_slow_are_told_exactly_what_they_misse
 
 @pytest.mark.parametrize(
     ("first", "second", "ends_by"),
-    [("old", "new", signal.SIGTERM), ("old", "new", signal.SIGKILL), ("new", "old", signal.SIGKILL)],
+    [
+        ("old", "new", signal.SIGKILL),
+        ("new", "old", signal.SIGKILL),
+        pytest.param("old", "new", signal.SIGTERM, marks=pytest.mark.long),
+    ],
 )
 def test_a_broker_of_the_other_version_takes_over_under_load(tmp_path, of, first, second, ends_by):
     with Pool(tmp_path) as pool:

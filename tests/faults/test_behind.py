@@ -28,7 +28,13 @@ def assert_exact(report: Report) -> None:
 
 
 @pytest.mark.parametrize(
-    ("transport", "max_queue_len"), [("unix", 10240), ("unix", 500), ("shm", 10240), ("tcp", 10240)]
+    ("transport", "max_queue_len"),
+    [
+        ("unix", 500),
+        ("tcp", 10240),
+        pytest.param("unix", 10240, marks=pytest.mark.long),
+        pytest.param("shm", 10240, marks=pytest.mark.long),
+    ],
 )
 def test_a_worker_that_stands_still_while_the_broker_is_killed_is_told_exactly_what_it_missed(
     path: Path, transport, max_queue_len

@@ -42,6 +42,11 @@ def of_earlier_brokers(worker: Worker) -> list[tuple[int, bool]]:
     return [(gap["missed"], gap["exact"]) for gap in worker.gaps if not gap["first_seq"]]
 
 
+shifts = pytest.mark.parametrize(
+    "shift_s", [pytest.param(shift, marks=[pytest.mark.long] if shift in (60, YEAR_S) else []) for shift in SHIFTS_S]
+)
+
+
 @needs_library
 @pytest.mark.parametrize("seed", [1])
 def test_nothing_is_lost_silently_when_the_clock_is_set_under_a_broker_and_between_two(path: Path, seed) -> None:
@@ -51,7 +56,7 @@ def test_nothing_is_lost_silently_when_the_clock_is_set_under_a_broker_and_betwe
 
 
 @needs_library
-@pytest.mark.parametrize("shift_s", SHIFTS_S)
+@shifts
 def test_a_worker_that_was_away_for_all_of_a_broker_is_told_what_it_missed(path: Path, shift_s) -> None:
     with Host(path, f"unix:{path}/e.sock", TIMEOUT_S) as host:
         host.start_broker()
@@ -78,7 +83,7 @@ def test_a_worker_that_was_away_for_all_of_a_broker_is_told_what_it_missed(path:
 
 
 @needs_library
-@pytest.mark.parametrize("shift_s", SHIFTS_S)
+@shifts
 def test_a_unique_key_stays_taken_when_the_clock_is_set_between_two_brokers(path: Path, shift_s) -> None:
     with Host(path, f"unix:{path}/e.sock", 30.0) as host:
         host.start_broker()

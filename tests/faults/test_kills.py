@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.faults.campaign import Plan, Report, directory, kill_brokers, kill_workers
-from tests.faults.processes import TRANSPORTS
 
 SEED = 7
 
@@ -26,7 +25,7 @@ def path():
         yield path
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("transport", ["unix", "shm", pytest.param("tcp", marks=pytest.mark.long)])
 def test_killed_workers_lose_nothing_and_come_back(path: Path, transport) -> None:
     report = kill_workers(Plan(kills=4, seed=SEED, workers=3, transport=transport), path, print)
     assert_kept(report, 4)
@@ -34,7 +33,14 @@ def test_killed_workers_lose_nothing_and_come_back(path: Path, transport) -> Non
 
 
 @pytest.mark.parametrize(
-    ("broker", "transport"), [*(("serve", transport) for transport in TRANSPORTS), ("auto", "unix"), ("auto", "tcp")]
+    ("broker", "transport"),
+    [
+        ("serve", "unix"),
+        ("auto", "tcp"),
+        pytest.param("serve", "tcp", marks=pytest.mark.long),
+        pytest.param("serve", "shm", marks=pytest.mark.long),
+        pytest.param("auto", "unix", marks=pytest.mark.long),
+    ],
 )
 def test_a_killed_broker_loses_nothing_and_repeats_nothing(path: Path, broker, transport) -> None:
     report = kill_brokers(Plan(kills=3, seed=SEED, workers=3, broker=broker, transport=transport), path, print)

@@ -268,7 +268,7 @@ def build(path: Path, *command: str | Path) -> None:
 
 
 @needs("pex")
-@pytest.mark.parametrize("flags", [[], ["--venv"]], ids=["unpacked", "venv"])
+@pytest.mark.parametrize("flags", [pytest.param([], marks=pytest.mark.long), ["--venv"]], ids=["unpacked", "venv"])
 def test_a_pex_has_a_broker_with_its_own_packages_and_not_those_of_its_interpreter(
     path: Path, flags: list[str]
 ) -> None:

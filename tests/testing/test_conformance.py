@@ -146,7 +146,11 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+# Each in a pytest of its own: every third is enough to see that a fault is found.
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(fault, marks=[pytest.mark.long] if number % 3 else []) for number, fault in enumerate(FAULTS)],
+)
 def test_a_fault_fails_the_test_that_is_about_it(pytester: pytest.Pytester, fault: str) -> None:
     code, address, test = FAULTS[fault]
     tests = "\n    class TestFaulty(TransportConformance):\n        def make_address(self, directory):\n"
