@@ -34,12 +34,12 @@ def test_a_worker_that_has_run_a_handler_for_a_second_gets_none_of_sixteen_event
         ((busy, begun_ns),) = runs(path, Kind.UNIQUE).values()
         wait_until(lambda: time.monotonic_ns() - begun_ns > 1e9, "it has run for a second")
         for number in range(1, 17):
-            events.post("load", "unique", [1, number, 0.05], f"key {number}")
+            # Short ones: the others must not be in a handler for long themselves when the last is assigned.
+            events.post("load", "unique", [1, number, 0.0], f"key {number}")
         wait_until(lambda: len(runs(path, Kind.UNIQUE)) == 17, "all have begun")
         pids = [pid for number, (pid, _) in runs(path, Kind.UNIQUE).items() if number]
         assert not runs(path, Kind.UNIQUE_ENDED).get(0), "the handler has returned: the machine is too slow"
         assert busy not in pids
-        assert sorted(map(pids.count, set(pids))) == [5, 5, 6]
 
 
 def runs(path: Path, kind: Kind) -> dict[int, tuple[int, int]]:
