@@ -36,8 +36,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OSError:
         # What nobody reads any more changes no exit status.
         drop_output(2)
-    if status is None:
-        _end_by_interrupt()
     # Or Python looks through all of typer for garbage twice before it ends: a seventh of the time that a post takes.
     gc.freeze()
     sys.exit(status)
