@@ -74,6 +74,7 @@ class BlockingClient:
         self.session.new_proof = client_proofs(token_file or complete_options().token_file)
         self.receipts: dict[int, Receipt] = {}
         self._replies: dict[int, Reply] = {}
+        self._is_refused = False
         self._decoder = FrameDecoder(MAX_BODY_BYTES)
         self._unsent = bytearray()
         self._socket: socket.socket | None = None
@@ -165,13 +166,14 @@ class BlockingClient:
 
     def post_and_wait(self, source: str, event: str, data: Any, *, unique: str | None = None) -> Traced:
         """Post one event and wait until the handlers of all who have it have returned. When the time is over, gives what
-        is known by then; raises NotConnected when that is not even who has it."""
+        is known by then; raises NotConnected when that is not even who has it, or when the broker refused this client."""
         wait = Wait()
         self._when_room(lambda: self._put(source, event, data, unique, receipt=True, wait=wait))
         try:
             self._exchange(lambda: wait.is_over, _NOT_CONFIRMED)
         except NotConnected:
-            if wait.having is None:
+            # Where the broker refused the client, it is not the time that is over.
+            if wait.having is None or self._is_refused:
                 raise
         return wait.receipt()
 
@@ -293,4 +295,5 @@ class BlockingClient:
         elif isinstance(message, Reply):
             self._replies[message.id] = message
         elif isinstance(message, Error):
+            self._is_refused = True
             raise refusal_error(self.address, message)

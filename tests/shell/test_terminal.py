@@ -266,7 +266,7 @@ def test_a_pager_of_ones_own_has_the_terminal_for_itself_at_any_width(open_shell
     for columns, is_wide in ((120, True), (40, False), (80, False)):
         terminal.resize(24, columns)
         terminal.wait_until(lambda: PROMPT.rstrip() in terminal.rows, "the prompt, drawn again")
-        terminal.type("help\r")
+        terminal.type("help log\r")
         terminal.wait(f"my pager {columns}")
         assert run(address, "post", "seen", f"at{columns}", "--wait").status == 0
         assert f"seen at{columns}" not in terminal.text
